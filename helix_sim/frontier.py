@@ -1,0 +1,85 @@
+"""Pareto frontiers of interactivity against throughput: points that nothing beats on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+def pareto_order(x: npt.NDArray[Any], y: npt.NDArray[Any], tie: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Indices of the points that no other equals or beats in both x and y, by rising x.
+
+    Of points alike in both, the one with the smallest `tie` stays.
+
+    >>> pareto_order(np.array([1.0, 2, 3, 2]), np.array([9.0, 5, 1, 4]), np.arange(4)).tolist()
+    [0, 1, 2]
+    """
+    order = np.lexsort((tie, -y, -x))
+    best = np.maximum.accumulate(y[order])
+    new = np.concatenate([[True], best[1:] > best[:-1]]) if len(order) else np.zeros(0, dtype=bool)
+    return order[new][::-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """A Pareto frontier, by rising interactivity: columns of layouts with ttl_s, tokens_per_s_user, tokens_per_s_gpu."""
+
+    name: str
+    columns: Columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    @property
+    def interactivity(self) -> npt.NDArray[Any]:
+        """Tokens/s/user of each point, rising."""
+        return self.columns["tokens_per_s_user"]
+
+    @property
+    def throughput(self) -> npt.NDArray[Any]:
+        """Tokens/s/GPU of each point, falling."""
+        return self.columns["tokens_per_s_gpu"]
+
+    def index_at(self, interactivity: Any) -> npt.NDArray[np.intp]:
+        """The point with the best throughput among those at least that interactive; len(self) where there is none."""
+        return np.searchsorted(self.interactivity, interactivity, side="left")
+
+    def attained(self, interactivity: Any) -> npt.NDArray[Any]:
+        """Best tokens/s/GPU at an interactivity of at least this; 0 where the frontier does not reach it."""
+        return np.append(self.throughput, 0.0)[self.index_at(interactivity)]
+
+    def point(self, index: int) -> dict[str, Any]:
+        """One point as plain numbers."""
+        return {name: column[index].item() for name, column in self.columns.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The points as a pandas table, a row each."""
+        import pandas as pd
+
+        return pd.DataFrame(self.columns)
+
+
+def frontier(columns: Columns, name: str = "frontier") -> Frontier:
+    """The Pareto frontier of a table of evaluated layouts.
+
+    columns: at least tokens_per_s_user, tokens_per_s_gpu and id, one row a layout.
+    """
+    keep = pareto_order(columns["tokens_per_s_user"], columns["tokens_per_s_gpu"], columns["id"])
+    return Frontier(name=name, columns={key: column[keep] for key, column in columns.items()})
+
+
+def merge(frontiers: Iterable[Frontier], name: str) -> Frontier:
+    """The frontier of the union of several, whatever their order."""
+    parts = [part.columns for part in frontiers if len(part)]
+    if not parts:
+        return Frontier(name=name, columns={})
+    return frontier({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, name)

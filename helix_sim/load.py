@@ -1,0 +1,252 @@
+"""Files to specs: YAML by name or by path, checked once, with every problem in one SpecError."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from helix_sim.spec import Clock, Family, Hardware, Model, Record, SpecError, Sweep
+
+FOLDERS = {"model": "model_specs", "hardware": "hardware_profiles", "clock": "hardware_profiles/clocks", "sweep": "sweeps"}
+KINDS: dict[str, type[Record]] = {"model": Model, "hardware": Hardware, "clock": Clock, "sweep": Sweep}
+MOST_BYTES = 4 * 2**20
+MOST_DEPTH = 32
+
+R = TypeVar("R", bound=Record)
+
+
+def data_folder(folder: str) -> Path:
+    """Where shipped files lie: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "data"
+    return (installed if installed.is_dir() else package.parent) / folder
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the shipped files of a kind (model, hardware, clock, sweep), sorted."""
+    names = (path.stem for path in data_folder(FOLDERS[kind]).glob("*.yaml"))
+    return sorted(name for name in names if name != "families")
+
+
+def load_model(name: str | Path) -> Model:
+    """A model by its shipped name (`deepseek-r1`) or the path of a YAML file."""
+    return _load(Model, "model", name)
+
+
+def load_hardware(name: str | Path) -> Hardware:
+    """A machine by its shipped name (`gb200-nvl72`) or the path of a YAML file."""
+    return _load(Hardware, "hardware", name)
+
+
+def load_clock(name: str | Path) -> Clock:
+    """A clock by its shipped name (`ideal`, `paper`) or the path of a YAML file."""
+    return _load(Clock, "clock", name)
+
+
+def load_sweep(name: str | Path) -> Sweep:
+    """A sweep by its shipped name (`paper-deepseek-r1`) or the path of a YAML file."""
+    return _load(Sweep, "sweep", name)
+
+
+def check_file(path: str | Path) -> Record:
+    """The spec in a file, of whichever kind its `kind` key says; SpecError with every problem otherwise."""
+    content = read_yaml(Path(path))
+    kind = content.get("kind")
+    if kind not in KINDS:
+        raise SpecError([f"{path}: kind is {kind!r}; it must be one of {', '.join(KINDS)}"])
+    return parse(KINDS[kind], content, str(path))
+
+
+def _load(record: type[R], kind: str, name: str | Path) -> R:
+    path = find(kind, name)
+    return _load_path(record, path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _load_path(record: type[R], path: Path, changed_ns: int) -> R:
+    return parse(record, read_yaml(path), _shown(path))
+
+
+def find(kind: str, name: str | Path) -> Path:
+    """The file that a name or a path means; SpecError with the nearest name where there is none."""
+    text = str(name)
+    if "/" in text or text.endswith((".yaml", ".yml")):
+        path = Path(text)
+        if not path.is_file():
+            raise SpecError([f"{text}: there is no such file"])
+        return path
+    path = data_folder(FOLDERS[kind]) / f"{text}.yaml"
+    if text not in shipped(kind):
+        raise SpecError([f"there is no {kind} named {text!r}{_nearest(text, shipped(kind))}; or give the path of a .yaml file"])
+    return path
+
+
+def _shown(path: Path) -> str:
+    """A shipped file by its folder and name, a user's own as it was given."""
+    return f"{path.parent.name}/{path.name}" if path.is_relative_to(data_folder(".")) else str(path)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain data only: a repeated key, an alias or an unhashable key is an error instead of a surprise."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value out", problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None or not isinstance(self.construct_object(key_node), str):
+                raise yaml.MarkedYAMLError(problem="a key that is not text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is repeated", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; SpecError with the place of the problem otherwise."""
+    shown = _shown(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise SpecError([f"{shown}: cannot be read: {error.strerror}"]) from None
+    if len(raw) > MOST_BYTES:
+        raise SpecError([f"{shown}: {len(raw)} bytes; a spec has at most {MOST_BYTES}"])
+    return parse_yaml(raw, shown)
+
+
+def parse_yaml(raw: bytes, shown: str) -> dict[str, Any]:
+    """The mapping that YAML text says; SpecError with the place of the problem otherwise."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{shown}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
+    try:
+        content = yaml.load(text, _StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SpecError([f"{shown}:{where}: {error.problem or error.context}"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SpecError([f"{shown}: not readable as YAML: {reason}"]) from None
+    if not isinstance(content, dict):
+        raise SpecError([f"{shown}: holds {_kind_of(content)}; it must hold keys and values"])
+    return content
+
+
+def _kind_of(content: Any) -> str:
+    return "nothing" if content is None else f"a {type(content).__name__}"
+
+
+# --- Checking --------------------------------------------------------------------------------------------------------
+
+
+def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
+    """A checked record; SpecError with a sentence for each problem, its path in front."""
+    if record is Sweep:
+        content = _with_families(content, shown)
+    try:
+        return record.model_validate(content)
+    except ValidationError as error:
+        raise SpecError([f"{shown}: {_sentence(problem, record)}" for problem in error.errors()]) from None
+
+
+def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
+    """A sweep whose families are listed by name gets their definitions from sweeps/families.yaml."""
+    names = content.get("families")
+    if not isinstance(names, list):
+        return content
+    known = shipped_families()
+    problems = [
+        f"{shown}: families: there is no family named {name!r}{_nearest(str(name), list(known))}"
+        for name in names
+        if name not in known
+    ]
+    if problems:
+        raise SpecError(problems)
+    return {**content, "families": {name: known[name] for name in names}}
+
+
+@functools.cache
+def shipped_families() -> dict[str, Family]:
+    """The families of sweeps/families.yaml by name."""
+    content = read_yaml(data_folder("sweeps") / "families.yaml")
+    return {name: parse(Family, family, f"sweeps/families.yaml: {name}") for name, family in content["families"].items()}
+
+
+def _sentence(problem: Any, record: type[Record]) -> str:
+    """One pydantic problem in plain words, its place first."""
+    place = [part for part in problem["loc"] if part not in ("gqa", "mla")]
+    path, kind, given, context = ".".join(map(str, place)), problem["type"], problem.get("input"), problem.get("ctx", {})
+    at = f"{path}: " if path else ""
+    if kind == "extra_forbidden":
+        return f"{at}unknown key{_nearest(str(place[-1]), _keys_at(record, problem['loc'][:-1]))}"
+    if kind == "missing":
+        extra = "; say where the value comes from: datasheet, measured or assumed" if place[-1] == "source" else ""
+        return f"{at}missing{extra}"
+    if kind == "value_error":
+        return f"{at}{context.get('error')}"
+    if kind in ("int_type", "int_parsing", "int_from_float"):
+        return f"{at}{given!r} is not a whole number"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        sign = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+        (key, limit), *_ = context.items()
+        return f"{at}{given!r} must be {sign[key]} {limit}"
+    if kind == "string_pattern_mismatch":
+        return f"{at}{given!r} is no source; start with datasheet, measured or assumed, and say which"
+    if kind in ("model_type", "model_attributes_type") and not isinstance(given, dict):
+        needs = " with a value and a source: {value: …, source: …}" if _is_quantity(record, problem["loc"]) else ""
+        return f"{at}{given!r} is not a mapping{needs}"
+    if kind == "literal_error":
+        return f"{at}{given!r} is not one of {str(context['expected']).replace(chr(39), '')}"
+    return f"{at}{problem['msg']}"
+
+
+def _record_at(record: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The record type that a place in a file is checked against."""
+    here: Any = record
+    for part in loc:
+        if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
+            here = here.model_fields[part].annotation
+        options = [t for t in (here, *_leaves(here)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        tagged = [t for t in options if "kind" in t.model_fields and part in get_args(t.model_fields["kind"].annotation)]
+        here = (tagged or options or [here])[0] if len(options) <= 1 or tagged else here
+    return here if isinstance(here, type) and issubclass(here, BaseModel) else None
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    return [leaf for part in get_args(annotation) for leaf in (part, *_leaves(part))]
+
+
+def _keys_at(record: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    found = _record_at(record, loc)
+    return [field.alias or name for name, field in found.model_fields.items()] if found else []
+
+
+def _is_quantity(record: type[BaseModel], loc: tuple[Any, ...]) -> bool:
+    found = _record_at(record, loc)
+    return found is not None and {"value", "source"} <= set(found.model_fields)

@@ -1,0 +1,307 @@
+"""One decode step: the ordered table of ops, their times, what overlaps, and what a user sees of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from helix_sim import attention, feasibility, ffn
+from helix_sim.attention import Decode, matmul
+from helix_sim.collectives import all_reduce, direct
+from helix_sim.layout import Layout
+from helix_sim.memory import Memory, memory_of, stage_layers
+from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
+from helix_sim.roofline import OpTime, op_time
+from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError
+from helix_sim.units import Column, ceil_div
+from helix_sim.work import Work
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def attention_ops(d: Decode) -> dict[str, Work]:
+    """Ops of one layer's attention, in order."""
+    a = d.model.attention
+    if a.kind == "mla":
+        projections = {
+            "latent_down_projection": attention.latent_down_projection(d, a),
+            "latent_norm": attention.latent_norm(d, a),
+            "query_up_projection": attention.query_up_projection(d, a),
+            "key_absorption": attention.key_absorption(d, a),
+        }
+        value_up = {"value_up_projection": attention.value_up_projection(d, a)}
+    else:
+        projections, value_up = {"qkv_projection": attention.qkv_projection(d)}, {}
+    return {
+        "attention_norm": attention.hidden_norm(d),
+        **projections,
+        "rope_and_append": attention.rope_and_append(d),
+        "attention_core": attention.attention_core(d),
+        "exchange": attention.exchange(d),
+        "combine_partials": attention.combine_partials(d),
+        **value_up,
+        "output_projection": attention.output_projection(d),
+        "attention_all_reduce": attention.group_all_reduce(d),
+    }
+
+
+def dense_ops(d: Decode) -> dict[str, Work]:
+    """Ops of a dense layer's FFN, in order."""
+    return {
+        "dense_norm": attention.hidden_norm(d),
+        "dense_gather": ffn.gather_tokens(d),
+        "dense_up": ffn.dense_up(d),
+        "dense_activation": ffn.dense_activation(d),
+        "dense_down": ffn.dense_down(d),
+        "dense_scatter": ffn.scatter_sums(d),
+        "dense_all_reduce": attention.group_all_reduce(d),
+        "dense_spread": attention.spread_to_shards(d),
+    }
+
+
+def moe_ops(d: Decode) -> dict[str, Work]:
+    """Ops of an MoE layer's FFN, in order."""
+    moe = d.model.experts
+    assert moe is not None
+    shared = {
+        "shared_up": ffn.shared_up(d, moe),
+        "shared_activation": ffn.shared_activation(d, moe),
+        "shared_down": ffn.shared_down(d, moe),
+    }
+    return {
+        "moe_norm": attention.hidden_norm(d),
+        "router": ffn.router(d, moe),
+        "top_k": ffn.top_k(d, moe),
+        "dispatch": ffn.dispatch(d, moe),
+        **(shared if moe.shared else {}),
+        "routed_up": ffn.routed_up(d, moe),
+        "routed_activation": ffn.routed_activation(d, moe),
+        "routed_down": ffn.routed_down(d, moe),
+        "combine": ffn.combine(d, moe),
+        "moe_all_reduce": attention.group_all_reduce(d),
+        "moe_spread": attention.spread_to_shards(d),
+    }
+
+
+def end_ops(d: Decode) -> dict[str, Work]:
+    """Ops at the two ends of the model and between stages: once a step and stage, on the token group."""
+    m, x = d.model, d.layout
+    hidden_bytes = x.batch * m.hidden_size * d.wire_bytes
+    shard = ceil_div(m.vocab_size, x.token_group)
+    logit_bytes = x.batch * (x.token_group - 1) * shard * d.wire_bytes
+    table = m.hidden_size * shard * d.precision.bytes_of("head_weights")
+    return {
+        "embedding": Work(
+            op_class="pointwise",
+            activation_bytes=2 * x.batch * m.hidden_size * d.activation_bytes,
+            idle_weight_bytes=0 if m.tied_embeddings else table,
+            rows=x.batch,
+        ),
+        "embedding_all_reduce": attention.group_all_reduce(d),
+        "final_norm": attention.hidden_norm(d),
+        "head": matmul(
+            d, rows=x.batch, inner=m.hidden_size, outer=shard, weights="head_weights", math="head_math"
+        ),
+        "logits_gather": Work(
+            op_class="all-gather", kernels=0, collective=direct("all-gather", logit_bytes, x.token_group), rows=x.batch
+        ),
+        "sampling": Work(
+            op_class="elementwise", activation_bytes=x.batch * m.vocab_size * d.activation_bytes, rows=x.batch
+        ),
+        "stage_handover": Work(
+            op_class="send",
+            kernels=0,
+            collective=direct("send", hidden_bytes, group=1 + (x.pp > 1), stride=x.dp * x.attention_group),
+            rows=x.batch,
+        ),
+    }
+
+
+def layer_ops(d: Decode) -> dict[str, Work]:
+    """Every op of one step on the busiest pipeline stage, in order, with how often it runs there.
+
+    The largest stage holds layers/PP, its MoE layers first, and is charged with both ends of the model.
+    """
+    m, x = d.model, d.layout
+    layers = stage_layers(m.layers, x.pp)
+    moe_layers = np.minimum(m.moe_layers, layers)
+    ops = end_ops(d)
+    opening = {name: ops.pop(name) for name in ("embedding", "embedding_all_reduce")}
+    body = {name: (work, layers) for name, work in attention_ops(d).items()}
+    if m.dense_layers:
+        body |= {name: (work, layers - moe_layers) for name, work in dense_ops(d).items()}
+    if m.moe_layers:
+        body |= {name: (work, moe_layers) for name, work in moe_ops(d).items()}
+    return opening | {name: replace(work, repeats=repeats) for name, (work, repeats) in body.items()} | ops
+
+
+STREAMED = (
+    ("output_projection", "attention_all_reduce", None),
+    ("dense_down", "dense_all_reduce", "dense_scatter"),
+    ("routed_down", "moe_all_reduce", "combine"),
+)
+"""(product, the all-reduce that its tiles stream into, the collective that would stand between them)."""
+
+BESIDE = (("shared_up", "routed_up"), ("shared_down", "routed_down"))
+"""(op of the shared experts, op of the routed ones that it runs beside): they share HBM, but not their latencies."""
+
+
+def hidden_times(d: Decode, ops: dict[str, Work], times: dict[str, OpTime], clock: Clock) -> dict[str, Any]:
+    """Seconds per step that overlap hides, under the name of the op whose time disappears."""
+    core, sent = times["attention_core"], times["exchange"]
+    hop_b = hidden_by_pipelining(core.seconds, sent.seconds, d.layout.chunks)
+    hidden = {"exchange": ops["exchange"].repeats * hop_b}
+    for product, reduced, between in STREAMED:
+        if product in ops:
+            saved = hidden_by_streaming(times[product].body_s, times[reduced].body_s, clock.all_reduce_overlap.value)
+            apart = ops[between].collective.calls if between else 0  # type: ignore[union-attr]
+            hidden[reduced] = ops[reduced].repeats * saved * (1 - apart)
+    for shared, routed in BESIDE:
+        if shared in ops:
+            saved = np.minimum(times[shared].latency_s, times[routed].seconds) * clock.shared_expert_overlap.value
+            hidden[shared] = ops[shared].repeats * saved
+    return hidden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One decode step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
+
+    `ops` and `times` are per execution; `Work.repeats` executions make the busiest stage's step, and the stages follow
+    each other: ttl_s = pp · (sum of repeats · seconds - hidden).
+    """
+
+    model: Model
+    hardware: Hardware
+    clock: Clock
+    precision: Precision
+    layout: Layout
+    context: Column
+    ops: dict[str, Work]
+    times: dict[str, OpTime]
+    hidden_s: dict[str, Any]
+    memory: Memory
+
+    @property
+    def ttl_s(self) -> Any:
+        """Token-to-token latency of one user (TTL, TPOT): a token passes every stage."""
+        busy = sum(work.repeats * self.times[name].seconds for name, work in self.ops.items())
+        return self.layout.pp * (busy - sum(self.hidden_s.values()))
+
+    @property
+    def tokens_per_s_user(self) -> Any:
+        """Interactivity: 1 / TTL."""
+        return 1 / self.ttl_s
+
+    @property
+    def tokens_per_s_gpu(self) -> Any:
+        """Throughput: every user in flight gets a token per TTL."""
+        return self.layout.users / self.ttl_s / self.layout.gpus
+
+    @property
+    def seconds(self) -> dict[str, Any]:
+        """Seconds that each op adds to the TTL before anything is hidden: all its layers, all stages."""
+        return {name: self.layout.pp * w.repeats * self.times[name].seconds for name, w in self.ops.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The op table of one layout: a row an op, totals over the busiest stage's step."""
+        import pandas as pd
+
+        return pd.DataFrame(op_rows(self)).set_index("op")
+
+
+def op_rows(step: Step) -> list[dict[str, Any]]:
+    """The op table of one layout, a record an op: work of the step on one GPU, seconds in the TTL, what binds."""
+    exposed = float(step.ttl_s)
+    pp = int(step.layout.pp)
+    rows = []
+    for name, work in step.ops.items():
+        time, repeats = step.times[name], float(work.repeats)
+        hidden = pp * float(step.hidden_s.get(name, 0.0))
+        seconds = pp * repeats * float(time.seconds)
+        rows.append(
+            {
+                "op": name,
+                "op_class": work.op_class,
+                "repeats": int(repeats),
+                "flops": repeats * float(work.flops),
+                "weight_bytes": repeats * float(work.weight_bytes),
+                "kv_bytes": repeats * float(work.kv_bytes),
+                "activation_bytes": repeats * float(work.activation_bytes),
+                "link_bytes": repeats * float(work.link_bytes),
+                "seconds": seconds,
+                "hidden_s": hidden,
+                "share": (seconds - hidden) / exposed,
+                "binds": time.binds if seconds else "-",
+            }
+        )
+    return rows
+
+
+def evaluate(
+    model: Model, hardware: Hardware, clock: Clock, precision: Precision, layout: Layout, context: Column
+) -> Step:
+    """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
+    d = Decode(model=model, precision=precision, layout=layout, context=context)
+    ops = layer_ops(d)
+    times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
+    return Step(
+        model=model,
+        hardware=hardware,
+        clock=clock,
+        precision=precision,
+        layout=layout,
+        context=context,
+        ops=ops,
+        times=times,
+        hidden_s=hidden_times(d, ops, times, clock),
+        memory=memory_of(d, ops),
+    )
+
+
+def default_precision(hardware: Hardware) -> Precision:
+    """The narrowest arithmetic of the machine for weights, KV cache and products; BF16 on the wire."""
+    narrow = hardware.math_formats[0]
+    return Precision(weights=narrow, kv=narrow, math=narrow)
+
+
+class LayoutError(SpecError):
+    """A layout that cannot run, with a sentence for each reason."""
+
+
+def decode_step(
+    model: Model,
+    hardware: Hardware,
+    layout: Layout,
+    context: int,
+    *,
+    precision: Precision | None = None,
+    clock: Clock | None = None,
+) -> Step:
+    """One decode step of one layout; raises LayoutError with every reason where it cannot run.
+
+    context: tokens in each request's KV cache. precision: the machine's narrowest formats unless given. clock: the
+    `paper` clock unless given.
+    """
+    if clock is None:
+        from helix_sim.load import load_clock
+
+        clock = load_clock("paper")
+    problems = [
+        f"{name} is {value}; it must be a whole number of at least 1"
+        for name, value in {**layout.columns(), "context": context}.items()
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1
+    ]
+    if problems:
+        raise LayoutError(problems)
+    flags = int(feasibility.shape_reasons(model, hardware, layout, context))
+    if flags:
+        raise LayoutError(feasibility.sentences(flags, model, hardware, layout, context))
+    step = evaluate(model, hardware, clock, precision or default_precision(hardware), layout, context)
+    flags = int(feasibility.memory_reason(step.memory, hardware))
+    if flags:
+        raise LayoutError(feasibility.sentences(flags, model, hardware, layout, context, step.memory))
+    return step
