@@ -1,3 +1,83 @@
-"""helix_sim: how fast a model decodes, sharded every way a rack allows."""
+"""helix_sim: how fast a model decodes, sharded every way a rack allows.
+
+An analytical simulator of LLM decoding and an explorer of its layouts: tensor, pipeline, expert and data parallelism, and
+KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machines, at contexts of millions of tokens.
+
+    >>> import helix_sim as hs
+    >>> model, hardware = hs.load_model("llama-3.1-405b"), hs.load_hardware("gb200-nvl72")
+    >>> step = hs.decode_step(model, hardware, hs.Layout(batch=8, tpa=8, kvp=8, tpf=64), context=1_000_000)
+    >>> step.layout.gpus, f"{step.ttl_s * 1e3:.2f} ms"
+    (64, '7.39 ms')
+
+Start here:
+    load_model, load_hardware, load_clock, load_sweep    a shipped name, or the path of your own YAML file
+    decode_step(model, hardware, layout, context)        one layout: .ttl_s, .tokens_per_s_user, .to_frame() for its ops
+    run_sweep(name_or_sweep)                             a search: .group("helix") is a Frontier, .to_frame() all of them
+    frontier(columns)                                    the Pareto frontier of any table of points
+    parse_size("1M")                                     1000000
+
+Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for each
+reason; a bad file raises SpecError with all of its problems.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from helix_sim.layout import Layout
+    from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
+    from helix_sim.pareto import Frontier, frontier
+    from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError, Sweep
+    from helix_sim.step import LayoutError, Step, decode_step
+    from helix_sim.sweep import SweepResult, run_sweep
+    from helix_sim.units import parse_size
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "pareto": ("Frontier", "frontier"),
+    "layout": ("Layout",),
+    "load": ("load_clock", "load_hardware", "load_model", "load_sweep"),
+    "spec": ("Clock", "Hardware", "Model", "Precision", "SpecError", "Sweep"),
+    "step": ("LayoutError", "Step", "decode_step"),
+    "sweep": ("SweepResult", "run_sweep"),
+    "units": ("parse_size",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Clock",
+    "Frontier",
+    "Hardware",
+    "Layout",
+    "LayoutError",
+    "Model",
+    "Precision",
+    "SpecError",
+    "Step",
+    "Sweep",
+    "SweepResult",
+    "decode_step",
+    "frontier",
+    "load_clock",
+    "load_hardware",
+    "load_model",
+    "load_sweep",
+    "parse_size",
+    "run_sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their module at first use, so that `helix-sim --help` loads none."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'helix_sim' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"helix_sim.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

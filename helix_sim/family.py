@@ -55,9 +55,7 @@ def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]
     family = sweep.families[name]
     most_tpa = model.attention.kv_heads if family.tpa_at_most_kv_heads else sweep.gpus.last
     rows = [
-        shape
-        for gpus in range(sweep.gpus.first, sweep.gpus.last + 1)
-        for shape in _shapes_of(family, gpus, most_tpa)
+        shape for gpus in range(sweep.gpus.first, sweep.gpus.last + 1) for shape in _shapes_of(family, gpus, most_tpa)
     ]
     table = np.array(sorted(rows, key=lambda row: row[1]), dtype=np.int64).reshape(-1, len(SHAPE_AXES))
     return dict(zip(SHAPE_AXES, table.T, strict=True))

@@ -102,7 +102,9 @@ def experts_read(d: Decode, moe: Experts) -> Any:
     """
     x = d.layout
     local = ceil_div(moe.routed, x.ep)
-    hit = sum(count / moe.routed * -np.expm1(x.tokens * np.log1p(-min(p, 1 - 1e-12))) for count, p in expert_popularity(moe))
+    hit = sum(
+        count / moe.routed * -np.expm1(x.tokens * np.log1p(-min(p, 1 - 1e-12))) for count, p in expert_popularity(moe)
+    )
     spread = local * hit * (1 - hit) * (1 - 1 / x.ep)
     return np.clip(_busiest(local * hit, spread, x.ep), 1, np.minimum(local, x.tokens * moe.top_k))
 
@@ -138,7 +140,12 @@ def share_of_tokens_here(d: Decode, moe: Experts) -> Any:
 def router(d: Decode, moe: Experts) -> Work:
     """Scores of every expert for the group's own tokens; the router is whole on every rank, in activation format."""
     return matmul(
-        d, rows=d.layout.batch, inner=d.model.hidden_size, outer=moe.routed, weights="router_weights", math="router_math"
+        d,
+        rows=d.layout.batch,
+        inner=d.model.hidden_size,
+        outer=moe.routed,
+        weights="router_weights",
+        math="router_math",
     )
 
 

@@ -12,7 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from helix_sim.spec import Clock, Family, Hardware, Model, Record, SpecError, Sweep
 
-FOLDERS = {"model": "model_specs", "hardware": "hardware_profiles", "clock": "hardware_profiles/clocks", "sweep": "sweeps"}
+FOLDERS = {
+    "model": "model_specs",
+    "hardware": "hardware_profiles",
+    "clock": "hardware_profiles/clocks",
+    "sweep": "sweeps",
+}
 KINDS: dict[str, type[Record]] = {"model": Model, "hardware": Hardware, "clock": Clock, "sweep": Sweep}
 MOST_BYTES = 4 * 2**20
 MOST_DEPTH = 32
@@ -82,7 +87,9 @@ def find(kind: str, name: str | Path) -> Path:
         return path
     path = data_folder(FOLDERS[kind]) / f"{text}.yaml"
     if text not in shipped(kind):
-        raise SpecError([f"there is no {kind} named {text!r}{_nearest(text, shipped(kind))}; or give the path of a .yaml file"])
+        raise SpecError(
+            [f"there is no {kind} named {text!r}{_nearest(text, shipped(kind))}; or give the path of a .yaml file"]
+        )
     return path
 
 
@@ -106,10 +113,14 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value out", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not read; write the value out", problem_mark=self.peek_event().start_mark
+            )
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=self.peek_event().start_mark
+            )
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -145,7 +156,7 @@ def parse_yaml(raw: bytes, shown: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise SpecError([f"{shown}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
     try:
-        content = yaml.load(text, _StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+        content = yaml.load(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -195,13 +206,20 @@ def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
 def shipped_families() -> dict[str, Family]:
     """The families of sweeps/families.yaml by name."""
     content = read_yaml(data_folder("sweeps") / "families.yaml")
-    return {name: parse(Family, family, f"sweeps/families.yaml: {name}") for name, family in content["families"].items()}
+    return {
+        name: parse(Family, family, f"sweeps/families.yaml: {name}") for name, family in content["families"].items()
+    }
 
 
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
     place = [part for part in problem["loc"] if part not in ("gqa", "mla")]
-    path, kind, given, context = ".".join(map(str, place)), problem["type"], problem.get("input"), problem.get("ctx", {})
+    path, kind, given, context = (
+        ".".join(map(str, place)),
+        problem["type"],
+        problem.get("input"),
+        problem.get("ctx", {}),
+    )
     at = f"{path}: " if path else ""
     if kind == "extra_forbidden":
         return f"{at}unknown key{_nearest(str(place[-1]), _keys_at(record, problem['loc'][:-1]))}"
@@ -233,7 +251,9 @@ def _record_at(record: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]
         if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
             here = here.model_fields[part].annotation
         options = [t for t in (here, *_leaves(here)) if isinstance(t, type) and issubclass(t, BaseModel)]
-        tagged = [t for t in options if "kind" in t.model_fields and part in get_args(t.model_fields["kind"].annotation)]
+        tagged = [
+            t for t in options if "kind" in t.model_fields and part in get_args(t.model_fields["kind"].annotation)
+        ]
         here = (tagged or options or [here])[0] if len(options) <= 1 or tagged else here
     return here if isinstance(here, type) and issubclass(here, BaseModel) else None
 

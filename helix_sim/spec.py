@@ -170,7 +170,9 @@ class MlaAttention(Record):
         down = hidden_size * (self.q_lora_rank + self.cache_width)
         q_up = self.q_lora_rank * self.q_heads * (self.nope_width + self.rope_width)
         kv_up = self.kv_lora_rank * self.q_heads * (self.nope_width + self.output_width)
-        return down + q_up + kv_up + self.q_heads * self.output_width * hidden_size + self.q_lora_rank + self.kv_lora_rank
+        return (
+            down + q_up + kv_up + self.q_heads * self.output_width * hidden_size + self.q_lora_rank + self.kv_lora_rank
+        )
 
 
 class Experts(Record):
@@ -471,6 +473,8 @@ class Sweep(Record):
     @model_validator(mode="after")
     def _groups_name_families(self) -> Self:
         for group, members in self.groups.items():
+            if group in self.families:
+                raise ValueError(f"groups.{group} has the name of a family; give the group another")
             for member in members:
                 if member not in self.families:
                     raise ValueError(f"groups.{group} names {member!r}, which is not a family of this sweep")

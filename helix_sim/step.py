@@ -9,7 +9,7 @@ import numpy as np
 
 from helix_sim import attention, feasibility, ffn
 from helix_sim.attention import Decode, matmul
-from helix_sim.collectives import all_reduce, direct
+from helix_sim.collectives import direct
 from helix_sim.layout import Layout
 from helix_sim.memory import Memory, memory_of, stage_layers
 from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
@@ -102,9 +102,7 @@ def end_ops(d: Decode) -> dict[str, Work]:
         ),
         "embedding_all_reduce": attention.group_all_reduce(d),
         "final_norm": attention.hidden_norm(d),
-        "head": matmul(
-            d, rows=x.batch, inner=m.hidden_size, outer=shard, weights="head_weights", math="head_math"
-        ),
+        "head": matmul(d, rows=x.batch, inner=m.hidden_size, outer=shard, weights="head_weights", math="head_math"),
         "logits_gather": Work(
             op_class="all-gather", kernels=0, collective=direct("all-gather", logit_bytes, x.token_group), rows=x.batch
         ),

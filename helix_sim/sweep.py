@@ -6,6 +6,8 @@ ask about an axis is evaluated once for all of it, and the equations are those o
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,11 @@ import numpy.typing as npt
 from helix_sim.attention import Decode
 from helix_sim.family import shapes
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
-from helix_sim.frontier import Columns, Frontier, frontier, merge
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
 from helix_sim.memory import memory_of
-from helix_sim.spec import Clock, Hardware, Model, Sweep
+from helix_sim.pareto import Columns, Frontier, frontier, merge
+from helix_sim.spec import Clock, Hardware, Model, Record, Sweep
 from helix_sim.step import evaluate, layer_ops
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ class Plan:
         """Layouts of the whole sweep, over all contexts."""
         return len(self.sweep.contexts) * sum(int(np.prod(self.sizes(name))) for name in self.sweep.families)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """A short hash of each input: what was searched, the model, the machine, the clock."""
+        parts = {"sweep": self.sweep, "model": self.model, "hardware": self.hardware, "clock": self.clock}
+        return {name: digest(record) for name, record in parts.items()}
+
     def first_id(self, context_index: int, family: str) -> int:
         """Flat index of a family's first layout at a context."""
         per_context = {name: int(np.prod(self.sizes(name))) for name in self.sweep.families}
@@ -74,6 +82,12 @@ class Plan:
                     chunks = users if axis == "batch" else int(axis)
                     return family, context, Layout(batch=users, chunks=chunks, **shape)
         raise IndexError(f"layout {index} of a sweep of {self.layouts}")
+
+
+def digest(record: Record) -> str:
+    """Twelve hex digits that change with any value of a record, and with nothing else."""
+    text = json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def plan(sweep: Sweep) -> Plan:
@@ -114,6 +128,7 @@ class Evaluated:
     """One block's layouts that run: their columns, and how many were dropped for which reason."""
 
     block: Block
+    layouts: int
     columns: Columns
     dropped: dict[str, int]
 
@@ -149,9 +164,8 @@ def evaluate_block(planned: Plan, block: Block, *, best_chunks: bool) -> Evaluat
     if best_chunks:
         ttl[~kept] = np.inf
         kept &= np.arange(len(axis)) == ttl.argmin(axis=2)[:, :, None]
-    return Evaluated(
-        block=block, columns=_columns(planned, block, chunks, ttl, resident, kept), dropped=_count(flags)
-    )
+    columns = _columns(planned, block, chunks, ttl, resident, kept)
+    return Evaluated(block=block, layouts=flags.size, columns=columns, dropped=_count(flags))
 
 
 def _batches_that_fit(planned: Plan, one: Layout, context: int) -> int:
@@ -231,31 +245,28 @@ class SweepResult:
         return table.assign(family=[names[index] for index in table["family"]]) if len(table) else table
 
 
-def run_sweep(
-    sweep: Sweep | str | Path,
-    *,
-    on_block: Callable[[Plan, Evaluated], None] | None = None,
-    every_point: bool = False,
-) -> SweepResult:
-    """Evaluate a whole sweep: a Sweep, or the name or path of its file.
+def run_sweep(sweep: Sweep | str | Path) -> SweepResult:
+    """Evaluate a whole sweep: a Sweep, or the name or path of its file."""
+    return run_plan(plan(sweep if isinstance(sweep, Sweep) else load_sweep(sweep)))
 
-    on_block is called after each block, for a progress bar or to write its points; every_point keeps all chunk counts in
-    the columns that it sees, not only the fastest.
+
+def run_plan(
+    planned: Plan, *, on_block: Callable[[Evaluated], None] = lambda _: None, every_chunk_count: bool = False
+) -> SweepResult:
+    """Evaluate a plan, block by block.
+
+    on_block sees each block after it, for a progress bar or to write its points; every_chunk_count shows it all HOP-B
+    chunk counts, not only the fastest of each shape and batch.
     """
-    planned = plan(sweep if isinstance(sweep, Sweep) else load_sweep(sweep))
-    found: dict[tuple[int, str], Frontier] = {}
-    dropped: dict[str, dict[str, int]] = {name: {} for name in planned.sweep.families}
+    contexts, families = planned.sweep.contexts, list(planned.sweep.families)
+    found = {c: {name: Frontier(name=name, columns={}) for name in families} for c in contexts}
+    dropped: dict[str, dict[str, int]] = {name: {} for name in families}
     for block in blocks(planned):
-        evaluated = evaluate_block(planned, block, best_chunks=not every_point)
-        key = planned.sweep.contexts[block.context_index], block.family
+        evaluated = evaluate_block(planned, block, best_chunks=not every_chunk_count)
+        by_family = found[contexts[block.context_index]]
         part = frontier(evaluated.columns, block.family)
-        found[key] = merge([found[key], part], block.family) if key in found else part
+        by_family[block.family] = merge([by_family[block.family], part], block.family)
         for reason, count in evaluated.dropped.items():
             dropped[block.family][reason] = dropped[block.family].get(reason, 0) + count
-        if on_block:
-            on_block(planned, evaluated)
-    empty = {
-        context: {name: found.get((context, name), Frontier(name=name, columns={})) for name in planned.sweep.families}
-        for context in planned.sweep.contexts
-    }
-    return SweepResult(plan=planned, frontiers=empty, dropped=dropped)
+        on_block(evaluated)
+    return SweepResult(plan=planned, frontiers=found, dropped=dropped)

@@ -1,0 +1,266 @@
+"""Pictures, all in one style: labelled axes with units, colours that a colour-blind reader can tell apart, PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter
+
+from helix_sim.pareto import Frontier
+from helix_sim.sweep import SweepResult
+from helix_sim.tables import appearing
+from helix_sim.units import format_size
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "svg.hashsalt": "helix_sim",
+    "svg.fonttype": "none",
+}
+
+COLOURS = {
+    "helix": "#0072B2",
+    "helix-dp": "#56B4E9",
+    "baseline": "#404040",
+    "tp": "#D55E00",
+    "pp": "#E69F00",
+    "ep": "#009E73",
+    "tp-ep": "#CC79A7",
+    "medha": "#A08000",
+}
+"""Okabe and Ito's palette, by family and group."""
+
+MARKERS = {"helix": "o", "helix-dp": "s", "tp": "^", "pp": "v", "ep": "D", "tp-ep": "P", "medha": "X", "baseline": "."}
+
+
+def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) -> list[Path]:
+    """The figure as stem.png and stem.svg, the same bytes in every run."""
+    written = []
+    for suffix in formats:
+        path = stem.with_suffix(f".{suffix}")
+        with appearing(path) as partial:
+            figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else {"Software": None})
+        written.append(path)
+    plt.close(figure)
+    return written
+
+
+def short_label(point: Mapping[str, Any]) -> str:
+    """A layout as a few characters: its widths other than one, and its batch."""
+    names = {"tpa": "TPA", "kvp": "KVP", "dp": "DP", "ep": "EP", "pp": "PP"}
+    widths = " ".join(f"{text}{point[key]}" for key, text in names.items() if point[key] != 1)
+    return f"{widths or '1 GPU'} · B{point['batch']}"
+
+
+def draw_frontier(
+    axes: Axes, curve: Frontier, *, label: str, colour: str, marker: str | None = None, **style: Any
+) -> None:
+    """A frontier as the staircase it is: at an interactivity, the best throughput of a point at least that fast."""
+    if len(curve):
+        axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=label, **style)
+        if marker and len(curve) <= 60:
+            axes.plot(curve.interactivity, curve.throughput, marker, color=colour, markersize=2.6, alpha=0.8)
+
+
+def knees(curve: Frontier, count: int = 3) -> list[int]:
+    """Points worth a label: both ends, and those that stand out most from the line between them (on log axes)."""
+    if len(curve) <= count:
+        return list(range(len(curve)))
+    x, y = np.log(curve.interactivity), np.log(curve.throughput)
+    x, y = (x - x[0]) / (x[-1] - x[0]), (y - y[-1]) / (y[0] - y[-1])
+    chosen = [0, len(curve) - 1]
+    while len(chosen) < count:
+        spread = np.min([np.abs(x - x[i]) + np.abs(y - y[i]) for i in chosen], axis=0)
+        chosen.append(int(np.argmax((x + y) * spread)))
+    return sorted(chosen)
+
+
+def label_knees(axes: Axes, curve: Frontier, colour: str, count: int = 3, offset: tuple[int, int] = (6, 6)) -> None:
+    """Write the layouts at a frontier's knees beside them."""
+    for index in knees(curve, count):
+        point = curve.point(index)
+        axes.plot(point["tokens_per_s_user"], point["tokens_per_s_gpu"], "o", color=colour, markersize=4.5)
+        axes.annotate(
+            short_label(point),
+            (point["tokens_per_s_user"], point["tokens_per_s_gpu"]),
+            xytext=offset,
+            textcoords="offset points",
+            ha="left" if offset[0] > 0 else "right",
+            va="bottom" if offset[1] > 0 else "top",
+            fontsize=7.5,
+            color=colour,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+
+
+def pareto_axes(axes: Axes, title: str) -> None:
+    """Name and scale the axes of a Pareto plot."""
+    axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel="throughput (tokens/s/GPU)")
+    axes.set_title(title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    axes.tick_params(which="minor", labelsize=8)
+    axes.margins(x=0.09, y=0.08)
+
+
+def pareto(result: SweepResult, context: int | None = None) -> Figure:
+    """Every family's frontier of a sweep, and the groups' in bold, layouts written at the knees."""
+    context = context or result.sweep.contexts[0]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.6, 5.0), layout="constrained")
+        for name, family in result.sweep.families.items():
+            draw_frontier(
+                axes,
+                result.frontiers[context][name],
+                label=family.title,
+                colour=COLOURS.get(name, "#888888"),
+                marker=MARKERS.get(name),
+                alpha=0.9,
+            )
+        helix = result.group("all-helix", context) if "all-helix" in result.sweep.groups else None
+        baseline = result.group("baseline", context) if "baseline" in result.sweep.groups else None
+        pareto_axes(axes, f"{result.plan.model.name} at {format_size(context)} tokens on {result.plan.hardware.name}")
+        if helix is not None and len(helix):
+            label_knees(axes, helix, COLOURS["helix"], 4)
+        if baseline is not None and len(baseline):
+            label_knees(axes, baseline, COLOURS["baseline"], 3, (-6, -6))
+        axes.legend(fontsize=8, loc="lower left", title=f"clock: {result.plan.clock.name}", title_fontsize=8)
+    return figure
+
+
+# --- The paper's figures ---------------------------------------------------------------------------------------------
+
+
+def figure_1(table: pd.DataFrame) -> Figure:
+    """KV and weight reads of one layer, three panels [Helix 2025, figure 1]."""
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(1, 3, figsize=(10.5, 3.5), layout="constrained", sharey=True)
+        panels = (
+            ("left", "tp", "TP width (TPA = TPF = TP)", "1M tokens, KVP 1"),
+            ("middle", "context", "context S (tokens)", "TP 8, KVP 1"),
+            ("right", "kvp", "KVP width (TPA 8, TPF = 8·KVP)", "1M tokens, TPA 8"),
+        )
+        for axes, (panel, column, xlabel, title) in zip(all_axes, panels, strict=True):
+            rows = table[table["panel"] == panel]
+            axes.plot(rows[column], rows["kv_read_s"] * 1e6, "o-", color=COLOURS["tp"], markersize=4, label="KV cache")
+            axes.plot(
+                rows[column], rows["weight_read_s"] * 1e6, "s-", color=COLOURS["helix"], markersize=4, label="weights"
+            )
+            axes.set(xscale="log", yscale="log", xlabel=xlabel)
+            axes.set_title(title)
+            ticks = rows[column] if panel != "middle" else [1e3, 1e4, 1e5, 1e6, 4e6]
+            axes.set_xticks(list(ticks), [format_size(tick) for tick in ticks])
+            axes.minorticks_off()
+        all_axes[0].axvline(8, color="#888888", linewidth=0.8, linestyle=":")
+        all_axes[0].annotate("K = 8: past it,\nonly copies", (8, 1.0), xytext=(10, 40), fontsize=8, color="#555555",
+                             textcoords="data")  # fmt: skip
+        all_axes[0].set_ylabel("read time of one layer (µs)")
+        all_axes[0].legend(fontsize=8)
+    return figure
+
+
+def figure_3(table: pd.DataFrame) -> Figure:
+    """HOP-B's timeline beside lockstep [Helix 2025, figure 3]."""
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(2, 1, figsize=(8.6, 3.4), layout="constrained", sharex=True)
+        colours = [plt.get_cmap("viridis")(i / 8) for i in range(8)]
+        for axes, mode in zip(all_axes, ("lockstep", "hop-b"), strict=True):
+            rows = table[table["mode"] == mode]
+            for row in rows.itertuples():
+                height = 1 if row.lane == "attention" else 0
+                colour = colours[int(row.request) % 8]
+                axes.barh(height, row.end - row.start, left=row.start, color=colour, edgecolor="white", height=0.8)
+                ink = "white" if int(row.request) < 5 else "black"
+                middle = (row.start + row.end) / 2
+                axes.text(middle, height, str(row.request + 1), ha="center", va="center", color=ink, fontsize=7.5)
+            end = rows["end"].max()
+            axes.axvline(end, color=COLOURS["tp"], linewidth=1.2)
+            axes.text(end + 0.2, 0.5, f"{end:.1f}", color=COLOURS["tp"], va="center", fontweight="bold")
+            axes.set_yticks([0, 1], ["all-to-all", "attention"])
+            axes.grid(axis="y", visible=False)
+            axes.set_title(
+                "Lockstep" if mode == "lockstep" else "HOP-B: each request's exchange runs behind the next one"
+            )
+        all_axes[1].set_xlabel("time (the paper's units)")
+        all_axes[1].set_xlim(0, 27.5)
+    return figure
+
+
+def figure_pareto(result: SweepResult, title: str, claims: Iterable[str] = ()) -> Figure:
+    """Helix against every baseline family, normalised to the baseline's best on both axes [Helix 2025, figures 5, 6]."""
+    baseline, helix = result.group("baseline"), result.group("all-helix")
+    x0, y0 = baseline.interactivity[-1], baseline.throughput[0]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.4, 4.9), layout="constrained")
+        for name in result.sweep.groups.get("baseline", []):
+            curve = result.group(name)
+            draw_frontier(
+                axes, curve, label=result.sweep.families[name].title, colour=COLOURS[name], linewidth=1.1, alpha=0.8
+            )
+        draw_frontier(axes, baseline, label="best baseline", colour=COLOURS["baseline"], linestyle="--")
+        draw_frontier(axes, helix, label="Helix", colour=COLOURS["helix"], marker="o", linewidth=2)
+        pareto_axes(axes, title)
+        label_knees(axes, helix, COLOURS["helix"], 4)
+        label_knees(axes, baseline, COLOURS["baseline"], 2, (-6, -6))
+        _relative_axes(axes, x0, y0)
+        axes.legend(fontsize=8, loc="lower left", title="\n".join(claims) or None, title_fontsize=8, alignment="left")
+    return figure
+
+
+def _relative_axes(axes: Axes, interactivity: float, throughput: float) -> None:
+    """Second scales at the top and the right, in multiples of the best baseline."""
+    across = axes.secondary_xaxis("top", functions=(lambda v: v / interactivity, lambda v: v * interactivity))
+    up = axes.secondary_yaxis("right", functions=(lambda v: v / throughput, lambda v: v * throughput))
+    for axis, ticks in ((across.xaxis, [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2]), (up.yaxis, [0.01, 0.03, 0.1, 0.3, 1])):
+        axis.set_ticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axis.set_tick_params(labelsize=8, colors="#666666", which="both")
+    across.set_xlabel("relative to the best baseline", fontsize=8, color="#666666")
+
+
+def figure_7(on: dict[str, SweepResult], off: dict[str, SweepResult], losses: Mapping[str, float]) -> Figure:
+    """Helix with HOP-B and without, both models [Helix 2025, figure 7]."""
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+        for axes, (key, result) in zip(all_axes, on.items(), strict=True):
+            draw_frontier(
+                axes, result.group("all-helix"), label="HOP-B, best chunk count", colour=COLOURS["helix"], linewidth=2
+            )
+            draw_frontier(
+                axes,
+                off[key].group("all-helix"),
+                label="HOP-B off",
+                colour=COLOURS["tp"],
+                linestyle="--",
+                linewidth=1.3,
+            )
+            pareto_axes(axes, result.plan.model.name)
+            axes.legend(
+                fontsize=8, loc="lower left", title=f"largest loss without: {losses[key]:.1%}", title_fontsize=8
+            )
+    return figure

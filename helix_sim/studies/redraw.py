@@ -1,0 +1,99 @@
+"""The paper's figures and claims into a folder: pictures, the CSV of each, claims.json and claims.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helix_sim.spec import Clock
+from helix_sim.studies import reproduce
+from helix_sim.studies.reproduce import Claim, ClaimsReport, Searches
+from helix_sim.tables import write_csv, write_json, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+CHOICES = (*reproduce.FIGURES, "claims", "all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redrawn:
+    """What was written, and the claims if they were asked for."""
+
+    files: list[Path]
+    claims: list[Claim]
+
+
+def redraw(figure: str, out: Path, clock: Clock, say: Callable[[str], None] = lambda _: None) -> Redrawn:
+    """Draw one figure, the claims, or all of both into `out`."""
+    from helix_sim import plot
+
+    chosen = {*reproduce.FIGURES, "claims"} if figure == "all" else {figure}
+    files: list[Path] = []
+
+    def write(name: str, table: pd.DataFrame, drawn: Figure) -> None:
+        files.extend([write_csv(out / f"{name}.csv", table), *plot.save(drawn, out / name)])
+
+    if "fig1" in chosen:
+        table = reproduce.figure_1()
+        write("fig1", table, plot.figure_1(table))
+    if "fig3" in chosen:
+        table = reproduce.figure_3()
+        write("fig3", table, plot.figure_3(table))
+    if not chosen & {"fig5", "fig6", "fig7", "claims"}:
+        return Redrawn(files=files, claims=[])
+
+    searches = reproduce.search(clock)
+    ours = reproduce.measure(searches)
+    for name, key, ids in (
+        ("fig5", "r1", ("r1_interactivity", "r1_users")),
+        ("fig6", "llama", ("llama_interactivity", "llama_throughput")),
+    ):
+        if name in chosen:
+            title = f"{searches.on[key].plan.model.name}, 1M tokens, {searches.on[key].plan.hardware.name}"
+            ratios = [f"Helix: {ours[ids[0]].value:.2f}x interactivity, {ours[ids[1]].value:.1f}x throughput"]
+            write(name, reproduce.frontier_table(searches, key), plot.figure_pareto(searches.on[key], title, ratios))
+    if "fig7" in chosen:
+        losses = {"r1": ours["hopb_off_r1"].value, "llama": ours["hopb_off_llama"].value}
+        write("fig7", reproduce.hop_b_table(searches), plot.figure_7(searches.on, searches.off, losses))
+    if "claims" not in chosen:
+        return Redrawn(files=files, claims=[])
+    say("varying each assumption to see which one decides a claim …")
+    report = reproduce.claims(searches, clock)
+    files += write_claims(report, out, searches)
+    return Redrawn(files=files, claims=report.claims)
+
+
+def write_claims(report: ClaimsReport, out: Path, searches: Searches) -> list[Path]:
+    """claims.json, a list of records, and claims.md, a table with its notes and every variation."""
+    path = write_json(out / "claims.json", [claim.record() for claim in report.claims])
+    return [path, write_text(out / "claims.md", claims_markdown(report, searches))]
+
+
+def claims_markdown(report: ClaimsReport, searches: Searches) -> str:
+    """The claims, their notes and the variations as Markdown."""
+    layouts = sum(result.layouts for result in searches.on.values())
+    lines = [
+        "# The paper's claims, and ours",
+        "",
+        f"Clock `{report.clock}`; {layouts:,} layouts searched. Each ratio is taken as the paper takes it.",
+        "",
+        "| id | claim | paper | ours | accepted | held |",
+        "|---|---|---|---|---|---|",
+    ]
+    for c in report.claims:
+        held = "yes" if c.held else f"no, by {c.missed_by:.3g}"
+        lines.append(f"| {c.id} | {c.claim} | {c.paper:g} | {c.ours:.3g} | {c.low:g} to {c.high:g} | {held} |")
+    lines += ["", "## Where each number comes from, and what decides it", ""]
+    for c in report.claims:
+        lines += [f"- **{c.id}**: {c.layout}; against {c.baseline_layout}. {c.note}"]
+    if report.varied:
+        ids = [c.id for c in report.claims]
+        lines += ["", "## One assumption at a time", "", "| varied | " + " | ".join(ids) + " |"]
+        lines += ["|---|" + "---|" * len(ids)]
+        for text, values in report.varied.items():
+            lines.append(f"| {text} | " + " | ".join(f"{values[key]:.3g}" for key in ids) + " |")
+    return "\n".join(lines) + "\n"

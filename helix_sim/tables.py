@@ -1,0 +1,99 @@
+"""Tables to files: Parquet, CSV and JSON, each of which appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends, and is removed if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """UTF-8 text."""
+    with appearing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Indented JSON, numpy numbers as numbers."""
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=plain) + "\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> Path:
+    """CSV whose floats read back as they were."""
+    with appearing(path) as partial:
+        frame.to_csv(partial, index=False, lineterminator="\n")
+    return path
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> Path:
+    """Parquet, compressed."""
+    with appearing(path) as partial:
+        frame.to_parquet(partial, index=False, compression="zstd")
+    return path
+
+
+def plain(value: Any) -> Any:
+    """A numpy number or column as plain data, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+class PointsWriter:
+    """Every evaluated layout of a sweep into one Parquet and one CSV file, a block at a time; closed, both appear."""
+
+    def __init__(self, folder: Path, families: list[str]) -> None:
+        self._families = np.array(families)
+        self._stack = contextlib.ExitStack()
+        self._parquet_path = self._stack.enter_context(appearing(folder / "points.parquet"))
+        self._csv_path = self._stack.enter_context(appearing(folder / "points.csv"))
+        self._csv = self._stack.enter_context(self._csv_path.open("w", encoding="utf-8", newline=""))
+        self._parquet: Any = None
+
+    def __enter__(self) -> PointsWriter:
+        return self
+
+    def write(self, columns: dict[str, Any]) -> None:
+        """Append a block's columns."""
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        frame = pd.DataFrame({**columns, "family": self._families[columns["family"]]})
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        if self._parquet is None:
+            self._parquet = self._stack.enter_context(
+                pq.ParquetWriter(self._parquet_path, table.schema, compression="zstd")
+            )
+        self._parquet.write_table(table)
+        frame.to_csv(self._csv, index=False, header=self._csv.tell() == 0, lineterminator="\n")
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
