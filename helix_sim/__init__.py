@@ -1,7 +1,7 @@
 """helix_sim: how fast a model decodes, sharded every way a rack allows.
 
-An analytical simulator of LLM decoding and an explorer of its layouts: tensor, pipeline, expert and data parallelism, and
-KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machines, at contexts of millions of tokens.
+An analytical simulator of LLM decoding and an explorer of its layouts: tensor, pipeline, expert and data parallelism,
+and KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machines, at contexts of millions of tokens.
 
     >>> import helix_sim as hs
     >>> model, hardware = hs.load_model("llama-3.1-405b"), hs.load_hardware("gb200-nvl72")
@@ -11,13 +11,13 @@ KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machines,
 
 Start here:
     load_model, load_hardware, load_clock, load_sweep    a shipped name, or the path of your own YAML file
-    decode_step(model, hardware, layout, context)        one layout: .ttl_s, .tokens_per_s_user, .to_frame() for its ops
-    run_sweep(name_or_sweep)                             a search: .group("helix") is a Frontier, .to_frame() all of them
+    decode_step(model, hardware, layout, context)        one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
+    run_sweep(name_or_sweep)                             a search: .group("helix") is a Frontier; .to_frame()
     frontier(columns)                                    the Pareto frontier of any table of points
     parse_size("1M")                                     1000000
 
-Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for each
-reason; a bad file raises SpecError with all of its problems.
+Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for
+each reason; a bad file raises SpecError with all of its problems.
 """
 
 from __future__ import annotations

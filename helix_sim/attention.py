@@ -171,8 +171,8 @@ def output_projection(d: Decode) -> Work:
     return matmul(d, rows=d.layout.batch, inner=inner, outer=d.model.hidden_size, **PROJECTION)
 
 
-PROJECTION = {"weights": "attention_weights", "math": "projection_math"}
-BATCHED = {"op_class": "batched-gemm"}
+PROJECTION: Any = {"weights": "attention_weights", "math": "projection_math"}
+BATCHED: Any = {"op_class": "batched-gemm"}
 
 
 # --- Core and exchange -----------------------------------------------------------------------------------------------

@@ -189,12 +189,12 @@ def _print_step(out: Console, step: Step) -> None:
 
     formats = step.precision
     out.print(
-        f"[bold]{step.model.name}[/] on [bold]{step.hardware.name}[/], {format_size(step.context)} tokens, "
+        f"[bold]{step.model.name}[/] on [bold]{step.hardware.name}[/], {format_size(int(step.context))} tokens, "
         f"clock {step.clock.name}; weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
     )
     out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users\n")
-    table = _table("op", ">times", ">GFLOP", ">MB weights", ">MB KV", ">MB act.", ">MB link", ">µs", ">hidden µs", ">share",
-                   "binds", title="one decode step on the busiest GPU")  # fmt: skip
+    amounts = (">GFLOP", ">MB weights", ">MB KV", ">MB act.", ">MB link", ">µs", ">hidden µs", ">share")
+    table = _table("op", ">times", *amounts, "binds", title="one decode step on the busiest GPU")
     for row in op_rows(step):
         if not row["seconds"]:
             continue

@@ -89,10 +89,10 @@ def _direct(sent: Column, calls: Column, outside: Column) -> Form:
 def all_reduce(payload: Column, group: Column, stride: Column = 1) -> Collective:
     """Sum of a tensor of `payload` bytes over `group` ranks, left on each of them.
 
-    One-shot: every rank writes its whole tensor to the n - 1 others, (n - 1)·payload in one phase. Ring (reduce-scatter,
-    then all-gather): 2·(n - 1)/n·payload in two phases, inside each domain and then between domains. In-switch (NVLink
-    SHARP): the switch adds what it reads from all ranks and multicasts the sum, so a rank sends its tensor and its share
-    of the result, (n + 1)/n·payload in one phase.
+    One-shot: every rank writes its whole tensor to the n - 1 others, (n - 1)·payload in one phase. Ring
+    (reduce-scatter, then all-gather): 2·(n - 1)/n·payload in two phases, inside each domain and then between domains.
+    In-switch (NVLink SHARP): the switch adds what it reads from all ranks and multicasts the sum, so a rank sends its
+    tensor and its share of the result, (n + 1)/n·payload in one phase.
     """
     return Collective(kind="all-reduce", payload=payload, group=group, stride=stride)
 

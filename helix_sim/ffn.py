@@ -83,10 +83,9 @@ def expert_popularity(experts: Experts) -> list[tuple[int, float]]:
         free = picked < 1
         picked[free] *= (experts.top_k - (~free).sum()) / picked[free].sum()
         picked = np.minimum(1.0, picked)
-    edges = np.unique(np.minimum(2 ** np.arange(0, 32), experts.routed + 1))
-    return [
-        (int(b - a), float(picked[a - 1 : b - 1].mean())) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a
-    ]
+    starts = [2**i for i in range(experts.routed.bit_length())]
+    classes = [picked[start - 1 : 2 * start - 1] for start in starts]
+    return [(len(members), float(members.mean())) for members in classes]
 
 
 def _busiest(mean: Column, variance: Column, ranks: Column) -> Any:

@@ -69,7 +69,8 @@ def check_file(path: str | Path) -> Record:
 
 def _load(record: type[R], kind: str, name: str | Path) -> R:
     path = find(kind, name)
-    return _load_path(record, path, path.stat().st_mtime_ns)
+    loaded: R = _load_path(record, path, path.stat().st_mtime_ns)
+    return loaded
 
 
 @functools.lru_cache(maxsize=256)
@@ -112,15 +113,14 @@ class _StrictLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not read; write the value out", problem_mark=self.peek_event().start_mark
+                problem="aliases (*name) are not read; write the value out", problem_mark=event.start_mark
             )
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=self.peek_event().start_mark
-            )
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

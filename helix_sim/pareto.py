@@ -23,15 +23,16 @@ def pareto_order(x: npt.NDArray[Any], y: npt.NDArray[Any], tie: npt.NDArray[Any]
     >>> pareto_order(np.array([1.0, 2, 3, 2]), np.array([9.0, 5, 1, 4]), np.arange(4)).tolist()
     [0, 1, 2]
     """
-    order = np.lexsort((tie, -y, -x))
+    order: npt.NDArray[np.intp] = np.lexsort((tie, -y, -x))
     best = np.maximum.accumulate(y[order])
     new = np.concatenate([[True], best[1:] > best[:-1]]) if len(order) else np.zeros(0, dtype=bool)
-    return order[new][::-1]
+    kept: npt.NDArray[np.intp] = order[new][::-1]
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontier:
-    """A Pareto frontier, by rising interactivity: columns of layouts with ttl_s, tokens_per_s_user, tokens_per_s_gpu."""
+    """A Pareto frontier, by rising interactivity: columns of layouts and what a user sees of them."""
 
     name: str
     columns: Columns
@@ -49,13 +50,14 @@ class Frontier:
         """Tokens/s/GPU of each point, falling."""
         return self.columns["tokens_per_s_gpu"]
 
-    def index_at(self, interactivity: Any) -> npt.NDArray[np.intp]:
+    def index_at(self, interactivity: Any) -> Any:
         """The point with the best throughput among those at least that interactive; len(self) where there is none."""
         return np.searchsorted(self.interactivity, interactivity, side="left")
 
     def attained(self, interactivity: Any) -> npt.NDArray[Any]:
         """Best tokens/s/GPU at an interactivity of at least this; 0 where the frontier does not reach it."""
-        return np.append(self.throughput, 0.0)[self.index_at(interactivity)]
+        best: npt.NDArray[Any] = np.append(self.throughput, 0.0)[self.index_at(interactivity)]
+        return best
 
     def point(self, index: int) -> dict[str, Any]:
         """One point as plain numbers."""

@@ -1,4 +1,4 @@
-"""Pictures, all in one style: labelled axes with units, colours that a colour-blind reader can tell apart, PNG and SVG."""
+"""Pictures in one style: axes with units, colours that a colour-blind reader can tell apart, PNG and SVG."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from helix_sim.units import format_size
 if TYPE_CHECKING:
     import pandas as pd
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "font.size": 9.5,
@@ -191,13 +191,12 @@ def figure_3(table: pd.DataFrame) -> Figure:
         colours = [plt.get_cmap("viridis")(i / 8) for i in range(8)]
         for axes, mode in zip(all_axes, ("lockstep", "hop-b"), strict=True):
             rows = table[table["mode"] == mode]
-            for row in rows.itertuples():
-                height = 1 if row.lane == "attention" else 0
-                colour = colours[int(row.request) % 8]
-                axes.barh(height, row.end - row.start, left=row.start, color=colour, edgecolor="white", height=0.8)
-                ink = "white" if int(row.request) < 5 else "black"
-                middle = (row.start + row.end) / 2
-                axes.text(middle, height, str(row.request + 1), ha="center", va="center", color=ink, fontsize=7.5)
+            for row in rows.to_dict("records"):
+                height, colour = (1 if row["lane"] == "attention" else 0), colours[row["request"] % 8]
+                length, middle = row["end"] - row["start"], (row["start"] + row["end"]) / 2
+                axes.barh(height, length, left=row["start"], color=colour, edgecolor="white", height=0.8)
+                ink = "white" if row["request"] < 5 else "black"
+                axes.text(middle, height, str(row["request"] + 1), ha="center", va="center", color=ink, fontsize=7.5)
             end = rows["end"].max()
             axes.axvline(end, color=COLOURS["tp"], linewidth=1.2)
             axes.text(end + 0.2, 0.5, f"{end:.1f}", color=COLOURS["tp"], va="center", fontweight="bold")
@@ -212,7 +211,7 @@ def figure_3(table: pd.DataFrame) -> Figure:
 
 
 def figure_pareto(result: SweepResult, title: str, claims: Iterable[str] = ()) -> Figure:
-    """Helix against every baseline family, normalised to the baseline's best on both axes [Helix 2025, figures 5, 6]."""
+    """Helix against every baseline family, relative to the best baseline [Helix 2025, figures 5 and 6]."""
     baseline, helix = result.group("baseline"), result.group("all-helix")
     x0, y0 = baseline.interactivity[-1], baseline.throughput[0]
     with plt.rc_context(STYLE):
@@ -232,10 +231,15 @@ def figure_pareto(result: SweepResult, title: str, claims: Iterable[str] = ()) -
     return figure
 
 
+def _scale_by(unit: float) -> Any:
+    """The two ways between a quantity and its multiples of a unit, for a second axis."""
+    return (lambda value: value / unit), (lambda value: value * unit)
+
+
 def _relative_axes(axes: Axes, interactivity: float, throughput: float) -> None:
     """Second scales at the top and the right, in multiples of the best baseline."""
-    across = axes.secondary_xaxis("top", functions=(lambda v: v / interactivity, lambda v: v * interactivity))
-    up = axes.secondary_yaxis("right", functions=(lambda v: v / throughput, lambda v: v * throughput))
+    across = axes.secondary_xaxis("top", functions=_scale_by(interactivity))
+    up = axes.secondary_yaxis("right", functions=_scale_by(throughput))
     for axis, ticks in ((across.xaxis, [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2]), (up.yaxis, [0.01, 0.03, 0.1, 0.3, 1])):
         axis.set_ticks(ticks, [f"{tick:g}x" for tick in ticks])
         axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))

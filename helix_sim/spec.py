@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 from pydantic.functional_validators import BeforeValidator
 
-from helix_sim.units import FORMAT_BITS, GIGA, MATH_FORMATS, MICRO, TERA, bytes_per_value, parse_size
+from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size
 
 LIMIT = 10**12
 
@@ -21,8 +21,10 @@ Size = Annotated[int, BeforeValidator(_size), Field(ge=1, le=LIMIT)]
 """A whole number of at least 1; text such as 128K or 1M is read by `units.parse_size`."""
 Count = Annotated[StrictInt, Field(ge=1, le=10**9)]
 NaturalCount = Annotated[StrictInt, Field(ge=0, le=10**9)]
-NumberFormat = Literal[tuple(FORMAT_BITS)]  # type: ignore[valid-type]
-MathFormat = Literal[MATH_FORMATS]  # type: ignore[valid-type]
+NumberFormat = Literal["fp4", "mxfp4", "nvfp4", "int4", "fp8", "fp8-block", "int8", "bf16", "fp16", "fp32"]
+"""Names of `units.FORMAT_BITS`."""
+MathFormat = Literal["fp4", "fp8", "bf16"]
+"""Formats that tensor cores multiply in; the machine's profile gives the dense rate of each."""
 Text = Annotated[StrictStr, Field(min_length=1)]
 
 
@@ -278,7 +280,8 @@ class Precision(Record):
             "router_weights": self.activations,
             "router_math": "bf16",
         }
-        return getattr(self, tensor, None) or default[tensor]
+        named: str | None = getattr(self, tensor, None)
+        return named or default[tensor]
 
     def bytes_of(self, tensor: str) -> float:
         """Bytes a value of that tensor takes, block scales included."""
@@ -333,7 +336,7 @@ class Hardware(Record):
     @property
     def math_formats(self) -> list[str]:
         """Arithmetic this machine has a dense tensor-core rate for, fastest first."""
-        return [name for name in MATH_FORMATS if getattr(self, f"{name}_dense_TFLOPs") is not None]
+        return [name for name in get_args(MathFormat) if getattr(self, f"{name}_dense_TFLOPs") is not None]
 
     def flops_per_s(self, number_format: str) -> float:
         """Dense tensor-core rate of an arithmetic."""
@@ -388,7 +391,7 @@ class Clock(Record):
     all_reduce_overlap: Fraction
     """Share of an all-reduce's transfer, or of the product before it, that runs behind the other."""
     chunk_latency: Fraction
-    """Share of its launch and phase latency that each HOP-B chunk after the first pays; 0 splits one latency among all."""
+    """Share of its latencies that each HOP-B chunk after the first pays; 0 splits one latency among all."""
     shared_expert_overlap: Fraction
     """Share of the shared experts' launch latency that runs behind the routed experts."""
 

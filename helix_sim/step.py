@@ -263,7 +263,7 @@ def evaluate(
 def default_precision(hardware: Hardware) -> Precision:
     """The narrowest arithmetic of the machine for weights, KV cache and products; BF16 on the wire."""
     narrow = hardware.math_formats[0]
-    return Precision(weights=narrow, kv=narrow, math=narrow)
+    return Precision.model_validate({"weights": narrow, "kv": narrow, "math": narrow})
 
 
 class LayoutError(SpecError):

@@ -35,9 +35,6 @@ FORMAT_BITS = {
 }
 """Bits a stored value takes, block scales included."""
 
-MATH_FORMATS = ("fp4", "fp8", "bf16")
-"""Formats that tensor cores multiply in; the hardware profile gives the dense rate of each."""
-
 
 def bytes_per_value(number_format: str) -> float:
     """Bytes that one stored value takes, block scales included.

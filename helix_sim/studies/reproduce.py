@@ -132,7 +132,7 @@ def search(clock: Clock, change: Callable[[Plan], Plan] = lambda planned: planne
 
 
 def frontier_table(searches: Searches, key: str) -> pd.DataFrame:
-    """Every family's and group's frontier of one model, normalised to the baseline's best as the paper's figures are."""
+    """Every family's and group's frontier of one model, normalised to the baseline's best as in the paper."""
     import pandas as pd
 
     result = searches.on[key]
@@ -323,7 +323,7 @@ class ClaimsReport:
 
 
 def claims(searches: Searches, clock: Clock, *, vary: bool = True) -> ClaimsReport:
-    """The claims under a clock; with `vary`, each under every variation, and a note on each miss from what that found."""
+    """The claims under a clock; with `vary`, each under every variation too, and a note on what that found."""
     ours = measure(searches)
     varied: dict[str, dict[str, float]] = {}
     if vary:
