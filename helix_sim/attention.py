@@ -93,6 +93,9 @@ def matmul(
         math=d.precision.format_of(math),
         weights=d.precision.format_of(weights),
         rows=rows,
+        inner=inner,
+        outer=outer,
+        copies=copies,
     )
 
 
@@ -196,6 +199,11 @@ def attention_core(d: Decode) -> Work:
         math=p.format_of("attention_math"),
         weights=p.format_of("kv"),
         rows=x.batch,
+        inner=a.score_width,
+        outer=a.value_width,
+        copies=kv_heads_per_rank(d),
+        heads=heads,
+        tokens=tokens,
     )
 
 

@@ -59,8 +59,8 @@ def _pool(d: Decode, kind: str) -> Work:
     return Work(op_class=kind, kernels=0, collective=collective, rows=x.batch)
 
 
-def _activation(d: Decode, rows: Column, width: Column) -> Work:
-    return Work(op_class="pointwise", activation_bytes=3 * rows * width * d.activation_bytes, rows=rows)
+def _activation(d: Decode, rows: Column, width: Column, op_class: str = "pointwise") -> Work:
+    return Work(op_class=op_class, activation_bytes=3 * rows * width * d.activation_bytes, rows=rows)
 
 
 # --- Routing ---------------------------------------------------------------------------------------------------------
@@ -169,7 +169,8 @@ def combine(d: Decode, moe: Experts) -> Work:
 
 def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
     x = d.layout
-    foreign = x.batch * (x.dp - 1) * share_of_tokens_here(d, moe)
+    needed = share_of_tokens_here(d, moe)
+    foreign = x.batch * (x.dp - 1) * needed
     return Work(
         op_class=op_class,
         kernels=0,
@@ -177,6 +178,7 @@ def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
             "all-to-all", payload=foreign * d.model.hidden_size * value_bytes, group=1 + (x.ffn_group - 1) * (x.dp > 1)
         ),
         rows=x.batch,
+        needed=needed,
     )
 
 
@@ -187,7 +189,8 @@ def routed_up(d: Decode, moe: Experts) -> Work:
 
 def routed_activation(d: Decode, moe: Experts) -> Work:
     """SiLU(gate)·up of the routed tokens."""
-    return _activation(d, tokens_routed(d, moe), ceil_div(moe.intermediate_size, d.layout.tpf))
+    width = ceil_div(moe.intermediate_size, d.layout.tpf)
+    return _activation(d, tokens_routed(d, moe), width, "grouped-pointwise")
 
 
 def routed_down(d: Decode, moe: Experts) -> Work:
@@ -207,6 +210,10 @@ def _grouped(d: Decode, moe: Experts, inner: Column, outer: Column) -> Work:
         math=d.precision.format_of("math"),
         weights=d.precision.weights,
         rows=rows,
+        inner=inner,
+        outer=outer,
+        copies=ceil_div(moe.routed, d.layout.ep),
+        experts_read=read,
     )
 
 

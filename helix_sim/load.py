@@ -10,13 +10,14 @@ from typing import Any, TypeVar, cast, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from helix_sim.kernel_time import shape_problems
 from helix_sim.spec import Clock, Family, Hardware, Model, Record, SpecError, Sweep
 
 FOLDERS = {
-    "model": "model_specs",
-    "hardware": "hardware_profiles",
-    "clock": "hardware_profiles/clocks",
-    "sweep": "sweeps",
+    "model": ("model_specs",),
+    "hardware": ("hardware_profiles",),
+    "clock": ("hardware_profiles/clocks", "hardware_profiles/calibrations"),
+    "sweep": ("sweeps",),
 }
 KINDS: dict[str, type[Record]] = {"model": Model, "hardware": Hardware, "clock": Clock, "sweep": Sweep}
 MOST_BYTES = 4 * 2**20
@@ -34,8 +35,12 @@ def data_folder(folder: str) -> Path:
 
 def shipped(kind: str) -> list[str]:
     """Names of the shipped files of a kind (model, hardware, clock, sweep), sorted."""
-    names = (path.stem for path in data_folder(FOLDERS[kind]).glob("*.yaml"))
-    return sorted(name for name in names if name != "families")
+    return sorted(_shipped_files(kind))
+
+
+def _shipped_files(kind: str) -> dict[str, Path]:
+    paths = (path for folder in FOLDERS[kind] for path in data_folder(folder).glob("*.yaml"))
+    return {path.stem: path for path in paths if path.stem != "families"}
 
 
 def load_model(name: str | Path) -> Model:
@@ -49,7 +54,7 @@ def load_hardware(name: str | Path) -> Hardware:
 
 
 def load_clock(name: str | Path) -> Clock:
-    """A clock by its shipped name (`ideal`, `paper`) or the path of a YAML file."""
+    """A clock by its shipped name (`ideal`, `paper`, `gb200-trtllm`) or the path of a YAML file."""
     return _load(Clock, "clock", name)
 
 
@@ -86,12 +91,12 @@ def find(kind: str, name: str | Path) -> Path:
         if not path.is_file():
             raise SpecError([f"{text}: there is no such file"])
         return path
-    path = data_folder(FOLDERS[kind]) / f"{text}.yaml"
-    if text not in shipped(kind):
+    files = _shipped_files(kind)
+    if text not in files:
         raise SpecError(
-            [f"there is no {kind} named {text!r}{_nearest(text, shipped(kind))}; or give the path of a .yaml file"]
+            [f"there is no {kind} named {text!r}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
         )
-    return path
+    return files[text]
 
 
 def _shown(path: Path) -> str:
@@ -181,9 +186,12 @@ def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
     if record is Sweep:
         content = _with_families(content, shown)
     try:
-        return record.model_validate(content)
+        checked = record.model_validate(content)
     except ValidationError as error:
         raise SpecError([f"{shown}: {_sentence(problem, record)}" for problem in error.errors()]) from None
+    if isinstance(checked, Clock) and checked.calibration and (problems := shape_problems(checked.calibration)):
+        raise SpecError([f"{shown}: calibration.classes.{problem}" for problem in problems])
+    return checked
 
 
 def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim.spec import Clock, Hardware
-from helix_sim.units import Column
+from helix_sim.kernel_time import SHAPES, Gpu, one_piece
+from helix_sim.spec import Calibration, Clock, Hardware, KernelClass
+from helix_sim.units import MEGA, MICRO, Column
 from helix_sim.work import Work
 
 TERMS = ("latency", "math", "hbm", "link")
@@ -45,7 +46,12 @@ def op_time(work: Work, hardware: Hardware, clock: Clock) -> OpTime:
 
     kernels:     launches · latency + max(FLOP / (share · rate), bytes / (share · HBM bandwidth))
     collectives: phases · latency + max(NVLink bytes / bandwidth, network bytes / bandwidth), in its fastest form
+    measured:    the shape of its class, where the clock has a calibration with that class
     """
+    if work.op_class == HOST:
+        return OpTime(latency_s=_overhead_s(clock), math_s=0.0, hbm_s=0.0, link_s=0.0)
+    if name := measured_class(work, clock):
+        return _measured_time(work, hardware, clock, name)
     if work.collective is not None:
         return _collective_time(work, hardware, clock)
     constants = clock.of(work.op_class)
@@ -57,6 +63,80 @@ def op_time(work: Work, hardware: Hardware, clock: Clock) -> OpTime:
         hbm_s=work.hbm_bytes / bandwidth,
         link_s=0.0,
     )
+
+
+# --- Measured kernels ------------------------------------------------------------------------------------------------
+
+HOST = "host"
+"""Op class of what a step takes outside of its kernels."""
+
+SAME_KERNEL = {
+    "fp4": ("nvfp4",),
+    "mxfp4": ("nvfp4",),
+    "fp8-block": ("fp8",),
+    "fp8": ("fp8-block",),
+    "fp16": ("bf16",),
+}
+"""Number formats whose kernels stand in for those of a format without measurements."""
+
+
+def measured_class(work: Work, clock: Clock) -> str | None:
+    """Name of the calibration's class for an op: by its stored format, by its arithmetic, or for all formats."""
+    if clock.calibration is None:
+        return None
+    for number_format in (work.weights, *SAME_KERNEL.get(work.weights, ()), work.math, *SAME_KERNEL.get(work.math, ())):
+        if (name := f"{work.op_class}-{number_format}") in clock.calibration.classes:
+            return name
+    return work.op_class if work.op_class in clock.calibration.classes else None
+
+
+def gpu_of(hardware: Hardware, clock: Clock, calibration: Calibration) -> Gpu:
+    """What the shapes ask of a machine."""
+    return Gpu(
+        hbm_bytes_per_s=hardware.hbm_bytes_per_s,
+        nvlink_bytes_per_s=hardware.nvlink_bytes_per_s,
+        network_bytes_per_s=hardware.network_bytes_per_s * clock.collective.network_share.value,
+        network_latency_s=clock.collective.network_latency_s,
+        domain=hardware.domain,
+        tray=calibration.tray_gpus.value,
+        sms=calibration.sms.value,
+        l2_bytes=calibration.l2_MB.value * MEGA,
+    )
+
+
+def _measured_time(work: Work, hardware: Hardware, clock: Clock, name: str) -> OpTime:
+    """Pieces one after another, each as its class was measured; later pieces may share the first one's latency."""
+    assert clock.calibration is not None
+    measured = clock.calibration.classes[name]
+    gpu = gpu_of(hardware, clock, clock.calibration)
+    rate = hardware.flops_per_s(work.math) if work.collective is None else 1.0
+    terms = SHAPES[measured.shape].time(one_piece(work), gpu, rate, measured.values)
+    return OpTime(
+        latency_s=_launches(work, clock) * terms.latency_s,
+        math_s=work.pieces * terms.math_s,
+        hbm_s=work.pieces * terms.hbm_s,
+        link_s=work.pieces * terms.link_s,
+    )
+
+
+def beyond_measured(work: Work, measured: KernelClass) -> Any:
+    """Whether an op is larger than anything its class was measured at, for one layout or a column of them."""
+    one = one_piece(work)
+    sizes = {"ranks": 0, "payload": 0} if work.collective is None else _sizes(work)
+    beyond: Any = False
+    for name, largest in measured.largest.items():
+        size = sizes[name] if name in sizes else getattr(one, name)
+        beyond = beyond | np.asarray(size > largest)
+    return beyond
+
+
+def _sizes(work: Work) -> dict[str, Any]:
+    assert work.collective is not None
+    return {"ranks": work.collective.group, "payload": work.collective.payload}
+
+
+def _overhead_s(clock: Clock) -> float:
+    return clock.calibration.step_overhead_us.value * MICRO if clock.calibration else 0.0
 
 
 def _launches(work: Work, clock: Clock) -> Any:

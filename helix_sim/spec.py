@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_serializer,
+    model_validator,
+)
 from pydantic.functional_validators import BeforeValidator
 
 from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size
@@ -379,6 +389,58 @@ class CollectiveConstants(Record):
         return self.network_latency_us.value * MICRO
 
 
+class Residuals(Record):
+    """Measured over modelled time on cells kept out of the fit, as natural logarithms: quantiles and errors."""
+
+    count: NaturalCount
+    low: Number
+    """A tenth of the cells lie below: they are faster than modelled by this much."""
+    median: Number
+    high: Number
+    """A tenth of the cells lie above."""
+    median_error: Annotated[Number, Field(ge=0)]
+    mean_error: Annotated[Number, Field(ge=0)]
+    """Absolute errors |modelled / measured - 1|."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.median <= self.high:
+            raise ValueError(f"low {self.low}, median {self.median} and high {self.high} do not rise")
+        return self
+
+
+class KernelClass(Record):
+    """One class of kernels as measured: the name of its shape, the shape's parameters, what was measured, how well."""
+
+    shape: Text
+    source: Source
+    parameters: dict[Text, Quantity]
+    largest: dict[Text, Annotated[Number, Field(gt=0)]] = {}
+    """Largest measured size by name of a Work's field; what is larger is extrapolated."""
+    residuals: Residuals
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Parameters by name, without their sources."""
+        return {name: quantity.value for name, quantity in self.parameters.items()}
+
+
+class Calibration(Record):
+    """Measured kernels of one framework on one system, by class, and what its steps take outside of kernels."""
+
+    system: Text
+    framework: Text
+    package: Text
+    sms: WholeQuantity
+    l2_MB: Positive
+    tray_gpus: WholeQuantity
+    """GPUs that share a board; collectives that leave it pay another latency."""
+    step_overhead_us: Quantity
+    """Host and launch overhead of one step, outside all kernels."""
+    classes: dict[Text, KernelClass]
+    """By op class and number format: gemm-nvfp4; an op class alone serves all formats."""
+
+
 class Clock(Record):
     """Constants that turn Work into seconds: the same for every model, layout and figure."""
 
@@ -394,10 +456,19 @@ class Clock(Record):
     """Share of its latencies that each HOP-B chunk after the first pays; 0 splits one latency among all."""
     shared_expert_overlap: Fraction
     """Share of the shared experts' launch latency that runs behind the routed experts."""
+    calibration: Calibration | None = None
+    """Measured kernels; the constants above stand in where a class was not measured."""
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_calibration(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = standard(self)
+        if self.calibration is None:
+            content.pop("calibration", None)  # a clock without one has the digest that it always had
+        return content
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
-        return self.pointwise if op_class == "pointwise" else self.kernel
+        return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
 
 
 # --- Sweep -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from helix_sim.collectives import direct
 from helix_sim.layout import Layout
 from helix_sim.memory import Memory, memory_of, stage_layers
 from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.roofline import OpTime, op_time
+from helix_sim.roofline import HOST, OpTime, op_time
 from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError
 from helix_sim.units import Column, ceil_div
 from helix_sim.work import Work
@@ -244,7 +244,7 @@ def evaluate(
 ) -> Step:
     """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
     d = Decode(model=model, precision=precision, layout=layout, context=context)
-    ops = layer_ops(d)
+    ops = layer_ops(d) | ({"host": Work(op_class=HOST)} if clock.calibration else {})
     times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
     return Step(
         model=model,

@@ -15,6 +15,7 @@ Column = int | float | npt.NDArray[Any]
 """A size or a quantity: one number, or a numpy column of them. Every equation takes both."""
 
 GIGA = 1e9
+MEGA = 1e6
 TERA = 1e12
 MICRO = 1e-6
 

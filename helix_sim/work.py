@@ -16,9 +16,11 @@ COMPUTE_CLASSES = (
     "batched-gemm",
     "elementwise",
     "pointwise",
+    "grouped-pointwise",
 )
 """Kinds of kernel that a calibration tells apart. An elementwise kernel reduces over a row (norm, top-k, combine); a
-pointwise one (RoPE, activation) can ride in the epilogue of its neighbour."""
+pointwise one (RoPE, activation) can ride in the epilogue of its neighbour; a grouped pointwise one (the activation of
+routed experts) stands between the two products of a fused MoE kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,15 @@ class Work:
 
     An op is `pieces` equal launches after another (HOP-B chunks): totals are over all pieces, and each piece pays its
     own latency. `repeats` is how often the op runs on the busiest stage in one step: once a layer, or once a model.
+
+    The last fields are the sizes that decide how well a real kernel fills a GPU; only calibrated clocks read them:
+
+    | op         | rows                | inner, outer | copies           | others                                        |
+    |------------|---------------------|--------------|------------------|-----------------------------------------------|
+    | matmul     | m                   | k, n         | weight matrices  |                                               |
+    | grouped    | token-expert pairs  | k, n         | experts here     | experts_read: distinct ones with a token       |
+    | attention  | requests            | score, value width | KV heads   | heads: of queries; tokens: of the local cache  |
+    | collective | tokens of the group |              |                  | needed: share of what others hold that is sent |
     """
 
     op_class: str
@@ -42,6 +53,13 @@ class Work:
     idle_weight_bytes: Column = 0
     repeats: Column = 1
     rows: Column = 1
+    inner: Column = 1
+    outer: Column = 1
+    copies: Column = 1
+    experts_read: Column = 1
+    heads: Column = 1
+    tokens: Column = 1
+    needed: Column = 1
 
     @property
     def hbm_bytes(self) -> Any:
