@@ -214,6 +214,7 @@ def _grouped(d: Decode, moe: Experts, inner: Column, outer: Column) -> Work:
         outer=outer,
         copies=ceil_div(moe.routed, d.layout.ep),
         experts_read=read,
+        tokens=d.layout.tokens,
     )
 
 

@@ -151,25 +151,29 @@ def _best_tiling(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float
 
 # --- Routed experts --------------------------------------------------------------------------------------------------
 
-GROUP_TILE_ROWS = 128
+MOST_TILE_ROWS = 128
 
 
 def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
     """One of the two products of routed experts in a fused MoE kernel, with its half of permuting and summing.
 
-    latency + a share for each local and each read expert + norm(weights / bandwidth, waves of tiles, padded FLOP).
-    An expert's rows fill whole tiles: with loads spread geometrically about their mean r, 1 / (1 - e^(-tile/r)) tiles.
+    latency + a share for each local and each read expert + passes over tokens and pairs + norm(bytes / bandwidth,
+    waves of tiles, each at the pace of its SM's tensor cores or of a dependent load).
+    An expert's rows fill whole tiles: with loads spread geometrically about their mean r, 1 / (1 - e^(-tile/r)) tiles,
+    each of r rows, but within what the kernel library has.
     """
     read = np.maximum(work.experts_read, 1e-9)
-    tiles = read / -np.expm1(-GROUP_TILE_ROWS * read / np.maximum(work.rows, 1e-9))
+    mean_rows = np.maximum(work.rows, 1e-9) / read
+    tile = np.clip(mean_rows, p["least_tile_rows"], MOST_TILE_ROWS)
+    tiles = read / -np.expm1(-tile / mean_rows)
+    per_k = norm(3, 2.0 * tile * 128 / (p["math_share"] * flops_per_s / gpu.sms), p["step_ns"] * NANO)
+    loop_s = np.maximum(tiles * work.outer / 128 / gpu.sms, 1) * work.inner * per_k
     hbm_s = work.hbm_bytes / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
-    padded = 2.0 * GROUP_TILE_ROWS * tiles * work.inner * work.outer
-    math_s = padded / (p["math_share"] * flops_per_s)
-    waves = np.maximum(tiles * work.outer / 128 / gpu.sms, 1)
-    loop_s = p["step_ns"] * NANO * waves * work.inner
+    math_s = work.flops / (p["math_share"] * flops_per_s)
     experts_s = (p["local_expert_ns"] * work.copies + p["read_expert_ns"] * work.experts_read) * NANO
-    extra_s = p["passes"] * work.rows * (work.inner + work.outer) * 2 / gpu.hbm_bytes_per_s
-    total = p["latency_us"] * MICRO + experts_s + extra_s + norm(3, hbm_s, loop_s, math_s)
+    moved = (p["pair_passes"] * work.rows + p["token_passes"] * work.tokens) * (work.inner + work.outer) * 2
+    extra_s = moved / gpu.hbm_bytes_per_s
+    total = p["latency_us"] * MICRO + experts_s + extra_s + norm(3, hbm_s, loop_s)
     return _at_least(total, math_s=math_s, hbm_s=hbm_s)
 
 
@@ -302,8 +306,8 @@ CORE: dict[str, Parameter] = {
     **L2,
 }
 LINKS: dict[str, Parameter] = {
-    "doubling_us": Parameter(start=1.0, low=0.001, high=30.0),
-    "beyond_tray_us": Parameter(start=1.0, low=0.001, high=100.0),
+    "doubling_us": Parameter(start=1.0, low=0.0, high=30.0),
+    "beyond_tray_us": Parameter(start=1.0, low=0.0, high=100.0),
 }
 EXCHANGE: dict[str, Parameter] = {
     "latency_us": Parameter(start=9.0, low=0.2, high=300.0),
@@ -336,7 +340,9 @@ SHAPES: dict[str, Shape] = {
             "step_ns": Parameter(start=1.0, low=0.001, high=30.0),
             "local_expert_ns": Parameter(start=30.0, low=0.01, high=2000.0),
             "read_expert_ns": Parameter(start=50.0, low=0.01, high=2000.0),
-            "passes": Parameter(start=1.0, low=0.01, high=50.0),
+            "pair_passes": Parameter(start=1.0, low=0.01, high=50.0),
+            "token_passes": Parameter(start=1.0, low=0.01, high=50.0),
+            "least_tile_rows": Parameter(start=32.0, low=1.0, high=128.0),
         },
     ),
     "latent-attention": Shape(

@@ -24,6 +24,8 @@ from helix_sim.units import format_size
 if TYPE_CHECKING:
     import pandas as pd
 
+    from helix_sim.calibration import Fitted
+
 STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -267,4 +269,38 @@ def figure_7(on: dict[str, SweepResult], off: dict[str, SweepResult], losses: Ma
             axes.legend(
                 fontsize=8, loc="lower left", title=f"largest loss without: {losses[key]:.1%}", title_fontsize=8
             )
+    return figure
+
+
+# --- Calibration -----------------------------------------------------------------------------------------------------
+
+
+def calibration(fitted: Mapping[str, Fitted], title: str) -> Figure:
+    """Measured against modelled time of every class; held-out cells stand out."""
+    columns = 5
+    rows = -(-len(fitted) // columns)
+    rng = np.random.default_rng(0)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(2.6 * columns, 2.5 * rows), layout="constrained", squeeze=False
+        )
+        for axes in grid.flat[len(fitted) :]:
+            axes.set_visible(False)
+        for axes, (name, each) in zip(grid.flat, fitted.items(), strict=False):
+            x, y, held = each.measured.seconds * 1e6, each.modelled_s * 1e6, each.measured.held
+            chosen = rng.permutation(len(x))[:3000]
+            for keep, colour, label in ((~held, "#A0A0A0", "fitted"), (held, COLOURS["helix"], "held out")):
+                shown = chosen[keep[chosen]]
+                axes.plot(x[shown], y[shown], ".", color=colour, markersize=1.6, label=label, rasterized=True)
+            ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+            axes.plot(ends, ends, color=COLOURS["tp"], linewidth=0.8)
+            axes.set(xscale="log", yscale="log")
+            axes.set_title(name.replace("/", "\n"), fontsize=7.5)
+            r = each.record.residuals
+            text = f"{r.count} held out\nmedian {r.median_error:.1%}\nmean {r.mean_error:.1%}"
+            axes.text(0.05, 0.95, text, transform=axes.transAxes, va="top", fontsize=7)
+            axes.tick_params(labelsize=7)
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        figure.supxlabel("measured (µs)")
+        figure.supylabel("modelled (µs)")
     return figure

@@ -50,8 +50,8 @@ def op_time(work: Work, hardware: Hardware, clock: Clock) -> OpTime:
     """
     if work.op_class == HOST:
         return OpTime(latency_s=_overhead_s(clock), math_s=0.0, hbm_s=0.0, link_s=0.0)
-    if name := measured_class(work, clock):
-        return _measured_time(work, hardware, clock, name)
+    if names := measured_classes(work, clock):
+        return _fastest([_measured_time(work, hardware, clock, name) for name in names])
     if work.collective is not None:
         return _collective_time(work, hardware, clock)
     constants = clock.of(work.op_class)
@@ -80,14 +80,27 @@ SAME_KERNEL = {
 """Number formats whose kernels stand in for those of a format without measurements."""
 
 
-def measured_class(work: Work, clock: Clock) -> str | None:
-    """Name of the calibration's class for an op: by its stored format, by its arithmetic, or for all formats."""
+def measured_classes(work: Work, clock: Clock) -> list[str]:
+    """Names of the calibration's classes for an op: by its stored format, by its arithmetic, or for all formats.
+
+    Several where a framework has kernels to choose from, as class/kernel.
+    """
     if clock.calibration is None:
-        return None
-    for number_format in (work.weights, *SAME_KERNEL.get(work.weights, ()), work.math, *SAME_KERNEL.get(work.math, ())):
-        if (name := f"{work.op_class}-{number_format}") in clock.calibration.classes:
-            return name
-    return work.op_class if work.op_class in clock.calibration.classes else None
+        return []
+    formats = (work.weights, *SAME_KERNEL.get(work.weights, ()), work.math, *SAME_KERNEL.get(work.math, ()))
+    for wanted in (*(f"{work.op_class}-{number_format}" for number_format in formats), work.op_class):
+        if names := [name for name in clock.calibration.classes if name.partition("/")[0] == wanted]:
+            return names
+    return []
+
+
+def _fastest(times: list[OpTime]) -> OpTime:
+    """The fastest kernel of several, layout by layout."""
+    best = times[0]
+    for time in times[1:]:
+        better = time.seconds < best.seconds
+        best = OpTime(**{f"{t}_s": np.where(better, getattr(time, f"{t}_s"), getattr(best, f"{t}_s")) for t in TERMS})
+    return best
 
 
 def gpu_of(hardware: Hardware, clock: Clock, calibration: Calibration) -> Gpu:
