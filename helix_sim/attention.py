@@ -171,10 +171,11 @@ def value_up_projection(d: Decode, a: MlaAttention) -> Work:
 def output_projection(d: Decode) -> Work:
     """(H/N) x H on each of the N ranks of the token group, for the full batch [Helix 2025, 2.1.2]."""
     inner = output_heads_per_rank(d) * d.model.attention.output_width
-    return matmul(d, rows=d.layout.batch, inner=inner, outer=d.model.hidden_size, **PROJECTION)
+    return matmul(d, rows=d.layout.batch, inner=inner, outer=d.model.hidden_size, **OUTPUT)
 
 
 PROJECTION: Any = {"weights": "attention_weights", "math": "projection_math"}
+OUTPUT: Any = {"weights": "output_weights", "math": "output_math"}
 BATCHED: Any = {"op_class": "batched-gemm"}
 
 

@@ -71,8 +71,9 @@ HOST = "host"
 """Op class of what a step takes outside of its kernels."""
 
 SAME_KERNEL = {
-    "fp4": ("nvfp4",),
-    "mxfp4": ("nvfp4",),
+    "fp4": ("nvfp4", "fp8"),
+    "nvfp4": ("fp8",),
+    "mxfp4": ("nvfp4", "fp8"),
     "fp8-block": ("fp8",),
     "fp8": ("fp8-block",),
     "fp16": ("bf16",),
@@ -135,17 +136,23 @@ def _measured_time(work: Work, hardware: Hardware, clock: Clock, name: str) -> O
 def beyond_measured(work: Work, measured: KernelClass) -> Any:
     """Whether an op is larger than anything its class was measured at, for one layout or a column of them."""
     one = one_piece(work)
-    sizes = {"ranks": 0, "payload": 0} if work.collective is None else _sizes(work)
-    beyond: Any = False
+    beyond: Any = np.asarray(False)
     for name, largest in measured.largest.items():
-        size = sizes[name] if name in sizes else getattr(one, name)
-        beyond = beyond | np.asarray(size > largest)
+        beyond = beyond | np.asarray(_size(one, name) > largest)
     return beyond
 
 
-def _sizes(work: Work) -> dict[str, Any]:
-    assert work.collective is not None
-    return {"ranks": work.collective.group, "payload": work.collective.payload}
+def residual_range(name: str, clock: Clock) -> tuple[float, float]:
+    """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
+    assert clock.calibration is not None
+    found = [each.residuals for key, each in clock.calibration.classes.items() if key.partition("/")[0] == name]
+    return min(each.low for each in found), max(each.high for each in found)
+
+
+def _size(work: Work, name: str) -> Any:
+    if work.collective is None:
+        return getattr(work, name)
+    return {"ranks": work.collective.group, "payload": work.collective.payload}[name]
 
 
 def _overhead_s(clock: Clock) -> float:

@@ -274,6 +274,9 @@ class Precision(Record):
     attention_weights: NumberFormat | None = None
     attention_math: MathFormat | None = None
     projection_math: MathFormat | None = None
+    output_weights: NumberFormat | None = None
+    """Of the attention's output projection, which checkpoints may quantise where they leave the others in BF16."""
+    output_math: MathFormat | None = None
     head_weights: NumberFormat | None = None
     head_math: MathFormat | None = None
     dispatch: NumberFormat | None = None
@@ -285,6 +288,8 @@ class Precision(Record):
             "head_weights": self.weights,
             "attention_math": self.math,
             "projection_math": self.math,
+            "output_weights": self.attention_weights or self.weights,
+            "output_math": self.projection_math or self.math,
             "head_math": self.math,
             "dispatch": self.wire,
             "router_weights": self.activations,

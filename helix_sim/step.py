@@ -13,7 +13,7 @@ from helix_sim.collectives import direct
 from helix_sim.layout import Layout
 from helix_sim.memory import Memory, memory_of, stage_layers
 from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.roofline import HOST, OpTime, op_time
+from helix_sim.roofline import HOST, OpTime, beyond_measured, measured_classes, op_time, residual_range
 from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError
 from helix_sim.units import Column, ceil_div
 from helix_sim.work import Work
@@ -188,6 +188,43 @@ class Step:
         """Token-to-token latency of one user (TTL, TPOT): a token passes every stage."""
         busy = sum(work.repeats * self.times[name].seconds for name, work in self.ops.items())
         return self.layout.pp * (busy - sum(self.hidden_s.values()))
+
+    @property
+    def ttl_interval_s(self) -> tuple[Any, Any]:
+        """Ends of the TTL's 80 % interval, from the residuals of each class of measured kernels; the TTL itself without.
+
+        All ops of a class err together, classes independently: the deviations T_c·(1 - e^low_c) below, and
+        T_c·(e^high_c - 1) above, add in squares, T_c being what the class adds to the TTL.
+        """
+        below: Any = 0.0
+        above: Any = 0.0
+        for name, seconds in self.seconds_by_class.items():
+            low, high = residual_range(name, self.clock)
+            below = below + (seconds * -np.expm1(min(low, 0.0))) ** 2
+            above = above + (seconds * np.expm1(max(high, 0.0))) ** 2
+        return self.ttl_s - np.sqrt(below), self.ttl_s + np.sqrt(above)
+
+    @property
+    def seconds_by_class(self) -> dict[str, Any]:
+        """Seconds that each measured class adds to the TTL, less what overlap hides."""
+        by_class: dict[str, Any] = {}
+        for name, work in self.ops.items():
+            if names := measured_classes(work, self.clock):
+                exposed = work.repeats * self.times[name].seconds - self.hidden_s.get(name, 0.0)
+                key = names[0].partition("/")[0]
+                by_class[key] = by_class.get(key, 0.0) + self.layout.pp * exposed
+        return by_class
+
+    @property
+    def extrapolated(self) -> dict[str, Any]:
+        """Whether each op that runs is larger than anything its class was measured at."""
+        calibration = self.clock.calibration
+        found: dict[str, Any] = {}
+        for name, work in self.ops.items() if calibration else ():
+            for measured in measured_classes(work, self.clock)[:1]:
+                beyond = beyond_measured(work, calibration.classes[measured])  # type: ignore[union-attr]
+                found[name] = beyond & (np.asarray(work.repeats * self.times[name].seconds) > 0)
+        return found
 
     @property
     def tokens_per_s_user(self) -> Any:

@@ -24,7 +24,7 @@ from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
 from helix_sim.memory import memory_of
 from helix_sim.pareto import Columns, Frontier, frontier, merge
 from helix_sim.spec import Clock, Hardware, Model, Record, Sweep
-from helix_sim.step import evaluate, layer_ops
+from helix_sim.step import Step, evaluate, layer_ops
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,18 +154,36 @@ def evaluate_block(planned: Plan, block: Block, *, best_chunks: bool) -> Evaluat
 
     ttl = np.full(cells, np.inf)
     resident = np.zeros(cells[:2])
+    error_bars: dict[str, Any] = {}
     if rows.size and fits:
         x = Layout(batch=batch[:, :fits], chunks=chunks[:, :fits], **shape)
         step = evaluate(planned.model, planned.hardware, planned.clock, planned.sweep.precision, x, context)
         flags[rows, :fits] |= memory_reason(step.memory, planned.hardware)
         ttl[rows, :fits] = step.ttl_s
         resident[rows, :fits] = step.memory.resident_bytes[:, :, 0]
+        error_bars = _error_bars(step, cells, rows, fits)
     kept = flags == 0
     if best_chunks:
         ttl[~kept] = np.inf
         kept &= np.arange(len(axis)) == ttl.argmin(axis=2)[:, :, None]
     columns = _columns(planned, block, chunks, ttl, resident, kept)
+    columns |= {name: column[np.nonzero(kept)] for name, column in error_bars.items()}
     return Evaluated(block=block, layouts=flags.size, columns=columns, dropped=_count(flags))
+
+
+def _error_bars(step: Step, cells: tuple[int, ...], rows: Any, fits: int) -> Columns:
+    """Ends of the TTL's interval, and whether an op lies beyond measured sizes; none without a calibration."""
+    if step.clock.calibration is None:
+        return {}
+    low, high = step.ttl_interval_s
+    beyond: Any = False
+    for each in step.extrapolated.values():
+        beyond = beyond | each
+    found = {}
+    for name, values in (("ttl_low_s", low), ("ttl_high_s", high), ("extrapolated", beyond)):
+        found[name] = np.zeros(cells, dtype=np.asarray(values).dtype)
+        found[name][rows, :fits] = values
+    return found
 
 
 def _batches_that_fit(planned: Plan, one: Layout, context: int) -> int:

@@ -1,0 +1,220 @@
+"""Judged by silicon: each class of kernels on shapes kept out of its fit, and whole decode steps of real servings.
+
+End to end, a step is predicted for every one of the 274 measured servings whose decode layout is stated, none refused.
+Rows of the development half (even CRC-32 of the id, and not GB300) may set one number per framework, the step's host
+and launch overhead; the blind half sets nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from helix_sim import calibration
+from helix_sim.layout import Layout
+from helix_sim.load import load_clock, load_hardware, load_model
+from helix_sim.spec import Clock, Precision
+from helix_sim.step import Step, evaluate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# --- Kernels ---------------------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "attention": ("attention-mla", "attention-gqa"),
+    "gemm": ("gemm",),
+    "grouped-gemm": ("grouped-gemm",),
+    "collectives": ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "dispatch", "combine"),
+}
+"""Classes whose held-out cells are pooled, and held against the target: median at most 6 %, mean at most 10 %."""
+TARGET_MEDIAN, TARGET_MEAN = 0.06, 0.10
+
+
+def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataFrame:
+    """Held-out errors of a shipped calibration, a row a class, and a row for each pooled group."""
+    import pandas as pd
+
+    clock = clock or load_clock(f"{system}-{framework}")
+    found = calibration.measurements(system, framework)
+    parts: dict[str, Any] = {each.name: _held_out_errors(each, system, clock) for each in found}
+    rows = [{"class": name, **_statistics(errors)} for name, errors in parts.items()]
+    for group, members in GROUPS.items():
+        inside = [e for name, e in parts.items() if name.startswith(members) and not name.startswith("all-gather-")]
+        pooled = _statistics(np.concatenate(inside))
+        met = pooled["median"] <= TARGET_MEDIAN and pooled["mean"] <= TARGET_MEAN
+        rows.append({"class": f"all {group}", **pooled, "target": "met" if met else "missed"})
+    return pd.DataFrame(rows)
+
+
+def _held_out_errors(measured: calibration.Measured, system: str, clock: Clock) -> Any:
+    """modelled / measured - 1 of the held-out cells."""
+    from dataclasses import replace
+
+    assert clock.calibration is not None
+    hardware = load_hardware(calibration.MACHINES[system])
+    gpu = replace(calibration.bare_gpu(hardware, system), l2_warm=measured.l2_warm)
+    record = clock.calibration.classes[measured.name]
+    keep = measured.held if measured.held.any() else np.ones_like(measured.held)
+    works = [calibration.rows_of(work, keep) for work in measured.works]
+    modelled = calibration.modelled_s(record.shape, works, gpu, hardware.flops_per_s, record.values)
+    return modelled / measured.seconds[keep] - 1
+
+
+def _statistics(errors: Any) -> dict[str, Any]:
+    return {
+        "count": len(errors),
+        "median": float(np.median(np.abs(errors))),
+        "mean": float(np.mean(np.abs(errors))),
+        "bias": float(np.median(errors)),
+    }
+
+
+# --- End to end ------------------------------------------------------------------------------------------------------
+
+MODELS = {
+    "deepseek-ai/DeepSeek-V3": "deepseek-r1",
+    "moonshotai/Kimi-K2.5": "kimi-k2.5",
+    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b",
+    "Qwen/Qwen3-32B": "qwen3-32b",
+    "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
+}
+
+
+def formats(row: Any) -> Precision:
+    """Number formats of a serving's checkpoint.
+
+    FP8: 128 x 128 blocks everywhere but the head. NVFP4 DeepSeek: the down and up projections of attention stay BF16,
+    the output projection does not; Kimi: all of attention stays BF16; Qwen: all linear layers are NVFP4. The cache is
+    FP8 where the checkpoint or (DeepSeek) usual practice has it so, but BF16 for Qwen in FP8 and for SGLang on Hopper,
+    whose FP8 kernel is ten times slower.
+    """
+    hopper = row.system in ("h100", "h200")
+    fp4 = row.precision == "fp4"
+    latent = row.model.startswith(("deepseek-ai", "moonshotai"))
+    kv = "bf16" if (hopper and row.framework == "sglang") or (not fp4 and not latent) else "fp8"
+    chosen: dict[str, Any] = {
+        "weights": "nvfp4" if fp4 else "fp8-block",
+        "math": "fp4" if fp4 else "fp8",
+        "kv": kv,
+        "attention_math": "bf16" if hopper or kv == "bf16" or not latent else "fp8",
+        "head_weights": "bf16",
+        "head_math": "bf16",
+        "dispatch": "nvfp4" if fp4 and row.framework == "trtllm" else "fp8-block",
+    }
+    if fp4 and latent:
+        chosen |= {"attention_weights": "bf16", "projection_math": "bf16"}
+        if row.model.startswith("deepseek-ai"):
+            chosen |= {"output_weights": "nvfp4", "output_math": "fp4"}
+    return Precision.model_validate(chosen)
+
+
+def layout_of(row: Any, batch: float) -> Layout:
+    """A serving's decode layout; an unstated FFN grid (vLLM's, and those of dense models) is tensor-parallel."""
+    ep = max(row.moe_ep, 1)
+    tpf = row.moe_tp if row.moe_tp * ep == row.gpus else row.gpus // ep
+    return Layout(batch=batch, tpa=row.tp, dp=row.dp, tpf=tpf, ep=ep)
+
+
+def predict(row: Any, batch: float, clock: Clock | None = None) -> Step:
+    """The decode step of a serving; a fractional batch is a mean, and no step runs with less than one request."""
+    clock = clock or load_clock(f"{row.system}-{row.framework}")
+    return evaluate(
+        load_model(MODELS[row.model]),
+        load_hardware(calibration.MACHINES[row.system]),
+        clock,
+        formats(row),
+        layout_of(row, max(batch, 1.0)),
+        int(row.context),
+    )
+
+
+BATCHES = {"as_given": "batch", "effective": "effective_batch"}
+
+
+def end_to_end() -> pd.DataFrame:
+    """Every serving beside its prediction, under both readings of its batch.
+
+    Columns of silicon.disaggregated_decode, and: as_given_s, as_given_low_s, as_given_high_s, effective_s, …,
+    light_s (the `ideal` clock at the stated batch), beyond_light, odd_label, aiconfigurator_s.
+    """
+    from helix_sim import silicon
+
+    rows = silicon.disaggregated_decode()
+    ideal = load_clock("ideal")
+    columns: dict[str, list[float]] = {}
+    for row in rows.itertuples():
+        found = {"light_s": float(predict(row, row.batch, ideal).ttl_s)}
+        for name, batch in BATCHES.items():
+            step = predict(row, getattr(row, batch))
+            low, high = step.ttl_interval_s
+            found |= {f"{name}_s": float(step.ttl_s), f"{name}_low_s": float(low), f"{name}_high_s": float(high)}
+        for name, value in found.items():
+            columns.setdefault(name, []).append(value)
+    table = rows.assign(**columns)
+    odd = (table["system"] == "gb200") & (table["framework"] == "sglang") & (table["moe_tp"] == 32)
+    return table.assign(
+        overhead_s=[_overhead_s(row) for row in table.itertuples()],
+        beyond_light=table["tpot_s"] < table["light_s"],
+        odd_label=odd & (table["moe_ep"] == 1),
+    )
+
+
+def _overhead_s(row: Any) -> float:
+    measured = load_clock(f"{row.system}-{row.framework}").calibration
+    return measured.step_overhead_us.value * 1e-6 if measured else 0.0
+
+
+def errors(table: pd.DataFrame, reading: str) -> pd.Series[float]:
+    """predicted / measured - 1."""
+    return table[f"{reading}_s"] / table["tpot_s"] - 1
+
+
+def scores(table: pd.DataFrame, by: list[str], reading: str) -> pd.DataFrame:
+    """Count, median and mean absolute error, bias and coverage of the 80 % interval, a row a group."""
+    import pandas as pd
+
+    def score(part: pd.DataFrame) -> dict[str, Any]:
+        error = errors(part, reading)
+        inside = part["tpot_s"].between(part[f"{reading}_low_s"], part[f"{reading}_high_s"])
+        return {
+            "count": len(part),
+            "median": float(error.abs().median()),
+            "mean": float(error.abs().mean()),
+            "bias": float(error.median()),
+            "covered": float(inside.mean()),
+        }
+
+    if not by:
+        return pd.DataFrame([score(table)])
+    return pd.DataFrame(
+        [{**dict(zip(by, key, strict=True)), **score(part)} for key, part in table.groupby(by, sort=True)]
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """A framework's step overhead as its development rows ask for it."""
+
+    framework: str
+    rows: int
+    microseconds: float
+
+
+def overheads(table: pd.DataFrame) -> list[Overhead]:
+    """The one number per framework: the overhead that minimises the mean |ln(predicted / measured)| of development rows.
+
+    With effective batch, and without the rows that no prediction can mean: beyond light, or of doubtful label.
+    """
+    usable = table[(table["half"] == "development") & ~table["beyond_light"] & ~table["odd_label"]]
+    found = []
+    for framework, part in usable.groupby("framework"):
+        bare = (part["effective_s"] - part["overhead_s"]).to_numpy()
+        tried = np.arange(0, 10001, 10) * 1e-6
+        loss = [np.abs(np.log((bare + more) / part["tpot_s"])).mean() for more in tried]
+        found.append(
+            Overhead(framework=str(framework), rows=len(part), microseconds=round(tried[int(np.argmin(loss))] * 1e6))
+        )
+    return found
