@@ -21,7 +21,17 @@ import numpy.typing as npt
 from helix_sim.collectives import all_reduce, direct
 from helix_sim.kernel_time import SHAPES, Gpu
 from helix_sim.load import load_hardware
-from helix_sim.spec import Calibration, Clock, Hardware, KernelClass, Positive, Quantity, Residuals, SpecError, WholeQuantity
+from helix_sim.spec import (
+    Calibration,
+    Clock,
+    Hardware,
+    KernelClass,
+    Positive,
+    Quantity,
+    Residuals,
+    SpecError,
+    WholeQuantity,
+)
 from helix_sim.units import MEGA, bytes_per_value
 from helix_sim.work import Work
 
@@ -104,8 +114,9 @@ def rows_of(work: Work, keep: npt.NDArray[Any]) -> Work:
 
 
 _SIZES = (
-    "flops weight_bytes kv_bytes activation_bytes rows inner outer copies experts_read heads tokens needed kernels"
-).split()
+    *("flops", "weight_bytes", "kv_bytes", "activation_bytes", "rows", "inner", "outer", "copies"),
+    *("experts_read", "heads", "tokens", "needed", "kernels"),
+)
 
 
 def modelled_s(
@@ -362,7 +373,7 @@ def elementwise_classes(system: str, framework: str) -> list[Measured]:
     from helix_sim import silicon
 
     rows = silicon.quantise(system, "trtllm")
-    m, k, moved = _floats(rows, "m", "k", "bytes")
+    m, moved = _floats(rows, "m", "bytes")
     remark = "; a quantisation pass stands in for norms, RoPE and activations"
     made = [
         Measured(
@@ -426,7 +437,7 @@ def grouped_classes(system: str, framework: str) -> list[Measured]:
     frame = frame.assign(read=[max(read, 0.05) for read, _ in loads], pairs=[max(pairs, 0.05) for _, pairs in loads])
     found = []
     for table_format, of_format in frame.groupby("format"):
-        kernels = [kernel for kernel, rows in of_format.groupby("kernel") if len(rows) >= 1000]
+        kernels = [str(kernel) for kernel, rows in of_format.groupby("kernel") if len(rows) >= 1000]
         for kernel in kernels if str(table_format) in TABLE_FORMAT else []:
             name = f"grouped-gemm-{TABLE_FORMAT[str(table_format)]}"
             rows = of_format[of_format["kernel"] == kernel]
@@ -584,9 +595,7 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
         ranks, tokens, top_k, hidden = _floats(rows, "ranks", "tokens", "top_k", "hidden")
-        hit = np.where(
-            rows["routing"] == "balanced", np.minimum(ranks, top_k), ranks * (1 - (1 - 1 / ranks) ** top_k)
-        )
+        hit = np.where(rows["routing"] == "balanced", np.minimum(ranks, top_k), ranks * (1 - (1 - 1 / ranks) ** top_k))
         value = np.array([_wire_bytes(op, table_format) for table_format in rows["format"]])
         sent = hit * (ranks - 1) / ranks * tokens * hidden * value
         for name in names:
@@ -675,7 +684,10 @@ def measurements(system: str, framework: str) -> list[Measured]:
 
 
 def calibrate(
-    system: str, framework: str, overhead_us: Mapping[str, Any] | None = None, say: Callable[[str], None] = print
+    system: str,
+    framework: str,
+    overhead_us: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
     """Fit every class of one framework on one system, and make a clock of them.
 
@@ -693,9 +705,7 @@ def calibrate(
     return Calibrated(clock=_clock(system, framework, fitted, overhead_us), fitted=fitted)
 
 
-def _clock(
-    system: str, framework: str, fitted: Mapping[str, Fitted], overhead_us: Mapping[str, Any] | None
-) -> Clock:
+def _clock(system: str, framework: str, fitted: Mapping[str, Fitted], overhead_us: Mapping[str, Any] | None) -> Clock:
     from helix_sim import silicon
     from helix_sim.load import load_clock
 
@@ -744,9 +754,10 @@ def yaml_text(clock: Clock) -> str:
     """The clock as its file: numbers with their sources, one a line."""
     import yaml
 
+    assert clock.calibration is not None
     content = clock.model_dump(exclude_none=True)
     head = (
-        "# Written by `helix-sim calibrate silicon`; refit instead of editing. Only parameters are here: the measurements\n"
-        f"# stay in {clock.calibration.package if clock.calibration else 'their package'} (Apache-2.0, NVIDIA).\n"
+        "# Written by `helix-sim calibrate silicon`; refit instead of editing. Only parameters are here; the\n"
+        f"# measurements stay in {clock.calibration.package} (Apache-2.0, NVIDIA).\n"
     )
     return head + yaml.safe_dump(content, sort_keys=False, width=100000, default_flow_style=None, allow_unicode=True)

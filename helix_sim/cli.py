@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,9 @@ HardwareArgument = Annotated[
     str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim hardware)")
 ]
 ContextOption = Annotated[str, typer.Option(help="tokens in each request's KV cache, e.g. 128K, 1M, 1Mi")]
-ClockOption = Annotated[str | None, typer.Option(help="ideal, paper, or the path of a clock's YAML file")]
+ClockOption = Annotated[
+    str | None, typer.Option(help="ideal, paper, measured kernels such as gb200-trtllm, or a clock's YAML file")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 OutOption = Annotated[Path, typer.Option(help="folder for the files")]
 
@@ -159,6 +162,12 @@ def step_record(step: Step) -> dict[str, Any]:
     """One step as plain data, for --json."""
     from helix_sim.step import op_rows
 
+    low, high = (float(end) for end in step.ttl_interval_s)
+    measured = {
+        "ttl_low_s": low,
+        "ttl_high_s": high,
+        "extrapolated": [name for name, beyond in step.extrapolated.items() if beyond],
+    }
     return {
         "model": step.model.name,
         "hardware": step.hardware.name,
@@ -171,6 +180,7 @@ def step_record(step: Step) -> dict[str, Any]:
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
+        **(measured if step.clock.calibration else {}),
         "memory_bytes": {
             "weights": float(step.memory.weights),
             "kv_cache": float(step.memory.kv_cache),
@@ -222,6 +232,20 @@ def _print_step(out: Console, step: Step) -> None:
         f"TTL [bold]{float(step.ttl_s) * 1e3:.3f} ms[/]   interactivity [bold]{float(step.tokens_per_s_user):.1f}[/] "
         f"tokens/s/user   throughput [bold]{float(step.tokens_per_s_gpu):.2f}[/] tokens/s/GPU"
     )
+    if step.clock.calibration:
+        _print_interval(out, step)
+
+
+def _print_interval(out: Console, step: Step) -> None:
+    """The 80 % interval on measured kernels, and what lies beyond the measured sizes."""
+    low, high = (float(end) for end in step.ttl_interval_s)
+    users, gpus = step.layout.users, step.layout.gpus
+    out.print(
+        f"80 % interval of the measured kernels: TTL {low * 1e3:.3f} to {high * 1e3:.3f} ms, {1 / high:.1f} to "
+        f"{1 / low:.1f} tokens/s/user, {users / high / gpus:.2f} to {users / low / gpus:.2f} tokens/s/GPU"
+    )
+    if beyond := [name for name, outside in step.extrapolated.items() if outside]:
+        out.print(f"extrapolated beyond the measured sizes: {', '.join(beyond)}")
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -315,6 +339,7 @@ def reproduce(
     from helix_sim.load import load_clock
     from helix_sim.spec import SpecError
     from helix_sim.studies.redraw import CHOICES, redraw
+    from helix_sim.studies.reproduce import MEASURED
 
     if figure not in CHOICES:
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
@@ -331,6 +356,9 @@ def reproduce(
                 claim.id, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held, claim.layout, claim.baseline_layout
             )
         console().print(table)
+    for name, off in written.without_hop_b.items():
+        measured = MEASURED[name]
+        console().print(f"{name}: TensorRT-LLM measured {measured:g} on GB300 without HOP-B; ours without it {off:.3g}")
     console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
 
 
@@ -385,11 +413,15 @@ def _rate(machine: Any, kind: str) -> float | None:
     return quantity.value if quantity else None
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _print_rows(rows: Sequence[Mapping[Any, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = _table(*(name if name in ("name", "attention") else f">{name}" for name in rows[0]))
+    if not rows:
+        console().print("none")
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = _table(*(f">{name}" if _is_number(rows[0].get(name)) else name for name in columns))
     for row in rows:
         table.add_row(
             *(
@@ -398,6 +430,10 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
             )
         )
     console().print(table)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or value is None
 
 
 @app.command()
@@ -415,6 +451,100 @@ def check(files: Annotated[list[Path], typer.Argument(help="model, hardware, clo
             problems += error.problems
     if problems:
         raise SpecError(problems)
+
+
+# --- Measured silicon ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def calibrate(
+    what: Annotated[str, typer.Argument(help="silicon: the measured kernels of aiconfigurator-core")],
+    system: Annotated[str, typer.Option(help="gb200, gb300, b200, h200 or h100")],
+    framework: Annotated[str, typer.Option(help="trtllm, sglang or vllm")],
+    out: OutOption = Path("out/calibration"),
+) -> None:
+    """Fit a clock to measured kernels: SYSTEM-FRAMEWORK.yaml, and measured against modelled as a picture."""
+    from helix_sim import calibration, plot
+    from helix_sim.spec import SpecError
+    from helix_sim.tables import write_text
+
+    if what != "silicon":
+        raise SpecError([f"{what!r} is not one of silicon"])
+    calibration.check_names(system, framework)
+    made = _with_tables(lambda: calibration.calibrate(system, framework, say=remark))
+    name = made.clock.name
+    write_text(out / f"{name}.yaml", calibration.yaml_text(made.clock))
+    plot.save(plot.calibration(made.fitted, f"{name}: measured and modelled"), out / name, ("png",))
+    _print_rows(
+        [
+            {
+                "class": key,
+                "rows": len(each.modelled_s),
+                "held_out": each.record.residuals.count,
+                "median_error": each.record.residuals.median_error,
+                "mean_error": each.record.residuals.mean_error,
+            }
+            for key, each in made.fitted.items()
+        ],
+        as_json=False,
+    )
+    console().print(f"files in {out}: {name}.yaml, {name}.png")
+
+
+def _with_tables(call: Any) -> Any:
+    """The call's result; a missing package or table is the user's one sentence."""
+    from helix_sim.silicon import NoSuchTable, TablesMissing
+    from helix_sim.spec import SpecError
+
+    try:
+        return call()
+    except (NoSuchTable, TablesMissing) as error:
+        raise SpecError([str(error)]) from None
+
+
+@app.command()
+def validate(
+    kernels: Annotated[bool, typer.Option("--kernels", help="held-out errors of each class of kernels")] = False,
+    end_to_end: Annotated[bool, typer.Option("--end-to-end", help="decode steps of 274 measured servings")] = False,
+    system: Annotated[str, typer.Option(help="for --kernels: gb200, gb300, b200, h200 or h100")] = "gb200",
+    framework: Annotated[str, typer.Option(help="for --kernels: trtllm, sglang or vllm")] = "trtllm",
+    out: OutOption = Path("out/validate"),
+    as_json: JsonOption = False,
+) -> None:
+    """Calibrated clocks against measured silicon: kernels kept out of the fit, and whole servings."""
+    from helix_sim.spec import SpecError
+
+    if kernels == end_to_end:
+        raise SpecError(["say what to validate: --kernels or --end-to-end"])
+    if kernels:
+        from helix_sim import calibration
+        from helix_sim.studies.validate import kernels as judge
+
+        calibration.check_names(system, framework)
+        table = _with_tables(lambda: judge(system, framework))
+        _print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), as_json)
+    else:
+        _validate_end_to_end(out, as_json)
+
+
+def _validate_end_to_end(out: Path, as_json: bool) -> None:
+    from helix_sim import plot
+    from helix_sim.studies import validate as study
+    from helix_sim.tables import write_csv
+
+    table = _with_tables(study.end_to_end)
+    report = study.report(table)
+    files = [write_csv(out / "end-to-end.csv", table)]
+    for reading in study.BATCHES:
+        title = f"Decode steps of measured servings, batch {reading.replace('_', ' ')}"
+        files += plot.save(plot.end_to_end(table, reading, title), out / f"end-to-end-{reading}")
+    if as_json:
+        print_json({name: frame.to_dict("records") for name, frame in report.items()})
+        return
+    for name, frame in report.items():
+        console().print(f"\n{name}")
+        _print_rows(frame.to_dict("records"), as_json=False)
+    console().print(f"files in {out}: {', '.join(path.name for path in files)}")
 
 
 @app.callback(invoke_without_command=True)

@@ -157,8 +157,8 @@ MOST_TILE_ROWS = 128
 def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
     """One of the two products of routed experts in a fused MoE kernel, with its half of permuting and summing.
 
-    latency + a share for each local and each read expert + passes over tokens and pairs + norm(bytes / bandwidth,
-    waves of tiles, each at the pace of its SM's tensor cores or of a dependent load).
+    latency + a share for each local and each read expert + passes over tokens and pairs + a block's walk along the
+    inner dimension + norm(bytes / bandwidth + its ramp, waves of tiles at the pace of their tensor cores or loads).
     An expert's rows fill whole tiles: with loads spread geometrically about their mean r, 1 / (1 - e^(-tile/r)) tiles,
     each of r rows, but within what the kernel library has.
     """
@@ -172,8 +172,9 @@ def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) ->
     math_s = work.flops / (p["math_share"] * flops_per_s)
     experts_s = (p["local_expert_ns"] * work.copies + p["read_expert_ns"] * work.experts_read) * NANO
     moved = (p["pair_passes"] * work.rows + p["token_passes"] * work.tokens) * (work.inner + work.outer) * 2
-    extra_s = moved / gpu.hbm_bytes_per_s
-    total = p["latency_us"] * MICRO + experts_s + extra_s + norm(3, hbm_s, loop_s)
+    extra_s = moved / gpu.hbm_bytes_per_s + p["inner_ns"] * NANO * work.inner
+    ramp_s = np.sqrt(work.weight_bytes * p["ramp_kB"] * 1e3) / gpu.hbm_bytes_per_s
+    total = p["latency_us"] * MICRO + experts_s + extra_s + norm(2, hbm_s + ramp_s, loop_s)
     return _at_least(total, math_s=math_s, hbm_s=hbm_s)
 
 
@@ -340,6 +341,8 @@ SHAPES: dict[str, Shape] = {
             "step_ns": Parameter(start=1.0, low=0.001, high=30.0),
             "local_expert_ns": Parameter(start=30.0, low=0.01, high=2000.0),
             "read_expert_ns": Parameter(start=50.0, low=0.01, high=2000.0),
+            "inner_ns": Parameter(start=0.5, low=0.0, high=10.0),
+            "ramp_kB": Parameter(start=100.0, low=0.001, high=1e6),
             "pair_passes": Parameter(start=1.0, low=0.01, high=50.0),
             "token_passes": Parameter(start=1.0, low=0.01, high=50.0),
             "least_tile_rows": Parameter(start=32.0, low=1.0, high=128.0),
@@ -399,5 +402,3 @@ def one_piece(work: Work) -> Work:
         pieces=1,
         collective=None if sent is None else replace(sent, payload=sent.payload * share),
     )
-
-

@@ -84,8 +84,19 @@ def draw_frontier(
     """A frontier as the staircase it is: at an interactivity, the best throughput of a point at least that fast."""
     if len(curve):
         axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=label, **style)
+        draw_band(axes, curve, colour)
         if marker and len(curve) <= 60:
             axes.plot(curve.interactivity, curve.throughput, marker, color=colour, markersize=2.6, alpha=0.8)
+
+
+def draw_band(axes: Axes, curve: Frontier, colour: str) -> None:
+    """The 80 % interval of a frontier on measured kernels: a step that is slower loses in both directions at once."""
+    if "ttl_low_s" not in curve.columns or len(curve) < 2:
+        return
+    faster, slower = (curve.columns["ttl_s"] / curve.columns[f"ttl_{end}_s"] for end in ("low", "high"))
+    x = np.concatenate([curve.interactivity * faster, (curve.interactivity * slower)[::-1]])
+    y = np.concatenate([curve.throughput * faster, (curve.throughput * slower)[::-1]])
+    axes.fill(x, y, color=colour, alpha=0.13, linewidth=0)
 
 
 def knees(curve: Frontier, count: int = 3) -> list[int]:
@@ -123,11 +134,16 @@ def pareto_axes(axes: Axes, title: str) -> None:
     """Name and scale the axes of a Pareto plot."""
     axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel="throughput (tokens/s/GPU)")
     axes.set_title(title)
+    _plain_log_ticks(axes)
+    axes.tick_params(which="minor", labelsize=8)
+    axes.margins(x=0.09, y=0.08)
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    """Numbers without powers of ten on log axes, at 1, 2 and 5."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
-    axes.tick_params(which="minor", labelsize=8)
-    axes.margins(x=0.09, y=0.08)
 
 
 def pareto(result: SweepResult, context: int | None = None) -> Figure:
@@ -303,4 +319,47 @@ def calibration(fitted: Mapping[str, Fitted], title: str) -> Figure:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         figure.supxlabel("measured (µs)")
         figure.supylabel("modelled (µs)")
+    return figure
+
+
+SYSTEM_COLOURS = {"gb200": "#0072B2", "gb300": "#56B4E9", "b200": "#009E73", "h200": "#E69F00", "h100": "#D55E00"}
+FRAMEWORK_MARKERS = {"trtllm": "o", "sglang": "s", "vllm": "^"}
+
+
+def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
+    """Measured against predicted time per token of every serving, each half by itself, with the 80 % intervals."""
+    measured, predicted = table["tpot_s"] * 1e3, table[f"{reading}_s"] * 1e3
+    low, high = table[f"{reading}_low_s"] * 1e3, table[f"{reading}_high_s"] * 1e3
+    ends = [0.9 * min(measured.min(), predicted.min()), 1.1 * max(measured.max(), predicted.max())]
+    with plt.rc_context(STYLE):
+        figure, both = plt.subplots(1, 2, figsize=(10.4, 5.2), layout="constrained", sharex=True, sharey=True)
+        for axes, half in zip(both, ("development", "blind"), strict=True):
+            axes.plot(ends, ends, color="#404040", linewidth=0.9)
+            axes.fill_between(ends, [e / 1.1 for e in ends], [e * 1.1 for e in ends], color="#404040", alpha=0.08)
+            for key, part in table[table["half"] == half].groupby(["system", "framework"]):
+                system, framework = map(str, key)
+                at = part.index
+                axes.errorbar(
+                    measured[at],
+                    predicted[at],
+                    yerr=[predicted[at] - low[at], high[at] - predicted[at]],
+                    fmt=FRAMEWORK_MARKERS[framework],
+                    color=SYSTEM_COLOURS[system],
+                    markersize=4,
+                    elinewidth=0.6,
+                    alpha=0.8,
+                    label=f"{system} {framework}",
+                )
+            odd = table[(table["half"] == half) & (table["beyond_light"] | table["odd_label"])].index
+            axes.plot(measured[odd], predicted[odd], "x", color="black", markersize=7, label="doubtful row")
+            axes.set(xscale="log", yscale="log", xlabel="measured time per token (ms)", xlim=ends, ylim=ends)
+            axes.set_title(f"{half} half, {int((table['half'] == half).sum())} rows")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(
+                    FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+                )
+            axes.legend(fontsize=7, loc="upper left")
+        both[0].set_ylabel("predicted time per token (ms), 80 % interval")
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure

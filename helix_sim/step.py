@@ -191,7 +191,7 @@ class Step:
 
     @property
     def ttl_interval_s(self) -> tuple[Any, Any]:
-        """Ends of the TTL's 80 % interval, from the residuals of each class of measured kernels; the TTL itself without.
+        """Ends of the TTL's 80 % interval, from the residuals of each class of kernels; without these, the TTL itself.
 
         All ops of a class err together, classes independently: the deviations T_c·(1 - e^low_c) below, and
         T_c·(e^high_c - 1) above, add in squares, T_c being what the class adds to the TTL.

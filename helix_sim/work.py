@@ -32,12 +32,13 @@ class Work:
 
     The last fields are the sizes that decide how well a real kernel fills a GPU; only calibrated clocks read them:
 
-    | op         | rows                | inner, outer | copies           | others                                        |
-    |------------|---------------------|--------------|------------------|-----------------------------------------------|
-    | matmul     | m                   | k, n         | weight matrices  |                                               |
-    | grouped    | token-expert pairs  | k, n         | experts here     | experts_read: distinct ones with a token       |
-    | attention  | requests            | score, value width | KV heads   | heads: of queries; tokens: of the local cache  |
-    | collective | tokens of the group |              |                  | needed: share of what others hold that is sent |
+    | op         | rows               | inner, outer       | copies          | others                                |
+    |------------|--------------------|--------------------|-----------------|---------------------------------------|
+    | matmul     | m                  | k, n               | weight matrices |                                       |
+    | grouped    | token-expert pairs | k, n               | experts here    | experts_read: those with a token;     |
+    |            |                    |                    |                 | tokens: of all groups                 |
+    | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
+    | collective | tokens             |                    |                 | needed: share of others' that is sent |
     """
 
     op_class: str

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from helix_sim.calibration import MACHINES
 from helix_sim.load import load_sweep
 from helix_sim.pareto import Frontier
 from helix_sim.spec import Clock, Sweep
@@ -124,7 +125,8 @@ def search(clock: Clock, change: Callable[[Plan], Plan] = lambda planned: planne
     def run(sweep: Sweep) -> SweepResult:
         return run_plan(change(replace(plan(sweep), clock=clock)))
 
-    sweeps = {key: load_sweep(name) for key, name in PAPER_SWEEPS.items()}
+    machine = {"hardware": MACHINES[clock.calibration.system]} if clock.calibration else {}
+    sweeps = {key: load_sweep(name).model_copy(update=machine) for key, name in PAPER_SWEEPS.items()}
     return Searches(
         on={key: run(sweep) for key, sweep in sweeps.items()},
         off={key: run(sweep.model_copy(update={"chunks": [1]})) for key, sweep in sweeps.items()},
@@ -250,6 +252,20 @@ def measure(searches: Searches) -> dict[str, Ratio]:
         "llama_throughput": best_throughput(llama_helix, llama.group("tp")),
         "hopb_off_r1": largest_loss(r1_helix, searches.off["r1"].group("all-helix")),
         "hopb_off_llama": largest_loss(llama_helix, searches.off["llama"].group("all-helix")),
+    }
+
+
+MEASURED = {"r1_interactivity": 1.8, "r1_users": 32.0}
+"""What TensorRT-LLM measured for DeepSeek-R1 in FP4 at 1M tokens on GB300 NVL72, without HOP-B [its Helix write-up]."""
+
+
+def without_hop_b(searches: Searches) -> dict[str, float]:
+    """The claims that TensorRT-LLM measured, with HOP-B off, as it measured them."""
+    off = searches.off["r1"]
+    helix, baseline = off.group("all-helix"), off.group("baseline")
+    return {
+        "r1_interactivity": best_interactivity(helix, baseline).value,
+        "r1_users": best_throughput(helix, baseline).value,
     }
 
 

@@ -8,7 +8,7 @@ and launch overhead; the blind half sets nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def end_to_end() -> pd.DataFrame:
     rows = silicon.disaggregated_decode()
     ideal = load_clock("ideal")
     columns: dict[str, list[float]] = {}
-    for row in rows.itertuples():
+    for row in cast(Any, rows.itertuples()):
         found = {"light_s": float(predict(row, row.batch, ideal).ttl_s)}
         for name, batch in BATCHES.items():
             step = predict(row, getattr(row, batch))
@@ -204,7 +204,7 @@ class Overhead:
 
 
 def overheads(table: pd.DataFrame) -> list[Overhead]:
-    """The one number per framework: the overhead that minimises the mean |ln(predicted / measured)| of development rows.
+    """The one number per framework: the overhead with the least mean |ln(predicted / measured)| on development rows.
 
     With effective batch, and without the rows that no prediction can mean: beyond light, or of doubtful label.
     """
@@ -218,3 +218,65 @@ def overheads(table: pd.DataFrame) -> list[Overhead]:
             Overhead(framework=str(framework), rows=len(part), microseconds=round(tried[int(np.argmin(loss))] * 1e6))
         )
     return found
+
+
+WORST = 10
+SPLIT = ["half"]
+
+
+def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Every table that `helix-sim validate --end-to-end` prints, by its title."""
+    doubtful = table["beyond_light"] | table["odd_label"]
+    found: dict[str, pd.DataFrame] = {}
+    for reading in BATCHES:
+        title = f"batch {reading.replace('_', ' ')}"
+        found[f"{title}: by half, all rows"] = _with_total(table, SPLIT, reading)
+        found[f"{title}: by half, without doubtful rows"] = _with_total(table[~doubtful], SPLIT, reading)
+        found[f"{title}: DeepSeek by system"] = _with_total(_deepseek(table), ["system"], reading)
+        found[f"{title}: by half, system, model and framework"] = scores(
+            table, ["half", "system", "model", "framework"], reading
+        )
+    worst = table.assign(error=errors(table, "effective"))
+    found[f"the {WORST} worst development rows, batch effective"] = _listed(worst[worst["half"] == "development"])
+    found[f"the {WORST} worst blind rows, batch effective"] = _listed(worst[worst["half"] == "blind"])
+    found["faster than light at the stated batch"] = _listed(worst[worst["beyond_light"]], most=len(table))
+    found["labelled moe_tp 32, ep 1"] = _listed(worst[worst["odd_label"]], most=len(table))
+    found["step overhead that development rows ask for"] = _overhead_table(table)
+    return found
+
+
+def _deepseek(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["model"].str.startswith("deepseek")]
+
+
+def _with_total(table: pd.DataFrame, by: list[str], reading: str) -> pd.DataFrame:
+    import pandas as pd
+
+    total = scores(table, [], reading)
+    total.insert(0, by[0], "all")
+    return pd.concat([scores(table, by, reading), total], ignore_index=True)
+
+
+def _listed(rows: pd.DataFrame, most: int = WORST) -> pd.DataFrame:
+    """Rows with the largest errors first, times in milliseconds."""
+    order = rows["error"].abs().sort_values(ascending=False).index[:most]
+    rows = rows.loc[order]
+    return rows[["half", "system", "framework", "precision", "tp", "dp", "moe_tp", "moe_ep", "isl", "osl"]].assign(
+        batch=rows["batch"].round(1),
+        effective=rows["effective_batch"].round(1),
+        measured_ms=rows["tpot_s"] * 1e3,
+        predicted_ms=rows["effective_s"] * 1e3,
+        light_ms=rows["light_s"] * 1e3,
+        error=rows["error"],
+    )
+
+
+def _overhead_table(table: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {"framework": o.framework, "development_rows": o.rows, "overhead_us": o.microseconds}
+            for o in overheads(table)
+        ]
+    )
