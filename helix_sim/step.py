@@ -227,6 +227,15 @@ class Step:
         return found
 
     @property
+    def rests_on_extrapolation(self) -> Any:
+        """Whether ops beyond measured sizes make up a hundredth of the TTL, or more."""
+        seconds, beyond = self.seconds, self.extrapolated
+        outside: Any = 0.0
+        for name, each in beyond.items():
+            outside = outside + each * (seconds[name] - self.layout.pp * self.hidden_s.get(name, 0.0))
+        return outside > 0.01 * self.ttl_s
+
+    @property
     def tokens_per_s_user(self) -> Any:
         """Interactivity: 1 / TTL."""
         return 1 / self.ttl_s

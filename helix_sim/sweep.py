@@ -172,15 +172,12 @@ def evaluate_block(planned: Plan, block: Block, *, best_chunks: bool) -> Evaluat
 
 
 def _error_bars(step: Step, cells: tuple[int, ...], rows: Any, fits: int) -> Columns:
-    """Ends of the TTL's interval, and whether an op lies beyond measured sizes; none without a calibration."""
+    """Ends of the TTL's interval, and whether it rests on sizes beyond the measured; none without a calibration."""
     if step.clock.calibration is None:
         return {}
     low, high = step.ttl_interval_s
-    beyond: Any = False
-    for each in step.extrapolated.values():
-        beyond = beyond | each
     found = {}
-    for name, values in (("ttl_low_s", low), ("ttl_high_s", high), ("extrapolated", beyond)):
+    for name, values in (("ttl_low_s", low), ("ttl_high_s", high), ("extrapolated", step.rests_on_extrapolation)):
         found[name] = np.zeros(cells, dtype=np.asarray(values).dtype)
         found[name][rows, :fits] = values
     return found
