@@ -111,9 +111,7 @@ def test_one_layout_equals_its_row_in_a_column_of_layouts(clock):
     column = Layout(
         batch=np.array([[1, 8, 64, 300]]), tpa=np.array([[1], [8], [2]]), dp=1, ep=1, tpf=np.array([[1], [8], [2]])
     )
-    many = evaluate(
-        load_model("deepseek-r1"), hardware, load_clock(clock), precision_for(hardware, 1), column, 100_000
-    )
+    many = evaluate(load_model("deepseek-r1"), hardware, load_clock(clock), precision_for(hardware, 1), column, 100_000)
     low, high = many.ttl_interval_s
     for i, tpa in enumerate((1, 8, 2)):
         for j, batch in enumerate((1, 8, 64, 300)):

@@ -1,0 +1,184 @@
+"""Fits: shipped files, held-out cells, and parameters recovered from times that a shape made."""
+
+from importlib import metadata
+
+import numpy as np
+import pytest
+import yaml
+
+from helix_sim import calibration, silicon
+from helix_sim.kernel_time import SHAPES
+from helix_sim.load import check_file, data_folder, load_clock, load_hardware, parse, read_yaml, shipped
+from helix_sim.spec import Clock, SpecError
+from helix_sim.work import Work
+
+try:
+    installed = metadata.version(silicon.DISTRIBUTION)
+except metadata.PackageNotFoundError:
+    installed = None
+
+measured = pytest.mark.skipif(
+    installed != silicon.VERSION,
+    reason=f"needs {silicon.DISTRIBUTION} {silicon.VERSION} (pip install 'helix-sim[silicon]'), found {installed}",
+)
+
+FOLDER = data_folder("hardware_profiles/calibrations")
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+GPU = calibration.bare_gpu(load_hardware("gb200-nvl72"), "gb200")
+RATE = load_hardware("gb200-nvl72").flops_per_s
+
+
+def test_every_system_has_a_calibration_of_every_framework():
+    assert set(SHIPPED) == {f"{s}-{f}" for s in silicon.SYSTEMS for f in silicon.FRAMEWORKS}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_calibration_loads_by_name_and_says_where_its_numbers_come_from(name):
+    clock = load_clock(name)
+    assert name in shipped("clock")
+    assert check_file(FOLDER / f"{name}.yaml") == clock
+    assert f"{clock.calibration.system}-{clock.calibration.framework}" == name == clock.name
+    for label, each in clock.calibration.classes.items():
+        assert f"{silicon.DISTRIBUTION} {silicon.VERSION}" in each.source, label
+        assert "rows fitted" in each.source
+        assert each.residuals.count > 0
+        assert all(quantity.source for quantity in each.parameters.values())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_share_of_a_datasheet_rate_is_above_one(name):
+    for each in load_clock(name).calibration.classes.values():
+        for parameter, value in each.values.items():
+            if parameter.endswith("_share") and not parameter.startswith(("l2", "load", "reread")):
+                assert 0 < value <= 1
+
+
+def test_a_clock_survives_being_written_and_read():
+    clock = load_clock("gb200-trtllm")
+    assert parse(Clock, yaml.safe_load(calibration.yaml_text(clock)), "again") == clock
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: c.update(shape="cubic"), "'cubic' is not one of"),
+        (lambda c: c["parameters"].pop("latency_us"), "parameters.latency_us: missing"),
+        (lambda c: c["parameters"]["bandwidth_share"].update(value=1.2), "1.2 is not between 0.02 and 1"),
+        (lambda c: c["parameters"].update(speed={"value": 1, "source": "assumed: x"}), "speed: unknown"),
+    ],
+)
+def test_a_wrong_class_is_a_sentence_with_its_place(change, sentence):
+    content = read_yaml(FOLDER / "gb200-trtllm.yaml")
+    change(content["calibration"]["classes"]["gemm-bf16"])
+    with pytest.raises(SpecError, match=r"gemm-bf16") as error:
+        parse(Clock, content, "mine.yaml")
+    assert sentence in str(error.value)
+
+
+def synthetic(shape, works, truth):
+    """Times that a shape makes with known parameters, with 3 % of noise; a fifth of them held out."""
+    seconds = calibration.modelled_s(shape, works, GPU, RATE, truth)
+    rng = np.random.default_rng(3)
+    return calibration.Measured(
+        name="made-up",
+        shape=shape,
+        works=works,
+        seconds=seconds * np.exp(rng.normal(0, 0.03, len(seconds))),
+        held=rng.random(len(seconds)) < 0.2,
+        source="made-up",
+        largest={},
+    )
+
+
+def test_a_fit_recovers_the_parameters_of_a_stream():
+    moved = np.geomspace(1e4, 1e10, 200)
+    truth = {"latency_us": 2.5, "bandwidth_share": 0.8}
+    work = Work(op_class="elementwise", activation_bytes=moved, rows=moved)
+    found = calibration.fit(synthetic("stream", (work,), truth), GPU, RATE).record
+    assert found.values == pytest.approx(truth, rel=0.03)
+    assert found.residuals.median_error == pytest.approx(0.02, abs=0.01)
+    assert found.residuals.high == pytest.approx(1.28 * 0.03, rel=0.4)
+
+
+def test_a_fit_recovers_what_binds_in_attention():
+    batch, context, heads = (
+        axis.ravel() for axis in np.meshgrid(2.0 ** np.arange(11), 2.0 ** np.arange(4, 18), [16.0, 64.0, 128.0])
+    )
+    work = Work(
+        op_class="attention-mla",
+        flops=2 * batch * context * heads * 1088,
+        kv_bytes=batch * context * 576,
+        activation_bytes=batch * heads * 1088 * 2,
+        math="fp8",
+        weights="fp8",
+        rows=batch,
+        heads=heads,
+        tokens=context,
+    )
+    truth = load_clock("gb200-trtllm").calibration.classes["attention-mla-fp8"].values
+    truth |= {"math_share": 0.6}
+    found = calibration.fit(synthetic("latent-attention", (work,), truth), GPU, RATE).record
+    assert found.residuals.median_error < 0.03
+    for name in ("latency_us", "bandwidth_share", "math_share", "request_us"):
+        assert found.values[name] == pytest.approx(truth[name], rel=0.08), name
+
+
+def test_outliers_do_not_move_a_fit():
+    moved = np.geomspace(1e4, 1e10, 200)
+    truth = {"latency_us": 2.5, "bandwidth_share": 0.8}
+    clean = synthetic("stream", (Work(op_class="elementwise", activation_bytes=moved, rows=moved),), truth)
+    clean.seconds[::20] *= 4
+    assert calibration.fit(clean, GPU, RATE).record.values == pytest.approx(truth, rel=0.05)
+
+
+def test_held_out_cells_are_whole_curves_and_about_a_fifth():
+    import pandas as pd
+
+    cells = pd.DataFrame({"n": np.repeat(np.arange(500), 7), "k": np.repeat(np.arange(500) % 9, 7)})
+    held = calibration.held_out(cells).reshape(500, 7)
+    assert (held.all(axis=1) == held.any(axis=1)).all()
+    assert 0.15 < held.mean() < 0.25
+    assert (calibration.held_out(cells[::-1])[::-1].reshape(500, 7) == held).all()
+
+
+def test_balanced_loads_are_counted_by_hand():
+    # 2 tokens of top 4 among 8 experts: stride 2, token i takes experts floor(i) + 0, 2, 4, 6
+    assert calibration.busiest_rank(2, 8, 4, 1, 0.0) == (8.0, 8.0)
+    assert calibration.busiest_rank(1, 8, 4, 2, 0.0) == (2.0, 2.0)
+    assert calibration.busiest_rank(1024, 256, 8, 8, 0.0) == (32.0, 1024.0)
+
+
+def test_skewed_loads_fall_on_the_busiest_gpu():
+    _, balanced = calibration.busiest_rank(1024, 256, 8, 8, 0.0)
+    read, pairs = calibration.busiest_rank(1024, 256, 8, 8, 1.2)
+    assert pairs > 1.2 * balanced
+    assert read <= 32
+
+
+@pytest.mark.parametrize(("system", "framework"), [("gb900", "trtllm"), ("gb200", "llamacpp")])
+def test_an_unknown_table_is_a_sentence(system, framework):
+    with pytest.raises(SpecError, match="is not one of"):
+        calibration.check_names(system, framework)
+
+
+@measured
+@pytest.mark.parametrize("section", [calibration.elementwise_classes, calibration.all_reduce_classes])
+def test_a_refit_gives_the_shipped_parameters(section):
+    classes = load_clock("gb200-trtllm").calibration.classes
+    for each in section("gb200", "trtllm"):
+        found = calibration.fit(each, GPU, RATE).record
+        for name, value in found.values.items():
+            assert value == pytest.approx(classes[each.name].values[name], rel=0.02, abs=1e-2), (each.name, name)
+
+
+@measured
+def test_every_system_and_framework_has_measurements_of_every_group():
+    for system, framework in (("h100", "vllm"), ("gb300", "sglang")):
+        names = {each.name for each in calibration.measurements(system, framework)}
+        for start in ("attention-mla", "attention-gqa", "gemm", "grouped-gemm", "all-reduce", "dispatch", "combine"):
+            assert any(name.startswith(start) for name in names), (system, framework, start)
+
+
+def test_every_class_of_a_calibration_has_a_shape():
+    for name in SHIPPED:
+        assert {each.shape for each in load_clock(name).calibration.classes.values()} <= set(SHAPES)
