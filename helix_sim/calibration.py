@@ -422,11 +422,24 @@ def busiest_rank(tokens: int, experts: int, top_k: int, ep: int, skew: float) ->
 def grouped_classes(system: str, framework: str) -> list[Measured]:
     """grouped-gemm by format and kernel: both products of routed experts and what is fused with them.
 
-    Where a framework has several kernels for a format, each is a class, and the clock runs the faster one.
+    Where a framework has several kernels for a format, each is a class, and the clock runs the faster one. On Blackwell
+    TensorRT-LLM runs FP8 experts on its own trtllm-gen kernels as well, which only SGLang's table has measured.
     """
     from helix_sim import silicon
 
-    frame = silicon.grouped_gemm(system, framework)
+    found = _grouped_classes(silicon.grouped_gemm(system, framework))
+    if framework == "trtllm" and not system.startswith("h"):
+        table = silicon.grouped_gemm(system, "sglang")
+        table = table[(table["format"] == "fp8_block") & table["kernel"].str.contains("flashinfer_trtllm_moe")]
+        (borrowed,) = _grouped_classes(table, "; borrowed: SGLang calls this framework's kernel through FlashInfer")
+        alone = [each for each in found if each.name == borrowed.name]
+        found = [each for each in found if each.name != borrowed.name]
+        found += [replace(each, name=f"{each.name}/own") for each in alone]
+        found.append(replace(borrowed, name=f"{borrowed.name}/trtllm-gen"))
+    return found
+
+
+def _grouped_classes(frame: pd.DataFrame, remark: str = "") -> list[Measured]:
     frame = frame[frame["gated"] & (frame["tokens"] <= DECODE_TOKENS) & (frame["experts"] >= 64)]
     frame = frame[frame["hidden"] >= 2048]
     keys = ["hidden", "intermediate", "experts", "top_k", "moe_tp", "moe_ep", "format", "routing"]
@@ -448,7 +461,7 @@ def grouped_classes(system: str, framework: str) -> list[Measured]:
                     works=_expert_works(TABLE_FORMAT[str(table_format)], rows),
                     seconds=rows["seconds"].to_numpy(),
                     held=held_out(rows[keys]),
-                    source=_cited(rows, "; permutation, activation and sum included"),
+                    source=_cited(rows, f"; permutation, activation and sum included{remark}"),
                     largest=_largest(rows=rows["pairs"], copies=rows["experts"] / rows["moe_ep"]),
                 )
             )

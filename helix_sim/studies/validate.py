@@ -83,6 +83,18 @@ MODELS = {
 }
 
 
+DISPATCH: dict[tuple[str, str], str] = {
+    ("trtllm", "fp4"): "nvfp4",
+    ("trtllm", "fp8"): "bf16",
+    ("sglang", "fp4"): "fp8-block",
+    ("sglang", "fp8"): "fp8-block",
+    ("vllm", "fp4"): "fp8-block",
+    ("vllm", "fp8"): "fp8-block",
+}
+"""What tokens travel to their experts in: TensorRT-LLM quantises to NVFP4 before it sends, but to FP8 blocks after;
+DeepEP's low-latency kernels send FP8 blocks."""
+
+
 def formats(row: Any) -> Precision:
     """Number formats of a serving's checkpoint.
 
@@ -102,7 +114,7 @@ def formats(row: Any) -> Precision:
         "attention_math": "bf16" if hopper or kv == "bf16" or not latent else "fp8",
         "head_weights": "bf16",
         "head_math": "bf16",
-        "dispatch": "nvfp4" if fp4 and row.framework == "trtllm" else "fp8-block",
+        "dispatch": DISPATCH[row.framework, row.precision],
     }
     if fp4 and latent:
         chosen |= {"attention_weights": "bf16", "projection_math": "bf16"}
