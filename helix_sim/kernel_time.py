@@ -274,7 +274,10 @@ def _hops(work: Work, gpu: Gpu, p: Mapping[str, float], latency: str) -> Any:
 
 
 def all_reduce(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
-    """The framework's own all-reduce, in the faster of two forms: one-shot, or reduce-scatter and all-gather."""
+    """The framework's own all-reduce, in the faster of two forms: one-shot, or reduce-scatter and all-gather.
+
+    Across NVLink domains there is no such kernel: NCCL's latency, and the network's for each of its phases.
+    """
     assert work.collective is not None
     one_shot, two_shot = work.collective.forms(gpu.domain, False)
     best: Any = np.inf
@@ -282,7 +285,8 @@ def all_reduce(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float])
     for form, name in ((one_shot, "one_shot"), (two_shot, "two_shot")):
         calls = work.collective.calls
         share = p[f"{name}_share"] * gpu.nvlink_bytes_per_s
-        latency_s = calls * _hops(work, gpu, p, f"{name}_us") + form.network_phases * gpu.network_latency_s
+        inside_s = np.where(form.network_phases > 0, p["nccl_us"] * MICRO, _hops(work, gpu, p, f"{name}_us"))
+        latency_s = calls * inside_s + form.network_phases * gpu.network_latency_s
         link_s = np.maximum(form.nvlink_bytes / share, form.network_bytes / gpu.network_bytes_per_s)
         total = latency_s + link_s
         best_link = np.where(total < best, link_s, best_link)
@@ -362,6 +366,7 @@ SHAPES: dict[str, Shape] = {
             "one_shot_us": Parameter(start=4.0, low=0.2, high=100.0),
             "two_shot_us": Parameter(start=10.0, low=0.2, high=300.0),
             **LINKS,
+            "nccl_us": Parameter(start=15.0, low=0.2, high=300.0),
             "one_shot_share": SHARE,
             "two_shot_share": SHARE,
         },
