@@ -33,7 +33,7 @@ class Launch:
     warps: int
     stages: int
     resident: int
-    """Thread blocks that share one SM, by its shared memory and registers."""
+    """Thread blocks that share one SM, by its shared memory and the registers of a BF16 cache's code."""
 
 
 def launch_for(*, group: int, width: int, rope: int) -> Launch:
