@@ -45,6 +45,7 @@ STYLE: Any = {
 COLOURS = {
     "helix": "#0072B2",
     "helix-dp": "#56B4E9",
+    "helix-pp": "#6A3D9A",
     "baseline": "#404040",
     "tp": "#D55E00",
     "pp": "#E69F00",
@@ -54,7 +55,17 @@ COLOURS = {
 }
 """Okabe and Ito's palette, by family and group."""
 
-MARKERS = {"helix": "o", "helix-dp": "s", "tp": "^", "pp": "v", "ep": "D", "tp-ep": "P", "medha": "X", "baseline": "."}
+MARKERS = {
+    "helix": "o",
+    "helix-dp": "s",
+    "helix-pp": "p",
+    "tp": "^",
+    "pp": "v",
+    "ep": "D",
+    "tp-ep": "P",
+    "medha": "X",
+    "baseline": ".",
+}
 
 
 def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) -> list[Path]:

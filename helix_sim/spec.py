@@ -44,9 +44,11 @@ def _number(value: Any) -> Any:
 
 def _exponent_hint(value: Any) -> str:
     """YAML 1.1 reads 8e12 as text: say how to write it."""
+    if not isinstance(value, str):
+        return ""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return ""
     return f"; YAML reads it as text, write {number:.1e}" if math.isfinite(number) else ""
 

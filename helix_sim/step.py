@@ -66,6 +66,7 @@ def moe_ops(d: Decode) -> dict[str, Work]:
     """Ops of an MoE layer's FFN, in order."""
     moe = d.model.experts
     assert moe is not None
+    rank = ffn.busiest_rank(d, moe)
     shared = {
         "shared_up": ffn.shared_up(d, moe),
         "shared_activation": ffn.shared_activation(d, moe),
@@ -77,9 +78,9 @@ def moe_ops(d: Decode) -> dict[str, Work]:
         "top_k": ffn.top_k(d, moe),
         "dispatch": ffn.dispatch(d, moe),
         **(shared if moe.shared else {}),
-        "routed_up": ffn.routed_up(d, moe),
-        "routed_activation": ffn.routed_activation(d, moe),
-        "routed_down": ffn.routed_down(d, moe),
+        "routed_up": ffn.routed_up(d, moe, rank),
+        "routed_activation": ffn.routed_activation(d, moe, rank),
+        "routed_down": ffn.routed_down(d, moe, rank),
         "combine": ffn.combine(d, moe),
         "moe_all_reduce": attention.group_all_reduce(d),
         "moe_spread": attention.spread_to_shards(d),
