@@ -96,8 +96,8 @@ EXACT_UP_TO = 16
 def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
-    Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with z
-    the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness.
+    Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
+    z the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness.
     """
     z = ndtri((ranks - 0.375) / (ranks + 0.25))
     normal = n * p + np.sqrt(n * p * (1 - p)) * z + (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6

@@ -73,7 +73,7 @@ def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) ->
     written = []
     for suffix in formats:
         path = stem.with_suffix(f".{suffix}")
-        with appearing(path) as partial:
+        with appearing(path) as partial, plt.rc_context(STYLE):
             figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else {"Software": None})
         written.append(path)
     plt.close(figure)
