@@ -102,7 +102,8 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     z = ndtri((ranks - 0.375) / (ranks + 0.25))
     normal = n * p + np.sqrt(n * p * (1 - p)) * z + (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6
     q = np.minimum(p, 1 - 1e-12)
-    exactly, pmf = 0.0, (1 - q) ** n
+    exactly: Any = 0.0
+    pmf: Any = (1 - q) ** n
     below = pmf
     for j in range(EXACT_UP_TO):
         exactly = exactly + (n > j) * (1 - np.minimum(below, 1.0) ** ranks)

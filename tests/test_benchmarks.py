@@ -1,4 +1,4 @@
-"""How long the main jobs take; run with `pytest tests/test_benchmarks.py --benchmark-enable`. Nothing asserts a time."""
+"""How long the main jobs take: `pytest tests/test_benchmarks.py --benchmark-enable`. Nothing asserts a time."""
 
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model, load_sweep

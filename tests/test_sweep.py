@@ -137,8 +137,8 @@ def test_the_batch_that_memory_allows_is_the_same_in_the_sweep_and_alone():
         largest = int(rows["batch"][mine & (rows["ep"] == 1)].max())
         fits = Layout(batch=largest, tpa=tpa, kvp=kvp, dp=dp, tpf=6)
         decode_step(planned.model, planned.hardware, fits, 10**6, precision=planned.sweep.precision)
+        beyond = Layout(batch=largest + 1, tpa=tpa, kvp=kvp, dp=dp, tpf=6)
         with pytest.raises(LayoutError, match="fullest GPU"):
-            beyond = Layout(batch=largest + 1, tpa=tpa, kvp=kvp, dp=dp, tpf=6)
             decode_step(planned.model, planned.hardware, beyond, 10**6, precision=planned.sweep.precision)
 
 
