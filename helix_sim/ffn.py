@@ -82,6 +82,8 @@ def expert_popularity(experts: Experts) -> list[tuple[int, float]]:
     picked = np.minimum(1.0, experts.top_k * weight / weight.sum())
     for _ in range(experts.top_k):  # what the cap takes from the hottest goes to the rest
         free = picked < 1
+        if not free.any():
+            break
         picked[free] *= (experts.top_k - (~free).sum()) / picked[free].sum()
         picked = np.minimum(1.0, picked)
     starts = [2**i for i in range(experts.routed.bit_length())]

@@ -10,7 +10,7 @@ from helix_sim.attention import Decode
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
 from helix_sim.overlap import hidden_by_pipelining, pipelined
-from helix_sim.spec import Precision
+from helix_sim.spec import Experts, Precision
 from helix_sim.step import LayoutError, decode_step, evaluate, layer_ops
 
 FP4 = Precision(weights="fp4", kv="fp4", math="fp4")
@@ -129,6 +129,16 @@ def test_on_one_rank_the_expected_distinct_experts_are_exact():
     rank = ffn.busiest_rank(d, R1.experts)
     assert rank.read == pytest.approx(256 * (1 - (1 - 8 / 256) ** 32), rel=1e-12)
     assert rank.pairs == 32 * 8
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.5, 1.2, 3.0])
+@pytest.mark.parametrize(("routed", "top_k"), [(256, 8), (2, 2), (5, 4), (8, 1)])
+def test_popularity_sums_to_the_experts_a_token_picks(routed, top_k, skew):
+    moe = Experts(routed=routed, top_k=top_k, intermediate_size=64, routing_skew=skew)
+    classes = ffn.expert_popularity(moe)
+    assert sum(count for count, _ in classes) == routed
+    assert sum(count * picked for count, picked in classes) == pytest.approx(top_k, rel=1e-3)
+    assert all(0 <= picked <= 1 for _, picked in classes)
 
 
 def test_skewed_routing_reads_fewer_experts_but_loads_the_busiest_rank_more():
