@@ -323,14 +323,13 @@ def reproduce(
         print_json([claim.record() for claim in written.claims])
         return
     if written.claims:
-        table = _table("claim", ">paper", ">ours", ">accepted", "held", "layout", "baseline layout")
+        table = _table("id", "claim", ">paper", ">ours", ">accepted", "held")
         for claim in written.claims:
             held = "yes" if claim.held else f"no, by {claim.missed_by:.3g}"
             accepted = f"{claim.low:g} to {claim.high:g}"
-            table.add_row(
-                claim.id, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held, claim.layout, claim.baseline_layout
-            )
+            table.add_row(claim.id, claim.claim, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held)
         console().print(table)
+        console().print("claims.md names the layouts, and the assumption that decides each number")
     console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
 
 

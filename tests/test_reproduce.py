@@ -91,8 +91,7 @@ def test_hop_b_never_loses(searches):
 
 
 def test_a_chunk_that_shares_its_latencies_decides_the_hop_b_claim():
-    text = next(text for text in reproduce.VARIATIONS if text.startswith("HOP-B chunks share"))
-    varied = reproduce.measure(reproduce.search(PAPER, reproduce.VARIATIONS[text]))
+    varied = reproduce.measure(reproduce.search(PAPER, reproduce.VARIATIONS[reproduce.SHARED_LATENCY]))
     assert varied["hopb_off_llama"].value > 0.08
 
 
