@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from helix_sim.units import Column
 
 
@@ -83,6 +85,10 @@ class Layout:
     def gpus(self) -> Any:
         """GPUs of the whole layout."""
         return self.dp * self.tpa * self.kvp * self.pp
+
+    def as_floats(self) -> Layout:
+        """The same sizes in double precision: whole up to 2^53, and products of them that cannot wrap around."""
+        return Layout(**{name: np.multiply(value, 1.0) for name, value in self.columns().items()})
 
     def columns(self) -> dict[str, Column]:
         """The fields by name, in order."""

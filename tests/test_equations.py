@@ -263,7 +263,7 @@ def test_twice_the_gpus_beyond_the_domain_pay_the_network():
         (LLAMA, {"tpa": 8, "tpf": 8, "chunks": 2}, "more than the batch of 1"),
         (LLAMA, {"batch": 4, "tpa": 8, "tpf": 8, "chunks": 2}, "nothing to overlap"),
         (LLAMA, {"tpa": 1, "tpf": 1}, r"needs 3\d\d\.\d GB on the fullest GPU"),
-        (LLAMA, {"batch": 0}, "batch is 0; it must be a whole number of at least 1"),
+        (LLAMA, {"batch": 0}, "batch is 0; it must be a whole number from 1"),
         (R1, {"dp": 512, "tpf": 1, "ep": 512}, "512 is more than the 256 routed experts"),
         (R1, {"dp": 1024, "tpf": 4, "ep": 256}, "needs 1024 GPUs"),
     ],
@@ -271,6 +271,16 @@ def test_twice_the_gpus_beyond_the_domain_pay_the_network():
 def test_a_layout_that_cannot_run_says_why(model, sizes, sentence):
     with pytest.raises(LayoutError, match=sentence):
         step(model, **sizes)
+
+
+def test_sizes_beyond_any_machine_do_not_wrap_around():
+    roomy = GB200.model_copy(update={"memory_GB": GB200.memory_GB.model_copy(update={"value": 1e30})})
+    one = step(LLAMA, 10**9, hardware=roomy, batch=10**3, tpa=8, tpf=8)
+    many = step(LLAMA, 10**12, hardware=roomy, batch=10**9, tpa=8, tpf=8)
+    core = "attention_core"
+    assert many.ops[core].flops == pytest.approx(one.ops[core].flops * 1e9, rel=1e-9)
+    with pytest.raises(LayoutError, match="context is 1000000000001; it must be a whole number from 1 to 10"):
+        step(LLAMA, 10**12 + 1, tpa=8, tpf=8)
 
 
 def test_every_reason_is_told_at_once():
