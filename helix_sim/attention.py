@@ -69,8 +69,12 @@ def kv_tokens_per_rank(d: Decode) -> Any:
 
 
 def output_heads_per_rank(d: Decode) -> Any:
-    """Heads whose full output a rank of the token group owns after the exchange: Q/N, rounded up to whole heads."""
-    return ceil_div(d.model.attention.q_heads, d.layout.token_group)
+    """Heads whose full output a rank of the token group owns after the exchange: Q/N, in whole heads.
+
+    The exchange deals a TPA rank's heads to the KV shards of its own column, never to another column: where TPA does not
+    divide K evenly, the rank with the most query heads still has the most after it.
+    """
+    return ceil_div(q_heads_per_rank(d), d.layout.token_group // d.layout.tpa)
 
 
 def matmul(
