@@ -100,19 +100,19 @@ def matmul(
     )
 
 
-def row_norm(d: Decode, *, width: Column, kernels: Column = 1) -> Work:
-    """RMSNorm with the residual addition: reads and writes the row and the residual. Its FLOP are not counted."""
-    moved = 4 * d.layout.batch * width * d.activation_bytes
+def row_norm(d: Decode, *, width: Column, tensors: int = 1, kernels: Column = 1) -> Work:
+    """RMSNorm: reads and writes each of `tensors` rows of that width. Its FLOP are not counted."""
+    moved = 2 * tensors * d.layout.batch * width * d.activation_bytes
     return Work(op_class="elementwise", activation_bytes=moved, kernels=kernels, rows=d.layout.batch)
 
 
 def hidden_norm(d: Decode) -> Work:
-    """The norm in front of a block, on the full [B, H] of the group, on every rank.
+    """The norm in front of a block, on the full [B, H] of the group, on every rank: of the row, added to the residual.
 
     It runs inside the kernel of the all-reduce before it, as serving stacks do, and is a kernel of its own only where
     one GPU holds the group's tokens and there is no all-reduce.
     """
-    return row_norm(d, width=d.model.hidden_size, kernels=(d.layout.token_group == 1) * 1)
+    return row_norm(d, width=d.model.hidden_size, tensors=2, kernels=(d.layout.token_group == 1) * 1)
 
 
 # --- Projections -----------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def latent_down_projection(d: Decode, a: MlaAttention) -> Work:
 
 
 def latent_norm(d: Decode, a: MlaAttention) -> Work:
-    """MLA: the norms of both latents, in one kernel."""
+    """MLA: the norms of both latents, in one kernel; they have no residual."""
     return row_norm(d, width=a.q_lora_rank + a.kv_lora_rank)
 
 
