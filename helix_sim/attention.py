@@ -71,8 +71,8 @@ def kv_tokens_per_rank(d: Decode) -> Any:
 def output_heads_per_rank(d: Decode) -> Any:
     """Heads whose full output a rank of the token group owns after the exchange: Q/N, in whole heads.
 
-    The exchange deals a TPA rank's heads to the KV shards of its own column, never to another column: where TPA does not
-    divide K evenly, the rank with the most query heads still has the most after it.
+    The exchange deals a TPA rank's heads to the KV shards of its own column, never to another column: where TPA does
+    not divide K, the rank with the most query heads still has the most after it.
     """
     return ceil_div(q_heads_per_rank(d), d.layout.token_group // d.layout.tpa)
 
@@ -187,15 +187,17 @@ def attention_core(d: Decode) -> Work:
 
     bytes: B · ceil(K/TPA) · (cached values per token) · (S/KVP) · bytes_kv       [Helix 2025, appendix A: t_kv]
     FLOP:  2 · B · Q/TPA · (score width + value width) · S/KVP; the softmax itself is not counted.
+    Activations: the query, and the output with, where KVP > 1, the log-sum-exp that the exchange sends.
     """
     a, p, x = d.model.attention, d.precision, d.layout
     tokens = kv_tokens_per_rank(d)
     heads = q_heads_per_rank(d)
+    head_bytes = (a.score_width + a.value_width) * d.activation_bytes + LSE_BYTES * (x.kvp > 1)
     return Work(
         op_class=f"attention-{a.kind}",
         flops=2 * x.batch * heads * (a.score_width + a.value_width) * tokens,
         kv_bytes=x.batch * kv_heads_per_rank(d) * a.cache_width * tokens * p.bytes_of("kv"),
-        activation_bytes=x.batch * heads * (a.score_width + a.value_width) * d.activation_bytes,
+        activation_bytes=x.batch * heads * head_bytes,
         pieces=x.chunks,
         math=p.format_of("attention_math"),
         weights=p.format_of("kv"),
