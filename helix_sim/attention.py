@@ -150,7 +150,10 @@ def key_absorption(d: Decode, a: MlaAttention) -> Work:
 
 
 def rope_and_append(d: Decode) -> Work:
-    """Rotary embedding of the queries in place, and the new token's K and V into the cache of one KVP rank."""
+    """Rotary embedding of the queries, and the new token's K and V into the cache of one KVP rank.
+
+    The whole query is read and written: in MLA this is where its absorbed and its rotary part come together.
+    """
     a = d.model.attention
     rotated = 2 * q_heads_per_rank(d) * a.score_width + kv_heads_per_rank(d) * a.cache_width
     return Work(
@@ -252,7 +255,11 @@ def group_all_reduce(d: Decode) -> Work:
 
 
 def spread_to_shards(d: Decode) -> Work:
-    """[B, H] from the ranks that ran the FFN to the KV shards that idled (Medha); nothing where all ranks ran it."""
+    """[B, H] from the ranks that ran the FFN to the KV shards that idled (Medha); nothing where all ranks ran it.
+
+    No rank sends it twice: the switch multicasts it, or each shard passes it on while it arrives. Written to each idle
+    shard in turn, it would cost the owner KVP - 1 times as much.
+    """
     x = d.layout
     idle = (x.token_group < x.attention_group) * 1
     return Work(

@@ -182,12 +182,18 @@ def top_k(d: Decode, moe: Experts) -> Work:
 
 
 def dispatch(d: Decode, moe: Experts) -> Work:
-    """Tokens of other attention groups that picked an expert here arrive, each once per rank."""
+    """Tokens of other attention groups that picked an expert here arrive, each once per rank.
+
+    Without their expert numbers and gates, top_k of each beside H values.
+    """
     return _route(d, moe, "dispatch", d.precision.bytes_of("dispatch"))
 
 
 def combine(d: Decode, moe: Experts) -> Work:
-    """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token."""
+    """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token.
+
+    The sums themselves, and the gates' weighting, ride in the kernels around it.
+    """
     return _route(d, moe, "combine", d.wire_bytes)
 
 
