@@ -92,7 +92,7 @@ def expert_popularity(experts: Experts) -> list[tuple[int, float]]:
 
 
 EXACT_UP_TO = 16
-"""Experts on a rank up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
+"""Experts or tokens up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
 
 
 def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
@@ -187,7 +187,7 @@ def top_k(d: Decode, moe: Experts) -> Work:
 
 
 def dispatch(d: Decode, moe: Experts) -> Work:
-    """Tokens of other attention groups that picked an expert here arrive, each once per rank.
+    """Tokens of other attention groups that picked an expert here arrive, each once per rank, at the busiest of ep.
 
     Without their expert numbers and gates, top_k of each beside H values.
     """
@@ -204,7 +204,7 @@ def combine(d: Decode, moe: Experts) -> Work:
 
 def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
     x = d.layout
-    foreign = x.batch * (x.dp - 1) * share_of_tokens_here(d, moe)
+    foreign = largest_binomial(x.batch * (x.dp - 1), share_of_tokens_here(d, moe), x.ep)
     return Work(
         op_class=op_class,
         kernels=0,

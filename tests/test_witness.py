@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from helix_sim.attention import Decode, kv_bytes_per_layer, kv_tokens_per_rank
 from helix_sim.collectives import all_reduce
 from helix_sim.feasibility import shape_reasons
+from helix_sim.ffn import share_of_tokens_here
 from helix_sim.kernels.counted import Rank, busiest, one_shot_all_reduce, ring_all_reduce
 from helix_sim.kernels.helix_layer import BLOCK_TOKENS, HelixLayer, Parts, partial_attention
 from helix_sim.kernels.plain_layer import attention_shapes, dense_shapes, moe_shapes, plain_layer, random_weights
@@ -377,7 +378,8 @@ def moe_layer(routed, top_k, sizes, rng):
     layout = Layout(**{"tpa": max(1, sizes.get("tpf", 1) * sizes.get("ep", 1) // sizes.get("dp", 1))} | sizes)
     attention, ffn = weights_of(model, "moe", rng)
     ffn["router"] = np.linalg.qr(rng.normal(size=(32, 32)))[0][:, :routed]
-    return HelixLayer(model, FP8, layout, attention, ffn), work_of(model, "moe", layout, FP8, 100)
+    d = Decode(model=model, precision=FP8, layout=layout, context=100)
+    return HelixLayer(model, FP8, layout, attention, ffn), d
 
 
 def feed(layer, hidden):
@@ -391,42 +393,40 @@ def feed(layer, hidden):
 @pytest.mark.parametrize(("routed", "top_k", "sizes"), ROUTINGS)
 def test_random_routing_counts_on_average_what_is_expected_of_the_busiest_rank(routed, top_k, sizes):
     rng, trials = np.random.default_rng(11), 150
-    layer, works = moe_layer(routed, top_k, sizes, rng)
+    layer, d = moe_layer(routed, top_k, sizes, rng)
+    works = moe_ops(d)
     seen = {"pairs": [], "read": [], "foreign": []}
     for _ in range(trials):
         feed(layer, rng.normal(size=(sizes.get("dp", 1), sizes["batch"], 32)))
         up = busiest(layer.ranks, "routed_up")
         seen["pairs"].append(up.flops)
         seen["read"].append(up.weight_bytes)
-        fullest = [
-            rank for r, rank in enumerate(layer.ranks) if len(layer.local_experts[r]) == -(-routed // layer.widths.ep)
-        ]
-        seen["foreign"].append(np.mean([rank.counts["dispatch"].received_bytes for rank in fullest]))
+        seen["foreign"].append(busiest(layer.ranks, "dispatch").link_bytes)
     assert np.mean(seen["pairs"]) == pytest.approx(works["routed_up"].flops, rel=0.10)
     assert np.mean(seen["read"]) == pytest.approx(works["routed_up"].weight_bytes, rel=0.10)
-    assert np.mean(seen["foreign"]) == pytest.approx(works["dispatch"].link_bytes, rel=0.05)
+    assert np.mean(seen["foreign"]) == pytest.approx(works["dispatch"].link_bytes, rel=0.10)
 
 
 @pytest.mark.parametrize(("ep", "tpf"), [(1, 6), (2, 3), (3, 2), (6, 1)])
-def test_over_every_choice_of_experts_dispatch_and_combine_are_exact(ep, tpf):
+def test_over_every_choice_of_experts_the_share_of_tokens_that_come_is_exact(ep, tpf):
     # one token for each of the C(6, 2) choices in each of three groups: no chance is left
     choices = np.array(list(itertools.combinations(range(6), 2)))
-    layer, works = moe_layer(6, 2, {"batch": len(choices), "dp": 3, "ep": ep, "tpf": tpf}, np.random.default_rng(12))
+    layer, d = moe_layer(6, 2, {"batch": len(choices), "dp": 3, "ep": ep, "tpf": tpf}, np.random.default_rng(12))
     picks = np.zeros((len(choices), 6))
     np.put_along_axis(picks, choices, 1.0, axis=1)
     feed(layer, np.broadcast_to(picks @ layer.router.T, (3, len(choices), 32)))
-    for op in ("dispatch", "combine"):
-        for rank in layer.ranks:
-            assert rank.counts[op].sent_bytes == pytest.approx(works[op].link_bytes, rel=1e-12)
-            assert rank.counts[op].received_bytes == pytest.approx(works[op].link_bytes, rel=1e-12)
+    foreign = 2 * len(choices) * share_of_tokens_here(d, d.model.experts)
+    for op, rank in itertools.product(("dispatch", "combine"), layer.ranks):
+        assert rank.counts[op].sent_bytes == pytest.approx(foreign * 32, rel=1e-12)
+        assert rank.counts[op].received_bytes == pytest.approx(foreign * 32, rel=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [{"batch": 5, "tpa": 4, "ep": 4}, {"batch": 3, "dp": 4, "tpf": 2, "ep": 2}])
 def test_the_experts_together_compute_every_pair_once_and_hold_every_weight_once(sizes):
     rng = np.random.default_rng(13)
-    layer, works = moe_layer(16, 4, sizes, rng)
+    layer, d = moe_layer(16, 4, sizes, rng)
     feed(layer, rng.normal(size=(layer.widths.dp, layer.widths.batch, 32)))
     pairs = layer.widths.dp * layer.widths.batch * 4
     assert sum(rank.counts["routed_down"].flops for rank in layer.ranks) == 2 * pairs * 4 * 32
     held = sum(w["down"].size for w in layer.expert_weights.values())
-    assert held == 16 * 4 * 32 == pytest.approx(len(layer.ranks) * works["routed_down"].resident_weight_bytes)
+    assert held == 16 * 4 * 32 == pytest.approx(len(layer.ranks) * moe_ops(d)["routed_down"].resident_weight_bytes)
