@@ -67,9 +67,15 @@ class Layout:
 
     @property
     def pooled_groups(self) -> Any:
-        """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several."""
+        """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several.
+
+        Every pool has as many: where the groups that tpf spans do not divide dp, the largest number that divides both.
+
+        >>> [int(Layout(dp=dp, tpa=2, tpf=2 * dp // ep, ep=ep).pooled_groups) for dp, ep in ((4, 8), (4, 2), (5, 2))]
+        [1, 2, 1]
+        """
         spanned = self.tpf // self.token_group
-        return spanned + (spanned < 1)
+        return np.gcd(spanned + (spanned < 1), self.dp)
 
     @property
     def tokens(self) -> Any:
