@@ -108,15 +108,22 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     z, spread = ndtri((ranks - 0.375) / (ranks + 0.25)), np.sqrt(n * p * (1 - p))
     skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
     normal = n * p + spread * z + skewness
+    largest = np.array(np.clip(normal, 0, n))
+    few = np.broadcast_to(n <= EXACT_UP_TO, np.shape(largest))
+    largest[few] = _largest_of_few(*(np.broadcast_to(size, np.shape(largest))[few] for size in (n, p, ranks)))
+    return largest
+
+
+def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
+    """The exact sum, for columns of n up to EXACT_UP_TO."""
     q = np.minimum(p, 1 - 1e-12)
-    exactly: Any = 0.0
-    pmf: Any = (1 - q) ** n
-    below = pmf
+    pmf = (1 - q) ** n
+    below, largest = pmf, np.zeros_like(pmf)
     for j in range(EXACT_UP_TO):
-        exactly = exactly + (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
+        largest += (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
         pmf = pmf * (n - j) / (j + 1) * q / (1 - q)
         below = below + pmf
-    return np.where(n <= EXACT_UP_TO, exactly, np.clip(normal, 0, n))
+    return largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,8 +74,8 @@ class Layout:
         >>> [int(Layout(dp=dp, tpa=2, tpf=2 * dp // ep, ep=ep).pooled_groups) for dp, ep in ((4, 8), (4, 2), (5, 2))]
         [1, 2, 1]
         """
-        spanned = self.tpf // self.token_group
-        return np.gcd(spanned + (spanned < 1), self.dp)
+        spanned = np.maximum(self.tpf // self.token_group, 1)
+        return np.gcd(np.asarray(spanned, dtype=np.int64), np.asarray(self.dp, dtype=np.int64))
 
     @property
     def tokens(self) -> Any:
