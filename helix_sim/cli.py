@@ -334,6 +334,41 @@ def reproduce(
     console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
 
 
+# --- import-hf ------------------------------------------------------------------------------------------------------
+
+
+@app.command("import-hf")
+def import_hf(
+    config: Annotated[Path, typer.Argument(help="a Hugging Face config.json, or the folder that holds it")],
+    out: Annotated[Path | None, typer.Option(help="the file to write; printed unless given")] = None,
+    name: Annotated[str | None, typer.Option(help="the model's name; from the config or its path unless given")] = None,
+    source: Annotated[str | None, typer.Option(help="where the config comes from, such as its URL")] = None,
+    published_parameters: Annotated[
+        float | None, typer.Option(min=1e-6, help="parameters that its publisher counts, in billions")
+    ] = None,
+    full_attention: Annotated[
+        bool, typer.Option("--full-attention", help="read windowed and chunked layers as full attention: a bound")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A model spec from a Hugging Face config; what cannot be modelled is refused by the name of its field."""
+    from helix_sim.import_hf import import_file
+    from helix_sim.tables import write_text
+
+    found = import_file(
+        config, name=name, source=source, published_B=published_parameters, full_attention=full_attention
+    )
+    for text in (found.counts, *found.remarks):
+        remark(text)
+    if out:
+        write_text(out, found.text)
+        remark(f"written to {out}")
+    if as_json:
+        print_json(found.record())
+    elif not out:
+        print(found.text, end="")
+
+
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
