@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from helix_sim.spec import Precision
     from helix_sim.step import Step
+    from helix_sim.studies.recommend import Choice, Recommendation
 
 app = typer.Typer(
     name="helix-sim",
@@ -367,6 +368,135 @@ def import_hf(
         print_json(found.record())
     elif not out:
         print(found.text, end="")
+
+
+# --- recommend -------------------------------------------------------------------------------------------------------
+
+WeightsOption = Annotated[str | None, typer.Option(help="number format of the weights")]
+KvOption = Annotated[str | None, typer.Option(help="number format of the KV cache")]
+MathOption = Annotated[str | None, typer.Option(help="number format of the arithmetic: fp4, fp8, bf16")]
+WireOption = Annotated[str | None, typer.Option(help="number format on the links")]
+FamilyOption = Annotated[list[str] | None, typer.Option(help="a family of layouts to search; repeat for several")]
+MostGpusOption = Annotated[int | None, typer.Option(help="most GPUs of a layout; one NVLink domain unless given")]
+
+
+@app.command()
+def recommend(
+    model: ModelArgument,
+    hardware: HardwareArgument,
+    ttl_ms: Annotated[float, typer.Option(help="budget for the token-to-token latency of a user")],
+    context: Annotated[str, typer.Option(help="tokens per request: 1M, or a mix with shares: 32K:0.7,1M:0.3")] = "1M",
+    gpus: Annotated[int | None, typer.Option(help="exactly this many GPUs")] = None,
+    gpus_at_most: MostGpusOption = None,
+    min_users: Annotated[int, typer.Option(help="fewest users that a layout must serve at once")] = 1,
+    family: FamilyOption = None,
+    choices: Annotated[int, typer.Option(help="how many choices to list")] = 5,
+    weights: WeightsOption = None,
+    kv: KvOption = None,
+    math: MathOption = None,
+    wire: WireOption = None,
+    clock: ClockOption = "paper",
+    as_json: JsonOption = False,
+) -> None:
+    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
+    from helix_sim.load import load_hardware
+    from helix_sim.pick import precision_of
+    from helix_sim.spec import SpecError
+    from helix_sim.studies.recommend import Request, parse_mix
+    from helix_sim.studies.recommend import recommend as search
+
+    if gpus is not None and gpus_at_most is not None:
+        raise SpecError(["--gpus and --gpus-at-most exclude each other; give one"])
+    formats = {"weights": weights, "kv": kv, "math": math, "wire": wire}
+    found = search(
+        Request(
+            model=model,
+            hardware=hardware,
+            mix=parse_mix(context),
+            ttl_s=ttl_ms / 1e3,
+            clock=clock or "paper",
+            precision=precision_of(load_hardware(hardware), {}, formats),
+            gpus=(gpus, gpus) if gpus is not None else (1, gpus_at_most) if gpus_at_most is not None else None,
+            families=tuple(family or ()),
+            min_users=min_users,
+            choices=choices,
+        )
+    )
+    if as_json:
+        print_json(found.record())
+    else:
+        _print_recommendation(console(), found)
+    if not found.choices:
+        raise typer.Exit(1)
+
+
+def _print_recommendation(out: Console, found: Recommendation) -> None:
+    request, planned = found.request, found.plan
+    users = f", at least {request.min_users} users" if request.min_users > 1 else ""
+    out.print(
+        f"[bold]{planned.model.name}[/] on [bold]{planned.hardware.name}[/], context {request.mix}, clock "
+        f"{planned.clock.name}; TTL within {request.ttl_s * 1e3:g} ms{users}, {planned.sweep.gpus.first} to "
+        f"{planned.sweep.gpus.last} GPUs; {planned.layouts:,} layouts"
+    )
+    if len(request.mix.contexts) > 1:
+        out.print(
+            f"mixed batches: one request of the longest context each, the rest with mean {request.mix.mean:,.0f} tokens"
+        )
+    if not found.choices:
+        _print_relaxations(out, found)
+        return
+    _print_choices(out, found.choices, "best layouts, one of each attention group")
+    others = [choice for choice in found.by_family if choice not in found.choices]
+    if others:
+        _print_choices(out, others, "best of every other family")
+    if len(found.choices) > 1:
+        _print_runner_up(out, *found.choices[:2])
+
+
+def _print_choices(out: Console, choices: list[Choice], title: str) -> None:
+    table = _table("family", "layout", ">GPUs", ">users", ">TTL ms", ">tokens/s/GPU", ">price", ">GB free",
+                   "largest op", "stopped by", title=title)  # fmt: skip
+    for choice in choices:
+        step, binds = choice.step, choice.binds
+        table.add_row(
+            choice.family,
+            str(step.layout),
+            str(step.layout.gpus),
+            str(step.layout.users),
+            f"{float(step.ttl_s) * 1e3:.2f}",
+            f"{float(step.tokens_per_s_gpu):.2f}",
+            f"{choice.price:.1%}",
+            f"{choice.headroom_bytes / 1e9:.1f}",
+            f"{binds['op']} {binds['share']:.0%} ({binds['binds']})",
+            choice.stopped_by,
+        )
+    out.print(table)
+
+
+def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
+    """What taking the second choice costs, and what it is better at."""
+    ttl = float(second.step.ttl_s / best.step.ttl_s) - 1
+    gpus = int(second.step.layout.gpus - best.step.layout.gpus)
+    room = (second.headroom_bytes - best.headroom_bytes) / 1e9
+    out.print(
+        f"runner-up: {second.family}, {second.step.layout}: {second.price:.2%} less throughput, TTL {ttl:+.1%}, "
+        f"GPUs {gpus:+d}, free memory {room:+.1f} GB"
+    )
+
+
+def _print_relaxations(out: Console, found: Recommendation) -> None:
+    out.print("[bold]no layout keeps every limit[/]")
+    if not found.relaxations:
+        out.print("and relaxing one limit alone is not enough")
+        return
+    table = _table("relax this alone", ">given", ">needed", ">factor", "which lets through")
+    for relaxed in found.relaxations:
+        factor = f"{relaxed.factor:.3g}" if relaxed.limit != "families" else ""
+        given, needed = (f"{value:,.4g}" for value in (relaxed.given, relaxed.needed))
+        if relaxed.limit == "families":
+            given, needed = ", ".join(found.request.families), "all"
+        table.add_row(relaxed.limit, given, needed, factor, relaxed.layout)
+    out.print(table)
 
 
 # --- what there is ---------------------------------------------------------------------------------------------------
