@@ -499,6 +499,74 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
     out.print(table)
 
 
+# --- export, trace, sensitivity: a layout picked by its widths, from a JSON file or from a sweep ---------------------
+
+SourceArgument = Annotated[
+    str, typer.Argument(help="a model (with a machine), FILE.json of explain or recommend, or SWEEP:ID")
+]
+MachineArgument = Annotated[str | None, typer.Argument(help="the machine, where the first argument is a model")]
+PickedContext = Annotated[str | None, typer.Option(help="tokens in each request's KV cache, e.g. 128K; 1M unless said")]
+BatchOption = Annotated[int | None, typer.Option(help="requests that one attention group decodes at a time")]
+TpaOption = Annotated[int | None, typer.Option(help="tensor-parallel width of attention")]
+KvpOption = Annotated[int | None, typer.Option(help="KV-parallel width: sequence shards of the KV cache")]
+DpOption = Annotated[int | None, typer.Option(help="data-parallel attention groups")]
+TpfOption = Annotated[int | None, typer.Option(help="tensor-parallel width of the FFN; what is left unless given")]
+EpOption = Annotated[int | None, typer.Option(help="expert-parallel width of the FFN")]
+PpOption = Annotated[int | None, typer.Option(help="pipeline stages")]
+ChunksOption = Annotated[int | None, typer.Option(help="HOP-B pieces of the batch; 1 is off")]
+
+
+def _picked(source: str, hardware: str | None, context: str | None, clock: str | None, **said: Any) -> Step:
+    """The step of the layout that a verb's arguments say."""
+    from helix_sim.pick import FORMATS, Options, pick
+
+    formats = {name: said.pop(name) for name in FORMATS}
+    tokens = size(context, "--context") if context else None
+    return pick(source, hardware, Options(context=tokens, clock=clock, widths=said, formats=formats))
+
+
+@app.command()
+def export(
+    source: SourceArgument,
+    hardware: MachineArgument = None,
+    *,
+    to: Annotated[str, typer.Option(help="trtllm, vllm or sglang")],
+    out: Annotated[Path | None, typer.Option(help="the file to write; printed unless given")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="path or Hugging Face name of the weights")] = None,
+    context: PickedContext = None,
+    batch: BatchOption = None,
+    tpa: TpaOption = None,
+    kvp: KvpOption = None,
+    dp: DpOption = None,
+    tpf: TpfOption = None,
+    ep: EpOption = None,
+    pp: PpOption = None,
+    chunks: ChunksOption = None,
+    weights: WeightsOption = None,
+    kv: KvOption = None,
+    math: MathOption = None,
+    wire: WireOption = None,
+    clock: ClockOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The launch configuration of a layout for a serving stack; what the stack cannot run is refused or commented."""
+    from helix_sim.export import launch
+    from helix_sim.tables import write_text
+
+    step = _picked(source, hardware, context, clock, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
+                   chunks=chunks, weights=weights, kv=kv, math=math, wire=wire)  # fmt: skip
+    written = launch(step, to, checkpoint)
+    if out:
+        write_text(out, written.text)
+        remark(f"written to {out}")
+    if as_json:
+        print_json(written.record())
+    elif not out:
+        print(written.text, end="")
+    for text in written.remarks:
+        remark(text)
+
+
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
