@@ -567,6 +567,39 @@ def export(
         remark(text)
 
 
+@app.command()
+def trace(
+    source: SourceArgument,
+    hardware: MachineArgument = None,
+    *,
+    out: Annotated[Path, typer.Option(help="the file to write")] = Path("step.json"),
+    context: PickedContext = None,
+    batch: BatchOption = None,
+    tpa: TpaOption = None,
+    kvp: KvpOption = None,
+    dp: DpOption = None,
+    tpf: TpfOption = None,
+    ep: EpOption = None,
+    pp: PpOption = None,
+    chunks: ChunksOption = None,
+    weights: WeightsOption = None,
+    kv: KvOption = None,
+    math: MathOption = None,
+    wire: WireOption = None,
+    clock: ClockOption = None,
+) -> None:
+    """One decode step as a timeline that Perfetto opens (ui.perfetto.dev): streams, layers, HOP-B chunk by chunk."""
+    from helix_sim.tables import write_text
+    from helix_sim.trace import chrome_trace
+
+    step = _picked(source, hardware, context, clock, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
+                   chunks=chunks, weights=weights, kv=kv, math=math, wire=wire)  # fmt: skip
+    content = chrome_trace(step)
+    write_text(out, json.dumps(content) + "\n")
+    events = len(content["traceEvents"])
+    print(f"{out}: {events:,} events of one step, TTL {float(step.ttl_s) * 1e3:.3f} ms; open it in ui.perfetto.dev")
+
+
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
