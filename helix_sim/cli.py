@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from helix_sim.spec import Precision
     from helix_sim.step import Step
     from helix_sim.studies.recommend import Choice, Recommendation
+    from helix_sim.sweep import Plan
 
 app = typer.Typer(
     name="helix-sim",
@@ -598,6 +599,183 @@ def trace(
     write_text(out, json.dumps(content) + "\n")
     events = len(content["traceEvents"])
     print(f"{out}: {events:,} events of one step, TTL {float(step.ttl_s) * 1e3:.3f} ms; open it in ui.perfetto.dev")
+
+
+@app.command()
+def sensitivity(
+    source: Annotated[
+        str, typer.Argument(help="a model (with a machine), FILE.json, SWEEP:ID, or a sweep for its frontier")
+    ],
+    hardware: MachineArgument = None,
+    *,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="of the best of a whole search, not of one layout")
+    ] = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="what if: nvlink_bandwidth=2x, hbm_capacity=288; searches again")
+    ] = None,
+    ttl_ms: Annotated[float | None, typer.Option(help="TTL within which a frontier's best throughput is taken")] = None,
+    gpus_at_most: MostGpusOption = None,
+    family: FamilyOption = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the tornado plot")] = None,
+    context: PickedContext = None,
+    batch: BatchOption = None,
+    tpa: TpaOption = None,
+    kvp: KvpOption = None,
+    dp: DpOption = None,
+    tpf: TpfOption = None,
+    ep: EpOption = None,
+    pp: PpOption = None,
+    chunks: ChunksOption = None,
+    weights: WeightsOption = None,
+    kv: KvOption = None,
+    math: MathOption = None,
+    wire: WireOption = None,
+    clock: ClockOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What limits a layout or a whole frontier: percent that TTL and throughput change by for 1 % more of each knob."""
+    widths = {"batch": batch, "tpa": tpa, "kvp": kvp, "dp": dp, "tpf": tpf, "ep": ep, "pp": pp, "chunks": chunks}
+    formats = {"weights": weights, "kv": kv, "math": math, "wire": wire}
+    of_layout = hardware is not None or ":" in source or source == "-" or source.endswith(".json")
+    if not (frontier or change) and of_layout:
+        step = _picked(source, hardware, context, clock, **widths, **formats)
+        _report_sensitivity(_layout_sensitivity(step), out, as_json)
+        return
+    _no_widths(widths)
+    ttl_s = ttl_ms / 1e3 if ttl_ms is not None else None
+    planned = _searched(source, hardware, context, clock, gpus_at_most, family, formats)
+    if change:
+        _report_what_if(planned, change, ttl_s, as_json)
+    else:
+        _report_sensitivity(_frontier_sensitivity(planned, ttl_s), out, as_json)
+
+
+def _no_widths(widths: dict[str, int | None]) -> None:
+    """SpecError where widths are given for a search, which has all of them."""
+    from helix_sim.spec import SpecError
+
+    given = [f"--{name}" for name, value in widths.items() if value is not None]
+    if given:
+        raise SpecError([f"{', '.join(given)}: a search tries every layout; leave --frontier and --set out for one"])
+
+
+def _searched(
+    source: str,
+    hardware: str | None,
+    context: str | None,
+    clock: str | None,
+    gpus_at_most: int | None,
+    family: list[str] | None,
+    formats: dict[str, str | None],
+) -> Plan:
+    """The search of a sweep's file, or of a model on a machine."""
+    from helix_sim.load import load_hardware, load_sweep
+    from helix_sim.pick import precision_of
+    from helix_sim.spec import SpecError
+    from helix_sim.studies.recommend import Request, parse_mix, search_plan
+    from helix_sim.sweep import plan
+
+    if hardware is None:
+        given = {"--context": context, "--gpus-at-most": gpus_at_most, "--family": family, **formats}
+        if any(given.values()):
+            raise SpecError(["a sweep's file says its contexts, GPUs, families and formats; change them there"])
+        sweep = load_sweep(source)
+        return plan(sweep.model_copy(update={"clock": clock}) if clock else sweep)
+    request = Request(
+        model=source,
+        hardware=hardware,
+        mix=parse_mix(context or "1M"),
+        ttl_s=1.0,
+        clock=clock or "paper",
+        precision=precision_of(load_hardware(hardware), {}, formats),
+        gpus=(1, gpus_at_most) if gpus_at_most is not None else None,
+        families=tuple(family or ()),
+    )
+    return search_plan(request)
+
+
+def _layout_sensitivity(step: Step) -> dict[str, Any]:
+    from helix_sim.studies.sensitivity import elasticities
+    from helix_sim.units import format_size
+
+    return {
+        "of": f"{step.model.name} on {step.hardware.name}, {format_size(int(step.context))} tokens, {step.layout}",
+        "clock": step.clock.name,
+        "panels": ["TTL of this layout", "throughput of this layout"],
+        "ttl_s": float(step.ttl_s),
+        "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
+        "elasticities": [found.record() for found in elasticities(step)],
+    }
+
+
+def _frontier_sensitivity(planned: Plan, ttl_s: float | None) -> dict[str, Any]:
+    from helix_sim.studies.sensitivity import ends, frontier_elasticities
+    from helix_sim.sweep import run_plan
+    from helix_sim.units import format_size
+
+    now = ends(run_plan(planned), ttl_s)
+    context = format_size(planned.sweep.contexts[0])
+    within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
+    return {
+        "of": f"{planned.model.name} on {planned.hardware.name}, {context} tokens, best of {planned.layouts:,} layouts",
+        "clock": planned.clock.name,
+        "panels": ["lowest TTL", f"best throughput{within}"],
+        "ttl_s": now.fastest["ttl_s"] if now.fastest else None,
+        "tokens_per_s_gpu": now.best["tokens_per_s_gpu"] if now.best else None,
+        "elasticities": [found.record() for found in frontier_elasticities(planned, ttl_s)],
+    }
+
+
+def _report_sensitivity(found: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    rows = found["elasticities"]
+    files: list[Path] = []
+    if out:
+        from helix_sim import plot
+
+        bars = {row["knob"]: (row["ttl"], row["throughput"]) for row in rows}
+        files = plot.save(
+            plot.tornado(bars, f"{found['of']}, clock {found['clock']}", found["panels"]), out / "tornado"
+        )
+    if as_json:
+        print_json({**found, "elasticities": [{k: v if v == v else None for k, v in row.items()} for row in rows]})
+        return
+    out_console = console()
+    out_console.print(f"[bold]{found['of']}[/], clock {found['clock']}")
+    table = _table("1 % more of", *(f">% {panel}" for panel in found["panels"]))
+    for row in sorted(rows, key=lambda row: -abs(row["ttl"])):
+        table.add_row(
+            row["knob"], *(f"{row[key]:+.3f}" if row[key] == row[key] else "-" for key in ("ttl", "throughput"))
+        )
+    out_console.print(table)
+    if files:
+        out_console.print(f"files in {out}: {', '.join(path.name for path in files)}")
+
+
+def _report_what_if(planned: Plan, change: list[str], ttl_s: float | None, as_json: bool) -> None:
+    from helix_sim.studies.sensitivity import parse_change, what_if
+
+    found = what_if(planned, [parse_change(text, planned) for text in change], ttl_s)
+    if as_json:
+        print_json(found.record())
+        return
+    out = console()
+    turned = ", ".join(f"{c.knob} x {c.factor:g}" for c in found.changes)
+    out.print(f"[bold]{planned.model.name} on {planned.hardware.name}[/]: {turned}, searched again")
+    within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
+    for end, title in (("fastest", "lowest TTL"), ("best", f"best throughput{within}")):
+        table = _table(title, ">TTL ms", ">tokens/s/GPU", ">GPUs", "layout")
+        for name, part in (("before", found.before), ("after", found.after), ("after, layout of before", found.kept)):
+            point = getattr(part, end)
+            table.add_row(name, *(_point_cells(point) if point else ["-", "-", "-", "none fits"]))
+        out.print(table)
+
+
+def _point_cells(point: dict[str, Any]) -> list[str]:
+    from helix_sim.layout import AXES, Layout
+
+    x = Layout(**{name: point[name] for name in AXES})
+    return [f"{point['ttl_s'] * 1e3:.3f}", f"{point['tokens_per_s_gpu']:.2f}", str(x.gpus), str(x)]
 
 
 # --- what there is ---------------------------------------------------------------------------------------------------
