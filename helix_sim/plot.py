@@ -283,3 +283,43 @@ def figure_7(
             pareto_axes(axes, result.plan.model.name)
             axes.legend(fontsize=8, loc="lower left")
     return figure
+
+
+# --- Sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def tornado(bars: Mapping[str, tuple[float, float]], title: str, what: tuple[str, str]) -> Figure:
+    """Elasticities of TTL and throughput to each knob, the strongest on top, one panel each.
+
+    bars: knob: (elasticity of TTL, of throughput). what: the titles of the panels.
+    """
+    order = sorted(bars, key=lambda knob: max(abs(value) for value in (*bars[knob], 0.0) if value == value))
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, 2, figsize=(9.6, 0.42 * len(order) + 1.5), layout="constrained", sharex=True, sharey=True
+        )
+        for side, (axes, label) in enumerate(zip(panels, what, strict=True)):
+            values = [bars[knob][side] for knob in order]
+            helps = [value < 0 if side == 0 else value > 0 for value in values]
+            colours = [COLOURS["helix"] if good else COLOURS["tp"] for good in helps]
+            axes.barh(range(len(order)), values, color=colours, height=0.62)
+            axes.axvline(0, color="#404040", linewidth=0.8)
+            axes.set_yticks(range(len(order)), [knob.replace("_", " ") for knob in order])
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel("% for 1 % more (blue helps, orange hurts)")
+            axes.set_title(label)
+            for row, value in enumerate(values):
+                _value_beside_bar(axes, row, value)
+        panels[0].margins(x=0.16)
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    return figure
+
+
+def _value_beside_bar(axes: Axes, row: int, value: float) -> None:
+    """A bar's value at its end; a dash where the search reached nothing."""
+    text = f"{value:+.2f}" if value == value and abs(value) >= 0.005 else "0" if value == value else "-"
+    left = value == value and value < -0.005
+    axes.annotate(
+        text, (value if value == value else 0, row), xytext=(-4 if left else 4, 0), textcoords="offset points",
+        ha="right" if left else "left", va="center", fontsize=8, color="#404040",
+    )  # fmt: skip
