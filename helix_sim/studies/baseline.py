@@ -36,7 +36,7 @@ from helix_sim.units import GIGA, MICRO, broadcast_columns
 FORMAT = "1"
 TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found them."
 COLUMNS = ("role", "context", "family", *AXES, "tokens_per_s_user", "tokens_per_s_gpu", "resident_GB", "terms")
-KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "terms", "rows", "check")
+KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory_to_fill_GB", "terms", "rows", "check")
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
 
 ENGINE = ("attention", "collectives", "family", "feasibility", "ffn", "layout", "memory", "overlap", "pareto",

@@ -27,7 +27,8 @@ BATCH_WEIGHT = 0.1
 class TermMove:
     """A term of the latency or of the memory that moved, at the stored layout where it matters most.
 
-    name: op.* and hidden.* (time that overlap hides of an op) in µs, memory.* in GB, total.ttl, total.throughput.
+    name: op.* and hidden.* (time that overlap hides of an op) in µs, memory.* in GB (memory.to_fill: what a GPU has
+    after its reserve), total.ttl, total.throughput.
     share: the move over that layout's latency (or resident memory); positive is slower, or more memory.
     layouts: stored layouts at which it moved, `of` those that have it.
     """
@@ -91,12 +92,31 @@ class Today:
         totals = [move for move in found if move.name.startswith("total.")]
         parts = sorted((move for move in found if move not in totals), key=lambda move: -abs(move.share))
         if self._ops_differ():
-            return [*parts, *totals] if totals else [move for move in parts if move.name.startswith("memory.")]
-        return parts + ([] if any(_is_time(move.name) for move in parts) else totals)
+            parts = parts if totals else [move for move in parts if not _is_time(move.name)]
+        elif any(_is_time(move.name) for move in parts):
+            totals = []
+        return [*parts, *totals, *self._room()]
+
+    def _room(self) -> list[TermMove]:
+        """The memory that a GPU may fill, if it moved: capacity less the reserve."""
+        before, after = float(self.baseline.header["memory_to_fill_GB"]), self.planned.hardware.memory_bytes / GIGA
+        if np.isclose(before, after, rtol=self.rtol, atol=0):
+            return []
+        share, count = (before - after) / before, len(self.baseline.rows)
+        return [
+            TermMove(
+                name="memory.to_fill",
+                before=before,
+                after=after,
+                share=share,
+                layout="every GPU",
+                layouts=count,
+                of=count,
+            )
+        ]
 
     def _ops_differ(self) -> bool:
-        times = [term for name, term in self.terms.items() if _is_time(name)]
-        return any(bool(term.before.any()) != bool(term.after.any()) and _absent(term) for term in times)
+        return any(_on_one_side(term) for name, term in self.terms.items() if _is_time(name))
 
     def _move(self, name: str) -> TermMove:
         term = self.terms[name]
@@ -140,7 +160,7 @@ class Today:
         if place is not None:
             before = self.baseline.rows[place].tokens_per_s_user
             return f"TTL {before * point['ttl_s'] - 1:+.3%}: {self.culprits(place)}"
-        needs, had = point["resident_bytes"] / GIGA, float(self.baseline.header.get("memory_to_fill_GB", "inf"))
+        needs, had = point["resident_bytes"] / GIGA, float(self.baseline.header["memory_to_fill_GB"])
         if needs > had * (1 + self.rtol):
             return f"it did not fit: it needs {needs:.1f} GB, and a GPU had {had:.1f} GB to fill"
         return f"not on the stored frontier; near it: {self._culprits_at(self._nearest(point))}"
@@ -156,7 +176,9 @@ class Today:
             return "no stored layout has its ops' times"
         moved = [(name, term) for name, term in self.terms.items() if _is_time(name) and term.moved[at]]
         moved.sort(key=lambda item: -abs(item[1].share[at]))
-        texts = [f"{_spoken(name)} {_digits(term.before[at])} → {_digits(term.after[at])} µs" for name, term in moved[:2]]
+        texts = [
+            f"{_spoken(name)} {_digits(term.before[at])} → {_digits(term.after[at])} µs" for name, term in moved[:2]
+        ]
         return ", ".join(texts) or "no op's time moved there"
 
     def _nearest(self, point: Mapping[str, Any]) -> int | None:
@@ -190,9 +212,10 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{np.nan_to_num(value):,.4g}"
 
 
-def _absent(term: Term) -> bool:
-    """Whether a term is not known to the baseline, or to the code of today."""
-    return bool(np.isnan(term.before).all() or np.isnan(term.after).all())
+def _on_one_side(term: Term) -> bool:
+    """Whether a term that takes time is known to the baseline alone, or to the code of today alone."""
+    known = [not np.isnan(values).all() for values in (term.before, term.after)]
+    return known[0] != known[1] and bool(np.any(np.nan_to_num(term.before) + np.nan_to_num(term.after)))
 
 
 # --- Building it -----------------------------------------------------------------------------------------------------
