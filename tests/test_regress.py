@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -435,6 +438,51 @@ def test_a_looser_tolerance_lets_a_smaller_move_pass(small: Path, tmp_path: Path
     edit(tmp_path / "machine.yaml", "value: 8000,", "value: 7999,")
     assert not regress.regress([str(small)], tmp_path)[0].held
     assert regress.regress([str(small)], tmp_path, rtol=1e-3)[0].held
+
+
+# --- The composite action --------------------------------------------------------------------------------------------
+
+ACTION = Path(__file__).parent.parent / ".github" / "actions" / "pareto-gate" / "action.yml"
+
+
+def run_action(folder: Path, sweeps: str) -> tuple[int, str, str]:
+    """Exit code, outputs and job summary of the action's gate step, run as a runner would, its inputs at default."""
+    action = yaml.safe_load(ACTION.read_text(encoding="utf-8"))
+    step = next(step for step in action["runs"]["steps"] if step.get("id") == "gate")
+    program = folder / "pareto-gate" / "bin" / "helix-sim"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m helix_sim "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    given = {"sweeps": sweeps, "baseline": str(folder / "baselines"), "out": str(folder / "verdict")}
+    inputs = {name: str(spec.get("default", "")) for name, spec in action["inputs"].items()} | given
+    environment = {
+        name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda match: inputs[match[1]], text)
+        for name, text in step["env"].items()
+    }
+    files = {"GITHUB_OUTPUT": folder / "output", "GITHUB_STEP_SUMMARY": folder / "summary"}
+    for path in files.values():
+        path.write_text("", encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        env=os.environ | environment | {name: str(path) for name, path in files.items()} | {"RUNNER_TEMP": str(folder)},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode, *(path.read_text(encoding="utf-8") for path in files.values())  # type: ignore[return-value]
+
+
+@pytest.mark.skipif(not ACTION.is_file() or shutil.which("bash") is None, reason="needs a checkout, and bash")
+def test_the_action_passes_fails_and_writes_the_job_summary(small: Path, tmp_path: Path) -> None:
+    regress.update([str(small)], tmp_path / "baselines")
+    code, output, summary = run_action(tmp_path, sweeps="")
+    assert (code, output) == (0, "verdict=held\n")
+    assert summary.startswith("## Pareto curves: held")
+    edit(tmp_path / "machine.yaml", "value: 8000,", "value: 7920,")
+    code, output, summary = run_action(tmp_path, sweeps=str(small))
+    assert (code, output) == (1, "verdict=moved\n")
+    assert "hbm" in summary
+    code, output, summary = run_action(tmp_path, sweeps="no-such-sweep")
+    assert (code, output, summary) == (2, "verdict=error\n", "")
 
 
 # --- Words -----------------------------------------------------------------------------------------------------------
