@@ -165,7 +165,7 @@ MUTATIONS = [
     Mutation(
         what="memory reserve +1 GB, in the machine's file",
         apply=value("hardware", "memory_reserve_GB.value", lambda v: v + 1),
-        term="memory.to_fill",
+        term="memory.room",
         changed="memory_reserve_GB",
         fate="infeasible",
         alone=True,
@@ -173,7 +173,7 @@ MUTATIONS = [
     Mutation(
         what="memory reserve forgotten, in the code",
         apply=patched((Hardware, "memory_bytes", property(lambda hardware: hardware.memory_GB.value * 1e9))),
-        term="memory.to_fill",
+        term="memory.room",
         fate="better",
         alone=True,
     ),
@@ -284,11 +284,12 @@ def true_baseline(name: str) -> baseline.Baseline:
 @functools.cache
 def gated(name: str, edit: Edit) -> tuple[SweepResult, regress.Verdict, bool]:
     """A sweep under an edit: what it found, the verdict, and whether every stored layout costs the same, to the bit."""
+    right_plan, stored = true_result(name).plan, true_baseline(name)  # before anything is wrong
+    right = evaluate_today(stored, right_plan, regress.RTOL)
     with Patch.context() as patch:
-        result = run_plan(edit(patch, true_result(name).plan))
-        verdict = regress.compare(true_baseline(name), result)
-        today = evaluate_today(true_baseline(name), result.plan, regress.RTOL)
-    right = evaluate_today(true_baseline(name), true_result(name).plan, regress.RTOL)
+        result = run_plan(edit(patch, right_plan))
+        verdict = regress.compare(stored, result)
+        today = evaluate_today(stored, result.plan, regress.RTOL)
     same = all(
         np.array_equal(today.terms[n].after, right.terms[n].after, equal_nan=True)
         for n in right.terms
@@ -357,9 +358,9 @@ def same_frontiers(one: SweepResult, other: SweepResult) -> bool:
 
 def named_by_probes(name: str, edit: Edit) -> list[str]:
     """Terms that moved at the stored layouts under an edit, the most moved first; the sweep is not run."""
+    right_plan, stored = true_result(name).plan, true_baseline(name)  # before anything is wrong
     with Patch.context() as patch:
-        planned = edit(patch, true_result(name).plan)
-        return [term.name for term in evaluate_today(true_baseline(name), planned, regress.RTOL).moves()]
+        return [term.name for term in evaluate_today(stored, edit(patch, right_plan), regress.RTOL).moves()]
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.layout import AXES, Layout
 from helix_sim.pareto import Frontier, frontier
 from helix_sim.spec import Record, SpecError
-from helix_sim.step import Step, evaluate
+from helix_sim.step import STREAMED, Step, evaluate
 from helix_sim.sweep import Plan, SweepResult
 from helix_sim.tables import write_text
 from helix_sim.units import GIGA, MICRO, broadcast_columns
@@ -301,6 +301,11 @@ def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
             found[f"{name} {term}"] = used & (body.argmax(axis=0) == place) & (body[place] > 0)
         found[f"{name} latency"] = used & (np.asarray(time.latency_s) > 0)
     found |= {f"{name} hidden": np.asarray(seconds) > 0 for name, seconds in step.hidden_s.items()}
+    pairs = [("attention_core", "exchange", "seconds"), *((front, behind, "body_s") for front, behind, _ in STREAMED)]
+    for front, behind, part in (pair for pair in pairs if pair[0] in step.times):
+        hides = found[f"{behind} hidden"]
+        outlasts = np.asarray(getattr(step.times[behind], part) > getattr(step.times[front], part))
+        found |= {f"{behind} outlasts": hides & outlasts, f"{behind} does not outlast": hides & ~outlasts}
     return {name: np.broadcast_to(holds, (count,)) for name, holds in found.items()}
 
 

@@ -27,7 +27,7 @@ BATCH_WEIGHT = 0.1
 class TermMove:
     """A term of the latency or of the memory that moved, at the stored layout where it matters most.
 
-    name: op.* and hidden.* (time that overlap hides of an op) in µs, memory.* in GB (memory.to_fill: what a GPU has
+    name: op.* and hidden.* (time that overlap hides of an op) in µs, memory.* in GB (memory.room: what a GPU has
     after its reserve), total.ttl, total.throughput.
     share: the move over that layout's latency (or resident memory); positive is slower, or more memory.
     layouts: stored layouts at which it moved, `of` those that have it.
@@ -105,7 +105,7 @@ class Today:
         share, count = (before - after) / before, len(self.baseline.rows)
         return [
             TermMove(
-                name="memory.to_fill",
+                name="memory.room",
                 before=before,
                 after=after,
                 share=share,

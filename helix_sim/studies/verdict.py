@@ -140,7 +140,9 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
         for table in tables(verdict):
             lines += [f"**{table.title}**", "", *_markdown_rows(table), ""]
     if not held:
-        lines += ["If the move is meant, write the baselines anew with `helix-sim regress --update` and say why."]
+        lines += [
+            "If that is meant, write the baselines anew with `helix-sim regress --baseline DIR --update`; say why."
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 
