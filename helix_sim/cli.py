@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from helix_sim.spec import Precision
     from helix_sim.step import Step
     from helix_sim.studies.recommend import Choice, Recommendation
+    from helix_sim.studies.regress import Verdict
     from helix_sim.sweep import Plan
 
 app = typer.Typer(
@@ -858,6 +859,70 @@ def check(files: Annotated[list[Path], typer.Argument(help="model, hardware, clo
             problems += error.problems
     if problems:
         raise SpecError(problems)
+
+
+# --- regress ---------------------------------------------------------------------------------------------------------
+
+MOVED = 1
+
+
+@app.command()
+def regress(
+    sweeps: Annotated[
+        list[str] | None, typer.Argument(help="shipped sweeps or paths; those with a baseline unless given")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="folder of baselines; the shipped one unless given")] = None,
+    update: Annotated[bool, typer.Option("--update", help="write the baselines anew")] = False,
+    rtol: Annotated[float, typer.Option(help="relative tolerance")] = 1e-6,
+    curves_only: Annotated[
+        bool,
+        typer.Option("--curves-only", help="judge the curves alone, not the probes or the count of layouts that run"),
+    ] = False,
+    markdown: Annotated[Path | None, typer.Option(help="verdict for a pull-request comment")] = None,
+    junit: Annotated[Path | None, typer.Option(help="verdict for a CI system")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="verdict for programs, with every moved point")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for all three, and a picture of each sweep")] = None,
+) -> None:
+    """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
+    from helix_sim.load import data_folder
+    from helix_sim.spec import SpecError
+    from helix_sim.studies import gate
+    from helix_sim.studies import regress as study
+
+    if update and baseline is None:
+        raise SpecError(["--update needs --baseline, the folder to write to"])
+    folder = baseline or data_folder("sweeps") / "baselines"
+    if update:
+        updates = study.update(sweeps or [], folder, rtol=rtol)
+        verdicts = [each.verdict for each in updates if each.verdict]
+    else:
+        verdicts = study.regress(sweeps or [], folder, rtol=rtol, curves_only=curves_only)
+    _print_verdicts(console(), verdicts)
+    for path in gate.write(verdicts, markdown=markdown, junit=junit, json_file=json_file, out=out):
+        remark(f"wrote {path}")
+    if update:
+        for each in updates:
+            remark(f"{'wrote' if each.written else 'already right:'} {each.path}, {each.rows} layouts")
+    elif not all(verdict.held for verdict in verdicts):
+        raise typer.Exit(MOVED)
+
+
+def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
+    from rich.markup import escape
+
+    from helix_sim.studies.verdict import headline, tables
+
+    for verdict in verdicts:
+        out.print(f"[bold {'green' if verdict.held else 'red'}]{escape(headline(verdict))}[/]")
+        for table in tables(verdict):
+            shown = _table(*table.columns, title=table.title)
+            for column in shown.columns:
+                column.no_wrap = False
+            for row in table.rows:
+                shown.add_row(*(escape(cell) for cell in row))
+            out.print(shown)
 
 
 @app.callback(invoke_without_command=True)
