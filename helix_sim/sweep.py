@@ -85,8 +85,8 @@ class Plan:
 
 
 def digest(record: Record) -> str:
-    """Twelve hex digits that change with any value of a record, and with nothing else."""
-    text = json.dumps(record.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+    """Twelve hex digits that change with any value of a record, and with nothing else, a new optional field included."""
+    text = json.dumps(record.model_dump(mode="json", exclude_none=True), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -187,7 +187,7 @@ def _batches_that_fit(planned: Plan, one: Layout, context: int) -> int:
     """How many batch sizes of the list can fit any of these shapes: memory is weights plus a term linear in batch."""
     if not np.size(one.tpa):
         return 0
-    d = Decode(model=planned.model, precision=planned.sweep.precision, layout=one, context=context)
+    d = Decode(model=planned.model, precision=planned.sweep.precision, layout=one.as_floats(), context=context)
     memory = memory_of(d, layer_ops(d))
     room = planned.hardware.memory_bytes - memory.weights
     largest = np.max(room / (memory.kv_cache + memory.activations))
