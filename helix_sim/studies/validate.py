@@ -8,6 +8,7 @@ and launch overhead; the blind half sets nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -146,11 +147,11 @@ def predict(row: Any, batch: float, clock: Clock | None = None) -> Step:
 BATCHES = {"as_given": "batch", "effective": "effective_batch"}
 
 
-def end_to_end() -> pd.DataFrame:
-    """Every serving beside its prediction, under both readings of its batch.
+def end_to_end(*, peer: bool = False) -> pd.DataFrame:
+    """Every serving beside its prediction, under both readings of its batch; with `peer`, aiconfigurator's as well.
 
     Columns of silicon.disaggregated_decode, and: as_given_s, as_given_low_s, as_given_high_s, effective_s, …,
-    light_s (the `ideal` clock at the stated batch), beyond_light, odd_label, aiconfigurator_s.
+    light_s (the `ideal` clock at the stated batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
     """
     from helix_sim import silicon
 
@@ -163,6 +164,8 @@ def end_to_end() -> pd.DataFrame:
             step = predict(row, getattr(row, batch))
             low, high = step.ttl_interval_s
             found |= {f"{name}_s": float(step.ttl_s), f"{name}_low_s": float(low), f"{name}_high_s": float(high)}
+            if peer:
+                found[f"{name}_peer_s"] = peer_s(row, getattr(row, batch))
         for name, value in found.items():
             columns.setdefault(name, []).append(value)
     table = rows.assign(**columns)
@@ -172,6 +175,58 @@ def end_to_end() -> pd.DataFrame:
         beyond_light=table["tpot_s"] < table["light_s"],
         odd_label=odd & (table["moe_ep"] == 1),
     )
+
+
+def peer_s(row: Any, batch: float) -> float:
+    """aiconfigurator's own prediction of a serving's decode step; NaN where it refuses, or has no data."""
+    from aiconfigurator_core.sdk.errors import PerfDataNotAvailableError
+
+    try:
+        engine = _peer_engine(
+            row.model, row.system, row.framework, row.tp, row.pp, row.dp, max(row.moe_tp, 1), max(row.moe_ep, 1),
+            row.gemm_format, row.moe_format,
+        )  # fmt: skip
+        return float(engine.predict_decode_latency(max(round(batch), 1), int(row.context), 2)) * 1e-3
+    except (PerfDataNotAvailableError, ValueError):  # its two ways to refuse: no table, or no such layout
+        return float("nan")
+
+
+@cache
+def _peer_engine(
+    model: str, system: str, framework: str, tp: int, pp: int, dp: int, moe_tp: int, moe_ep: int, gemm: str, moe: str
+) -> Any:
+    from aiconfigurator_core.sdk.engine import EngineHandle
+
+    from helix_sim import silicon
+
+    return EngineHandle.compile(
+        model, silicon.SYSTEMS[system], framework, tp_size=tp, pp_size=pp, attention_dp_size=dp, moe_tp_size=moe_tp,
+        moe_ep_size=moe_ep, gemm_quant_mode=gemm, moe_quant_mode=moe,
+    )  # fmt: skip
+
+
+def beside_peer(table: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """aiconfigurator's errors and ours on the DeepSeek rows that it predicts, and ours on those it refuses."""
+    import pandas as pd
+
+    rows = []
+    deepseek = _deepseek(table)
+    for system, part in [*deepseek.groupby("system"), ("all", deepseek)]:
+        peers = (part[f"{reading}_peer_s"] / part["tpot_s"] - 1).abs()
+        ours, has = errors(part, reading).abs(), peers.notna()
+        rows.append(
+            {
+                "system": system,
+                "count": len(part),
+                "peer_predicts": int(has.sum()),
+                "peer_median": peers.median(),
+                "peer_mean": peers.mean(),
+                "our_median_there": ours[has].median(),
+                "our_mean_there": ours[has].mean(),
+                "our_mean_where_it_refuses": ours[~has].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _overhead_s(row: Any) -> float:
@@ -245,6 +300,10 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found[f"{title}: by half, all rows"] = _with_total(table, SPLIT, reading)
         found[f"{title}: by half, without doubtful rows"] = _with_total(table[~doubtful], SPLIT, reading)
         found[f"{title}: DeepSeek by system"] = _with_total(_deepseek(table), ["system"], reading)
+        if f"{reading}_peer_s" in table:
+            found[f"{title}: beside aiconfigurator {calibration.package_version()}, DeepSeek"] = beside_peer(
+                table, reading
+            )
         found[f"{title}: by half, system, model and framework"] = scores(
             table, ["half", "system", "model", "framework"], reading
         )
