@@ -35,7 +35,10 @@ TARGET_MEDIAN, TARGET_MEAN = 0.06, 0.10
 
 
 def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataFrame:
-    """Held-out errors of a shipped calibration, a row a class, and a row for each pooled group."""
+    """Held-out errors of a shipped calibration, a row a class, and a row for each pooled group.
+
+    A group pools this framework's own tables; what is borrowed from another is in its class's row alone.
+    """
     import pandas as pd
 
     clock = clock or load_clock(f"{system}-{framework}")
@@ -43,7 +46,9 @@ def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataF
     parts: dict[str, Any] = {each.name: _held_out_errors(each, system, clock) for each in found}
     rows = [{"class": name, **_statistics(errors)} for name, errors in parts.items()]
     for group, members in GROUPS.items():
-        inside = [e for name, e in parts.items() if name.startswith(members) and not name.startswith("all-gather-")]
+        inside = [parts[each.name] for each in found if each.name.startswith(members) and "borrowed" not in each.source]
+        if not inside:
+            continue
         pooled = _statistics(np.concatenate(inside))
         met = pooled["median"] <= TARGET_MEDIAN and pooled["mean"] <= TARGET_MEAN
         rows.append({"class": f"all {group}", **pooled, "target": "met" if met else "missed"})
@@ -101,13 +106,12 @@ def formats(row: Any) -> Precision:
 
     FP8: 128 x 128 blocks everywhere but the head. NVFP4 DeepSeek: the down and up projections of attention stay BF16,
     the output projection does not; Kimi: all of attention stays BF16; Qwen: all linear layers are NVFP4. The cache is
-    FP8 where the checkpoint or (DeepSeek) usual practice has it so, but BF16 for Qwen in FP8 and for SGLang on Hopper,
-    whose FP8 kernel is ten times slower.
+    what the frameworks' `auto` makes of the checkpoint: FP8 where it says so (NVFP4), else BF16.
     """
     hopper = row.system in ("h100", "h200")
     fp4 = row.precision == "fp4"
     latent = row.model.startswith(("deepseek-ai", "moonshotai"))
-    kv = "bf16" if (hopper and row.framework == "sglang") or (not fp4 and not latent) else "fp8"
+    kv = "fp8" if fp4 else "bf16"
     chosen: dict[str, Any] = {
         "weights": "nvfp4" if fp4 else "fp8-block",
         "math": "fp4" if fp4 else "fp8",
