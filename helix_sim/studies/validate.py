@@ -182,9 +182,14 @@ def end_to_end(*, peer: bool = False) -> pd.DataFrame:
 
 
 def peer_s(row: Any, batch: float) -> float:
-    """aiconfigurator's own prediction of a serving's decode step; NaN where it refuses, or has no data."""
+    """aiconfigurator's own prediction of a DeepSeek serving's decode step; NaN where it refuses, or has no data.
+
+    Of other models it would fetch the configurations from the network.
+    """
     from aiconfigurator_core.sdk.errors import PerfDataNotAvailableError
 
+    if not row.model.startswith("deepseek"):
+        return float("nan")
     try:
         engine = _peer_engine(
             row.model, row.system, row.framework, row.tp, row.pp, row.dp, max(row.moe_tp, 1), max(row.moe_ep, 1),
