@@ -433,20 +433,23 @@ def grouped_classes(system: str, framework: str) -> list[Measured]:
     """grouped-gemm by format and kernel: both products of routed experts and what is fused with them.
 
     Where a framework has several kernels for a format, each is a class, and the clock runs the faster one. On Blackwell
-    TensorRT-LLM runs FP8 experts on its own trtllm-gen kernels as well, which only SGLang's table has measured.
+    TensorRT-LLM runs FP8 experts on its own trtllm-gen kernels as well, which only SGLang's table has measured, and
+    SGLang runs them on DeepGEMM behind DeepEP, which only TensorRT-LLM's table has.
     """
     from helix_sim import silicon
 
     found = _grouped_classes(silicon.grouped_gemm(system, framework))
-    if framework == "trtllm" and not system.startswith("h"):
-        table = silicon.grouped_gemm(system, "sglang")
-        table = table[(table["format"] == "fp8_block") & table["kernel"].str.contains("flashinfer_trtllm_moe")]
-        (borrowed,) = _grouped_classes(table, "; borrowed: SGLang calls this framework's kernel through FlashInfer")
-        alone = [each for each in found if each.name == borrowed.name]
-        found = [each for each in found if each.name != borrowed.name]
-        found += [replace(each, name=f"{each.name}/own") for each in alone]
-        found.append(replace(borrowed, name=f"{borrowed.name}/trtllm-gen"))
-    return found
+    lender = {"trtllm": "sglang", "sglang": "trtllm"}.get(framework)
+    if lender is None or system.startswith("h"):
+        return found
+    kernel = {"sglang": "sglang_flashinfer_trtllm_moe", "trtllm": "deepgemm"}[lender]
+    table = silicon.grouped_gemm(system, lender)
+    table = table[(table["format"] == "fp8_block") & (table["kernel"] == kernel)]
+    (borrowed,) = _grouped_classes(
+        table, f"; borrowed from the table of {lender}: {framework} runs this kernel as well"
+    )
+    found = [replace(each, name=f"{each.name}/own") if each.name == borrowed.name else each for each in found]
+    return [*found, replace(borrowed, name=f"{borrowed.name}/{kernel.removeprefix('sglang_flashinfer_')}")]
 
 
 def _grouped_classes(frame: pd.DataFrame, remark: str = "") -> list[Measured]:
@@ -698,6 +701,13 @@ def bare_gpu(hardware: Hardware, system: str) -> Gpu:
     )
 
 
+def package_version() -> str:
+    """Version of the package of measured tables."""
+    from helix_sim import silicon
+
+    return silicon.VERSION
+
+
 def check_names(system: str, framework: str) -> None:
     """SpecError where there are no tables of that name."""
     from helix_sim import silicon
@@ -723,10 +733,7 @@ def calibrate(
     overhead_us: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
-    """Fit every class of one framework on one system, and make a clock of them.
-
-    overhead_us: value and source of what a step takes outside of kernels; none unless given.
-    """
+    """Fit every class of one framework on one system, and make a clock of them."""
     hardware = load_hardware(MACHINES[system]) if system in MACHINES else None
     found = measurements(system, framework)
     assert hardware is not None
@@ -736,7 +743,17 @@ def calibrate(
         fitted[measured.name] = fit(measured, gpu, hardware.flops_per_s)
         errors = fitted[measured.name].record.residuals
         say(f"{measured.name}: {errors.count} held out, median {errors.median_error:.1%}, mean {errors.mean_error:.1%}")
-    return Calibrated(clock=_clock(system, framework, fitted, overhead_us), fitted=fitted)
+    return Calibrated(clock=_clock(system, framework, fitted), fitted=fitted)
+
+
+STEP_OVERHEAD_US = {"trtllm": (0, 73), "sglang": (0, 32), "vllm": (330, 6)}
+"""What a step takes outside of kernels, and how many development servings ask for it (studies.validate.overheads)."""
+
+
+def _step_overhead(framework: str) -> Quantity:
+    value, rows = STEP_OVERHEAD_US[framework]
+    asked = "helix-sim validate --end-to-end: least mean |ln error|"
+    return Quantity(value=value, source=f"measured: {rows} development servings of {framework}, {asked}")
 
 
 NETWORK_SHARE = {
@@ -745,7 +762,7 @@ NETWORK_SHARE = {
 }
 
 
-def _clock(system: str, framework: str, fitted: Mapping[str, Fitted], overhead_us: Mapping[str, Any] | None) -> Clock:
+def _clock(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Clock:
     from helix_sim import silicon
     from helix_sim.load import load_clock
 
@@ -767,9 +784,7 @@ def _clock(system: str, framework: str, fitted: Mapping[str, Fitted], overhead_u
                 sms=WholeQuantity(value=SMS[system], source="datasheet: streaming multiprocessors of this GPU"),
                 l2_MB=Positive(value=L2_MB[system], source="datasheet: L2 cache of this GPU"),
                 tray_gpus=WholeQuantity(value=TRAY[system], source="datasheet: GPUs on one board"),
-                step_overhead_us=Quantity.model_validate(
-                    overhead_us or {"value": 0, "source": "assumed: none; see helix-sim validate"}
-                ),
+                step_overhead_us=_step_overhead(framework),
                 classes=classes,
             ),
         }

@@ -952,6 +952,7 @@ def validate(
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="decode steps of 274 measured servings")] = False,
     system: Annotated[str, typer.Option(help="for --kernels: gb200, gb300, b200, h200 or h100")] = "gb200",
     framework: Annotated[str, typer.Option(help="for --kernels: trtllm, sglang or vllm")] = "trtllm",
+    peer: Annotated[bool, typer.Option(help="aiconfigurator's predictions beside ours (a minute more)")] = True,
     out: OutOption = Path("out/validate"),
     as_json: JsonOption = False,
 ) -> None:
@@ -968,15 +969,15 @@ def validate(
         table = _with_tables(lambda: judge(system, framework))
         _print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), as_json)
     else:
-        _validate_end_to_end(out, as_json)
+        _validate_end_to_end(out, as_json, peer)
 
 
-def _validate_end_to_end(out: Path, as_json: bool) -> None:
+def _validate_end_to_end(out: Path, as_json: bool, peer: bool) -> None:
     from helix_sim import plot
     from helix_sim.studies import validate as study
     from helix_sim.tables import write_csv
 
-    table = _with_tables(study.end_to_end)
+    table = _with_tables(lambda: study.end_to_end(peer=peer))
     report = study.report(table)
     files = [write_csv(out / "end-to-end.csv", table)]
     for reading in study.BATCHES:

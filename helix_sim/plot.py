@@ -326,6 +326,8 @@ def calibration(fitted: Mapping[str, Fitted], title: str) -> Figure:
             ends = [min(x.min(), y.min()), max(x.max(), y.max())]
             axes.plot(ends, ends, color=COLOURS["tp"], linewidth=0.8)
             axes.set(xscale="log", yscale="log")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
             axes.set_title(name.replace("/", "\n"), fontsize=7.5)
             r = each.record.residuals
             text = f"{r.count} held out\nmedian {r.median_error:.1%}\nmean {r.mean_error:.1%}"

@@ -93,6 +93,10 @@ def test_no_step_runs_with_less_than_one_request():
     assert float(validate.predict(serving(), 0.3).ttl_s) == float(validate.predict(serving(), 1.0).ttl_s)
 
 
+def test_the_cache_is_what_the_checkpoint_says():
+    assert [validate.formats(serving(precision=p)).kv for p in ("fp4", "fp8")] == ["fp8", "bf16"]
+
+
 def test_checkpoints_keep_what_they_keep_in_bf16():
     deepseek, kimi = (validate.formats(serving(model=m)) for m in ("deepseek-ai/DeepSeek-V3", "moonshotai/Kimi-K2.5"))
     assert (deepseek.format_of("attention_weights"), deepseek.format_of("output_weights")) == ("bf16", "nvfp4")

@@ -8,6 +8,7 @@ and launch overhead; the blind half sets nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -34,7 +35,10 @@ TARGET_MEDIAN, TARGET_MEAN = 0.06, 0.10
 
 
 def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataFrame:
-    """Held-out errors of a shipped calibration, a row a class, and a row for each pooled group."""
+    """Held-out errors of a shipped calibration, a row a class, and a row for each pooled group.
+
+    A group pools this framework's own tables; what is borrowed from another is in its class's row alone.
+    """
     import pandas as pd
 
     clock = clock or load_clock(f"{system}-{framework}")
@@ -42,7 +46,9 @@ def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataF
     parts: dict[str, Any] = {each.name: _held_out_errors(each, system, clock) for each in found}
     rows = [{"class": name, **_statistics(errors)} for name, errors in parts.items()]
     for group, members in GROUPS.items():
-        inside = [e for name, e in parts.items() if name.startswith(members) and not name.startswith("all-gather-")]
+        inside = [parts[each.name] for each in found if each.name.startswith(members) and "borrowed" not in each.source]
+        if not inside:
+            continue
         pooled = _statistics(np.concatenate(inside))
         met = pooled["median"] <= TARGET_MEDIAN and pooled["mean"] <= TARGET_MEAN
         rows.append({"class": f"all {group}", **pooled, "target": "met" if met else "missed"})
@@ -100,13 +106,12 @@ def formats(row: Any) -> Precision:
 
     FP8: 128 x 128 blocks everywhere but the head. NVFP4 DeepSeek: the down and up projections of attention stay BF16,
     the output projection does not; Kimi: all of attention stays BF16; Qwen: all linear layers are NVFP4. The cache is
-    FP8 where the checkpoint or (DeepSeek) usual practice has it so, but BF16 for Qwen in FP8 and for SGLang on Hopper,
-    whose FP8 kernel is ten times slower.
+    what the frameworks' `auto` makes of the checkpoint: FP8 where it says so (NVFP4), else BF16.
     """
     hopper = row.system in ("h100", "h200")
     fp4 = row.precision == "fp4"
     latent = row.model.startswith(("deepseek-ai", "moonshotai"))
-    kv = "bf16" if (hopper and row.framework == "sglang") or (not fp4 and not latent) else "fp8"
+    kv = "fp8" if fp4 else "bf16"
     chosen: dict[str, Any] = {
         "weights": "nvfp4" if fp4 else "fp8-block",
         "math": "fp4" if fp4 else "fp8",
@@ -146,11 +151,11 @@ def predict(row: Any, batch: float, clock: Clock | None = None) -> Step:
 BATCHES = {"as_given": "batch", "effective": "effective_batch"}
 
 
-def end_to_end() -> pd.DataFrame:
-    """Every serving beside its prediction, under both readings of its batch.
+def end_to_end(*, peer: bool = False) -> pd.DataFrame:
+    """Every serving beside its prediction, under both readings of its batch; with `peer`, aiconfigurator's as well.
 
     Columns of silicon.disaggregated_decode, and: as_given_s, as_given_low_s, as_given_high_s, effective_s, …,
-    light_s (the `ideal` clock at the stated batch), beyond_light, odd_label, aiconfigurator_s.
+    light_s (the `ideal` clock at the stated batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
     """
     from helix_sim import silicon
 
@@ -163,6 +168,8 @@ def end_to_end() -> pd.DataFrame:
             step = predict(row, getattr(row, batch))
             low, high = step.ttl_interval_s
             found |= {f"{name}_s": float(step.ttl_s), f"{name}_low_s": float(low), f"{name}_high_s": float(high)}
+            if peer:
+                found[f"{name}_peer_s"] = peer_s(row, getattr(row, batch))
         for name, value in found.items():
             columns.setdefault(name, []).append(value)
     table = rows.assign(**columns)
@@ -172,6 +179,63 @@ def end_to_end() -> pd.DataFrame:
         beyond_light=table["tpot_s"] < table["light_s"],
         odd_label=odd & (table["moe_ep"] == 1),
     )
+
+
+def peer_s(row: Any, batch: float) -> float:
+    """aiconfigurator's own prediction of a DeepSeek serving's decode step; NaN where it refuses, or has no data.
+
+    Of other models it would fetch the configurations from the network.
+    """
+    from aiconfigurator_core.sdk.errors import PerfDataNotAvailableError
+
+    if not row.model.startswith("deepseek"):
+        return float("nan")
+    try:
+        engine = _peer_engine(
+            row.model, row.system, row.framework, row.tp, row.pp, row.dp, max(row.moe_tp, 1), max(row.moe_ep, 1),
+            row.gemm_format, row.moe_format,
+        )  # fmt: skip
+        return float(engine.predict_decode_latency(max(round(batch), 1), int(row.context), 2)) * 1e-3
+    except (PerfDataNotAvailableError, ValueError):  # its two ways to refuse: no table, or no such layout
+        return float("nan")
+
+
+@cache
+def _peer_engine(
+    model: str, system: str, framework: str, tp: int, pp: int, dp: int, moe_tp: int, moe_ep: int, gemm: str, moe: str
+) -> Any:
+    from aiconfigurator_core.sdk.engine import EngineHandle
+
+    from helix_sim import silicon
+
+    return EngineHandle.compile(
+        model, silicon.SYSTEMS[system], framework, tp_size=tp, pp_size=pp, attention_dp_size=dp, moe_tp_size=moe_tp,
+        moe_ep_size=moe_ep, gemm_quant_mode=gemm, moe_quant_mode=moe,
+    )  # fmt: skip
+
+
+def beside_peer(table: pd.DataFrame, reading: str) -> pd.DataFrame:
+    """aiconfigurator's errors and ours on the DeepSeek rows that it predicts, and ours on those it refuses."""
+    import pandas as pd
+
+    rows = []
+    deepseek = _deepseek(table)
+    for system, part in [*deepseek.groupby("system"), ("all", deepseek)]:
+        peers = (part[f"{reading}_peer_s"] / part["tpot_s"] - 1).abs()
+        ours, has = errors(part, reading).abs(), peers.notna()
+        rows.append(
+            {
+                "system": system,
+                "count": len(part),
+                "peer_predicts": int(has.sum()),
+                "peer_median": peers.median(),
+                "peer_mean": peers.mean(),
+                "our_median_there": ours[has].median(),
+                "our_mean_there": ours[has].mean(),
+                "our_mean_where_it_refuses": ours[~has].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _overhead_s(row: Any) -> float:
@@ -245,6 +309,10 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found[f"{title}: by half, all rows"] = _with_total(table, SPLIT, reading)
         found[f"{title}: by half, without doubtful rows"] = _with_total(table[~doubtful], SPLIT, reading)
         found[f"{title}: DeepSeek by system"] = _with_total(_deepseek(table), ["system"], reading)
+        if f"{reading}_peer_s" in table:
+            found[f"{title}: beside aiconfigurator {calibration.package_version()}, DeepSeek"] = beside_peer(
+                table, reading
+            )
         found[f"{title}: by half, system, model and framework"] = scores(
             table, ["half", "system", "model", "framework"], reading
         )
