@@ -812,8 +812,5 @@ def yaml_text(clock: Clock) -> str:
 
     assert clock.calibration is not None
     content = clock.model_dump(exclude_none=True)
-    head = (
-        "# Written by `helix-sim calibrate silicon`; refit instead of editing. Only parameters are here; the\n"
-        f"# measurements stay in {clock.calibration.package} (Apache-2.0, NVIDIA).\n"
-    )
+    head = "# Written by `helix-sim calibrate`; refit instead of editing. Only parameters are here, no measurement.\n"
     return head + yaml.safe_dump(content, sort_keys=False, width=100000, default_flow_style=None, allow_unicode=True)

@@ -196,6 +196,10 @@ def step_record(step: Step) -> dict[str, Any]:
     }
 
 
+WIDE = 118
+"""Columns of a terminal on which the bytes of an op are shown tensor by tensor."""
+
+
 def _print_step(out: Console, step: Step) -> None:
     from helix_sim.step import op_rows
     from helix_sim.units import format_size
@@ -206,31 +210,32 @@ def _print_step(out: Console, step: Step) -> None:
         f"clock {step.clock.name}; weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
     )
     out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users\n")
-    amounts = (">GFLOP", ">MB weights", ">MB KV", ">MB act.", ">MB link", ">µs", ">hidden µs", ">share")
-    table = _table("op", ">times", *amounts, "binds", title="one decode step on the busiest GPU")
+    wide = out.width >= WIDE
+    amounts = (">MB weights", ">MB KV", ">MB act.") if wide else (">MB HBM",)
+    times = (">µs", ">hidden µs", ">share")
+    table = _table("op", ">times", ">GFLOP", *amounts, ">MB link", *times, "binds", title="one decode step on one GPU")
     for row in op_rows(step):
         if not row["seconds"]:
             continue
+        moved = [row[f"{tensor}_bytes"] / 1e6 for tensor in ("weight", "kv", "activation")]
         table.add_row(
             row["op"],
             str(row["repeats"]),
             _figure(row["flops"] / 1e9),
-            _figure(row["weight_bytes"] / 1e6),
-            _figure(row["kv_bytes"] / 1e6),
-            _figure(row["activation_bytes"] / 1e6),
+            *(_figure(each) for each in (moved if wide else [sum(moved)])),
             _figure(row["link_bytes"] / 1e6),
             _figure(row["seconds"] * 1e6),
             _figure(row["hidden_s"] * 1e6),
             f"{row['share']:.1%}",
             row["binds"],
         )
-    out.print(table)
+    show(out, table)
     memory = _table("memory of the fullest GPU", ">GB")
     for kind in ("weights", "kv_cache", "activations"):
         memory.add_row(kind.replace("_", " "), f"{float(getattr(step.memory, kind)) / 1e9:.2f}")
     memory.add_row("reserve", f"{step.hardware.memory_reserve_GB.value:.2f}")
     memory.add_row("capacity", f"{step.hardware.memory_GB.value:.2f}")
-    out.print(memory)
+    show(out, memory)
     out.print(
         f"TTL [bold]{float(step.ttl_s) * 1e3:.3f} ms[/]   interactivity [bold]{float(step.tokens_per_s_user):.1f}[/] "
         f"tokens/s/user   throughput [bold]{float(step.tokens_per_s_gpu):.2f}[/] tokens/s/GPU"
@@ -249,6 +254,16 @@ def _print_interval(out: Console, step: Step) -> None:
     )
     if beyond := [name for name, outside in step.extrapolated.items() if outside]:
         out.print(f"extrapolated beyond the measured sizes: {', '.join(beyond)}")
+
+
+def show(out: Console, table: Table) -> None:
+    """Print a table at its own width: on a narrow terminal its lines wrap, but no number loses its digits."""
+    from rich.measure import Measurement
+
+    terminal = out.width
+    out.width = max(terminal, Measurement.get(out, out.options.update(width=1000), table).maximum)
+    out.print(table, crop=False)
+    out.width = terminal
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -319,7 +334,7 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
             f"{row[key]:.1f}" if row["points"] else "-" for key in ("best_tokens_per_s_user", "best_tokens_per_s_gpu")
         ]
         table.add_row(f"{row['context']:,}", row["curve"], str(row["points"]), *best)
-    out.print(table)
+    show(out, table)
     dropped = sum(sum(reasons.values()) for reasons in summary["dropped"].values())
     out.print(
         f"{summary['layouts']:,} layouts, {dropped:,} dropped "
@@ -356,7 +371,7 @@ def reproduce(
             held = "yes" if claim.held else f"no, by {claim.missed_by:.3g}"
             accepted = f"{claim.low:g} to {claim.high:g}"
             table.add_row(claim.id, claim.claim, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held)
-        console().print(table)
+        show(console(), table)
     for name, off in written.without_hop_b.items():
         measured = MEASURED[name]
         console().print(f"{name}: TensorRT-LLM measured {measured:g} on GB300 without HOP-B; ours without it {off:.3g}")
@@ -499,7 +514,7 @@ def _print_choices(out: Console, choices: list[Choice], title: str) -> None:
             f"{binds['op']} {binds['share']:.0%} ({binds['binds']})",
             choice.stopped_by,
         )
-    out.print(table)
+    show(out, table)
 
 
 def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
@@ -525,7 +540,7 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
         if relaxed.limit == "families":
             given, needed = ", ".join(found.request.families), "all"
         table.add_row(relaxed.limit, given, needed, factor, relaxed.layout)
-    out.print(table)
+    show(out, table)
 
 
 # --- export, trace, sensitivity: a layout picked by its widths, from a JSON file or from a sweep ---------------------
@@ -775,7 +790,7 @@ def _report_sensitivity(found: dict[str, Any], out: Path | None, as_json: bool) 
         table.add_row(
             row["knob"], *(f"{row[key]:+.3f}" if row[key] == row[key] else "-" for key in ("ttl", "throughput"))
         )
-    out_console.print(table)
+    show(out_console, table)
     if files:
         out_console.print(f"files in {out}: {', '.join(path.name for path in files)}")
 
@@ -796,7 +811,7 @@ def _report_what_if(planned: Plan, change: list[str], ttl_s: float | None, as_js
         for name, part in (("before", found.before), ("after", found.after), ("after, layout of before", found.kept)):
             point = getattr(part, end)
             table.add_row(name, *(_point_cells(point) if point else ["-", "-", "-", "none fits"]))
-        out.print(table)
+        show(out, table)
 
 
 def _point_cells(point: dict[str, Any]) -> list[str]:
@@ -873,7 +888,7 @@ def _print_rows(rows: Sequence[Mapping[Any, Any]], as_json: bool) -> None:
                 for value in row.values()
             )
         )
-    console().print(table)
+    show(console(), table)
 
 
 def _is_number(value: Any) -> bool:
@@ -902,23 +917,70 @@ def check(files: Annotated[list[Path], typer.Argument(help="model, hardware, clo
 
 @app.command()
 def calibrate(
-    what: Annotated[str, typer.Argument(help="silicon: the measured kernels of aiconfigurator-core")],
-    system: Annotated[str, typer.Option(help="gb200, gb300, b200, h200 or h100")],
-    framework: Annotated[str, typer.Option(help="trtllm, sglang or vllm")],
-    out: OutOption = Path("out/calibration"),
+    what: Annotated[str, typer.Argument(help="silicon: public tables of kernels; gpu: the GPU in this machine")],
+    out: Annotated[Path, typer.Option(help="silicon: a folder; gpu: the YAML file, its CSV and picture beside it")],
+    system: Annotated[str | None, typer.Option(help="silicon: gb200, gb300, b200, h200 or h100")] = None,
+    framework: Annotated[str | None, typer.Option(help="silicon: trtllm, sglang or vllm")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="gpu: refit a file of measurements instead")] = None,
 ) -> None:
-    """Fit a clock to measured kernels: SYSTEM-FRAMEWORK.yaml, and measured against modelled as a picture."""
-    from helix_sim import calibration, plot
+    """Fit a clock to measured kernels: a YAML file that --clock reads, and measured against modelled as a picture."""
     from helix_sim.spec import SpecError
-    from helix_sim.tables import write_text
 
-    if what != "silicon":
-        raise SpecError([f"{what!r} is not one of silicon"])
+    if what == "silicon":
+        if system is None or framework is None or source is not None:
+            raise SpecError(["calibrate silicon needs --system and --framework, and has no --from"])
+        _calibrate_silicon(system, framework, out)
+    elif what == "gpu":
+        if system is not None or framework is not None:
+            raise SpecError(["calibrate gpu measures the GPU in this machine: it has no --system or --framework"])
+        _calibrate_gpu(out, source)
+    else:
+        raise SpecError([f"{what!r} is not one of silicon, gpu"])
+
+
+def _calibrate_silicon(system: str, framework: str, out: Path) -> None:
+    from helix_sim import calibration
+
     calibration.check_names(system, framework)
     made = _with_tables(lambda: calibration.calibrate(system, framework, say=remark))
-    name = made.clock.name
-    write_text(out / f"{name}.yaml", calibration.yaml_text(made.clock))
-    plot.save(plot.calibration(made.fitted, f"{name}: measured and modelled"), out / name, ("png",))
+    _write_calibration(made, out / f"{made.clock.name}.yaml")
+
+
+def _calibrate_gpu(out: Path, source: Path | None) -> None:
+    from helix_sim import gpu_calibration
+    from helix_sim.kernels import measure, measurements
+    from helix_sim.spec import SpecError
+    from helix_sim.tables import appearing
+
+    if out.suffix != ".yaml":
+        raise SpecError([f"--out: {str(out)!r} must end in .yaml"])
+    try:
+        if source is not None:
+            rows, provenance = measurements.read_csv(source)
+        else:
+            provenance, rows = measure.provenance(), []
+            for row in measure.measure():
+                remark(f"{row.op_class}: batch {row.batch}, context {row.context}: {row.median_s * 1e6:.1f} µs")
+                rows.append(row)
+    except measure.NoGpu as missing:
+        raise SpecError([str(missing)]) from None
+    except ValueError as error:
+        raise SpecError([str(error)]) from None
+    if source is None:
+        with appearing(out.with_suffix(".csv")) as partial:
+            measurements.write_csv(partial, rows, provenance)
+    _write_calibration(gpu_calibration.calibrate(rows, provenance, say=remark), out)
+
+
+def _write_calibration(made: Any, path: Path) -> None:
+    """The clock's file, measured against modelled beside it, and the held-out errors of each class."""
+    from helix_sim import calibration, plot
+    from helix_sim.tables import write_text
+
+    write_text(path, calibration.yaml_text(made.clock))
+    (picture,) = plot.save(
+        plot.calibration(made.fitted, f"{made.clock.name}: measured and modelled"), path.with_suffix(""), ("png",)
+    )
     _print_rows(
         [
             {
@@ -932,7 +994,7 @@ def calibrate(
         ],
         as_json=False,
     )
-    console().print(f"files in {out}: {name}.yaml, {name}.png")
+    console().print(f"files in {path.parent}: {path.name}, {picture.name}")
 
 
 def _with_tables(call: Any) -> Any:
@@ -1053,7 +1115,7 @@ def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
                 column.no_wrap = False
             for row in table.rows:
                 shown.add_row(*(escape(cell) for cell in row))
-            out.print(shown)
+            show(out, shown)
 
 
 @app.callback(invoke_without_command=True)

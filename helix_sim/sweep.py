@@ -85,7 +85,7 @@ class Plan:
 
 
 def digest(record: Record) -> str:
-    """Twelve hex digits that change with any value of a record, and with nothing else, a new optional field included."""
+    """Twelve hex digits that change with any value of a record, and with nothing else."""
     text = json.dumps(record.model_dump(mode="json", exclude_none=True), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -11,7 +11,8 @@ PACKAGE = Path(helix_sim.__file__).parent
 
 ORDER = [
     {"cli", "__main__"},
-    {"studies", "plot", "report", "calibration", "export", "trace"},
+    {"studies", "plot", "report", "gpu_calibration", "export", "trace"},
+    {"calibration"},
     {"pick"},
     {"sweep"},
     {"tables", "silicon", "pareto", "family", "import_hf"},

@@ -38,6 +38,21 @@ def test_explain_shows_what_binds():
     assert shown.stderr == ""
 
 
+def test_a_narrow_terminal_hides_no_digit():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from helix_sim.cli import _table, show
+
+    out = Console(width=30, file=StringIO())
+    table = _table("op", ">µs")
+    table.add_row("a_very_long_name_of_an_operation", "1,234,567.89")
+    show(out, table)
+    assert "1,234,567.89" in out.file.getvalue()
+    assert out.width == 30
+
+
 def test_explain_json_sums_to_its_ttl():
     shown = helix_sim("explain", "deepseek-r1", "gb200-nvl72", "--kvp", 16, "--batch", 4, "--chunks", 2, "--json")
     step = json.loads(shown.stdout)

@@ -167,3 +167,43 @@ def _row(path: Path, number: int, record: Mapping[str, str | None]) -> Measureme
     if not 0 < row.low_s <= row.median_s <= row.high_s or math.isinf(row.high_s):
         raise ValueError(f"{path}, line {number}: times must be 0 < low_s <= median_s <= high_s")
     return row
+
+
+def ceilings(rows: Sequence[Measurement]) -> dict[str, float]:
+    """Best measured rates: copy bandwidth [bytes/s], counting bytes read and written, and FLOP/s by format.
+
+    >>> copy = Measurement(op="copy", stored="bf16", math="bf16", hbm_bytes=8e9, median_s=2e-3, low_s=2e-3, high_s=2e-3,
+    ...     samples=9)
+    >>> ceilings([copy])
+    {'hbm_bytes_per_s': 4000000000000.0}
+    """
+    copies = [row.hbm_bytes / row.median_s for row in rows if row.op == "copy"]
+    if not copies:
+        raise ValueError("no copy among the measurements: without it there is no bandwidth to take a share of")
+    best = {"hbm_bytes_per_s": max(copies)}
+    for row in rows:
+        if row.op == "matmul":
+            name = f"{row.math}_flops_per_s"
+            best[name] = max(best.get(name, 0.0), row.flops / row.median_s)
+    return best
+
+
+def times_the_bound(row: Measurement, limits: Mapping[str, float]) -> float:
+    """Measured time over the larger of its two bounds at the measured ceilings: 1 is perfect.
+
+    >>> row = Measurement(op="combine", stored="fp32", math="fp32", hbm_bytes=4e9, median_s=2e-3, low_s=2e-3,
+    ...     high_s=2e-3, samples=9)
+    >>> times_the_bound(row, {"hbm_bytes_per_s": 4e12})
+    2.0
+    """
+    return row.median_s / max(row.hbm_bytes / limits["hbm_bytes_per_s"], row.flops / _rate(row, limits))
+
+
+def _rate(row: Measurement, limits: Mapping[str, float]) -> float:
+    """FLOP/s ceiling of the row's arithmetic; infinite for a row without any."""
+    if row.flops == 0:
+        return math.inf
+    name = f"{row.math}_flops_per_s"
+    if name not in limits:
+        raise ValueError(f"no {row.math} matmul among the measurements, which {row.op} takes a share of")
+    return limits[name]
