@@ -8,6 +8,7 @@ and only the all-reduce is left.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,8 @@ def expert_popularity(experts: Experts) -> list[tuple[int, float]]:
     picked = np.minimum(1.0, experts.top_k * weight / weight.sum())
     for _ in range(experts.top_k):  # what the cap takes from the hottest goes to the rest
         free = picked < 1
+        if not free.any():
+            break
         picked[free] *= (experts.top_k - (~free).sum()) / picked[free].sum()
         picked = np.minimum(1.0, picked)
     starts = [2**i for i in range(experts.routed.bit_length())]
@@ -88,37 +91,70 @@ def expert_popularity(experts: Experts) -> list[tuple[int, float]]:
     return [(len(members), float(members.mean())) for members in classes]
 
 
-def _busiest(mean: Column, variance: Column, ranks: Column) -> Any:
-    """Expected largest of `ranks` loads of that mean and variance: mean + sd · E[max of n standard normals] (Blom)."""
-    return mean + np.sqrt(variance) * ndtri((ranks - 0.375) / (ranks + 0.25))
+EXACT_UP_TO = 16
+"""Experts or tokens up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
 
 
-def experts_read(d: Decode, moe: Experts) -> Any:
-    """Distinct experts that the busiest EP rank reads in a step: expectation over random routing.
+def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
+    """Expected largest of `ranks` independent binomial(n, p) counts.
 
-    mean = E/ep · (1 - (1 - k/E)^T), plus the spread of the busiest of ep ranks; at least 1, at most E/ep.
-    Held against a simulation of random routing in the tests.
+    Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
+    z the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness, which fades
+    with a spread below one count.
+
+    >>> float(largest_binomial(32, 1.0, ranks=8))
+    32.0
+    """
+    z, spread = ndtri((ranks - 0.375) / (ranks + 0.25)), np.sqrt(n * p * (1 - p))
+    skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
+    normal = n * p + spread * z + skewness
+    largest = np.array(np.clip(normal, 0, n))
+    few = np.broadcast_to(n <= EXACT_UP_TO, np.shape(largest))
+    largest[few] = _largest_of_few(*(np.broadcast_to(size, np.shape(largest))[few] for size in (n, p, ranks)))
+    return largest
+
+
+def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
+    """The exact sum, for columns of n up to EXACT_UP_TO."""
+    q = np.minimum(p, 1 - 1e-12)
+    pmf = (1 - q) ** n
+    below, largest = pmf, np.zeros_like(pmf)
+    for j in range(EXACT_UP_TO):
+        largest += (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
+        pmf = pmf * (n - j) / (j + 1) * q / (1 - q)
+        below = below + pmf
+    return largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusiestRank:
+    """Routing as the busiest EP rank sees it: experts it holds and reads, token-expert pairs it computes."""
+
+    held: Column
+    read: Column
+    pairs: Column
+
+
+def busiest_rank(d: Decode, moe: Experts) -> BusiestRank:
+    """Expectation over random routing of what the busiest of ep ranks reads and computes.
+
+    Distinct experts: E/ep · (1 - (1 - k/E)^T) on average, and the largest of ep binomial counts on the busiest. Pairs:
+    T·k/ep on average, plus the largest deviation of ep such loads. Both are held against a simulation in the tests.
     """
     x = d.layout
-    local = ceil_div(moe.routed, x.ep)
-    hit = sum(
-        count / moe.routed * -np.expm1(x.tokens * np.log1p(-min(p, 1 - 1e-12))) for count, p in expert_popularity(moe)
-    )
-    spread = local * hit * (1 - hit) * (1 - 1 / x.ep)
-    return np.clip(_busiest(local * hit, spread, x.ep), 1, np.minimum(local, x.tokens * moe.top_k))
+    held = ceil_div(moe.routed, x.ep)
+    classes, share = expert_popularity(moe), moe.top_k / moe.routed
+    hit = sum(count / moe.routed * -np.expm1(x.tokens * np.log1p(-min(picked, 1 - 1e-12))) for count, picked in classes)
+    read = np.clip(largest_binomial(held, hit, x.ep), 1, np.minimum(held, x.tokens * moe.top_k))
 
-
-def tokens_routed(d: Decode, moe: Experts) -> Any:
-    """Token-expert pairs on the busiest EP rank: mean T·k/ep, plus the spread of the busiest of ep ranks."""
-    x = d.layout
-    local = ceil_div(moe.routed, x.ep)
-    classes = expert_popularity(moe)
-    share = moe.top_k / moe.routed
-    binomial = sum(count * p * (1 - p) for count, p in classes) / moe.routed
-    popularity = sum(count * (p - share) ** 2 for count, p in classes) / moe.routed
-    variance = local * (1 - 1 / x.ep) * (x.tokens * binomial + x.tokens**2 * popularity)
-    mean = x.tokens * moe.top_k * local / moe.routed
-    return np.clip(_busiest(mean, variance, x.ep), 1, x.tokens * np.minimum(local, moe.top_k))
+    picked_or_not = sum(count * picked * (1 - picked) for count, picked in classes) / moe.routed
+    popularity = sum(count * (picked - share) ** 2 for count, picked in classes) / moe.routed
+    others = 1 - 1 / x.ep
+    deviation = np.sqrt(held * others * (x.tokens * picked_or_not + x.tokens**2 * popularity))
+    z = ndtri((x.ep - 0.375) / (x.ep + 0.25))
+    skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
+    pairs = x.tokens * moe.top_k * held / moe.routed + deviation * z + skewness
+    return BusiestRank(held=held, read=read, pairs=np.clip(pairs, read, x.tokens * np.minimum(held, moe.top_k)))
 
 
 def share_of_tokens_here(d: Decode, moe: Experts) -> Any:
@@ -158,19 +194,25 @@ def top_k(d: Decode, moe: Experts) -> Work:
 
 
 def dispatch(d: Decode, moe: Experts) -> Work:
-    """Tokens of other attention groups that picked an expert here arrive, each once per rank."""
+    """Tokens of other attention groups that picked an expert here arrive, each once per rank, at the busiest of ep.
+
+    Without their expert numbers and gates, top_k of each beside H values.
+    """
     return _route(d, moe, "dispatch", d.precision.bytes_of("dispatch"))
 
 
 def combine(d: Decode, moe: Experts) -> Work:
-    """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token."""
+    """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token.
+
+    The sums themselves, and the gates' weighting, ride in the kernels around it.
+    """
     return _route(d, moe, "combine", d.wire_bytes)
 
 
 def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
     x = d.layout
-    needed = share_of_tokens_here(d, moe)
-    foreign = x.batch * (x.dp - 1) * needed
+    others = x.batch * (x.dp - 1)
+    foreign = largest_binomial(others, share_of_tokens_here(d, moe), x.ep)
     return Work(
         op_class=op_class,
         kernels=0,
@@ -178,42 +220,41 @@ def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
             "all-to-all", payload=foreign * d.model.hidden_size * value_bytes, group=1 + (x.ffn_group - 1) * (x.dp > 1)
         ),
         rows=x.batch,
-        needed=needed,
+        needed=foreign / np.maximum(others, 1),
     )
 
 
-def routed_up(d: Decode, moe: Experts) -> Work:
+def routed_up(d: Decode, moe: Experts, rank: BusiestRank) -> Work:
     """Gate and up projection of the local experts, a grouped matrix multiply."""
-    return _grouped(d, moe, d.model.hidden_size, 2 * ceil_div(moe.intermediate_size, d.layout.tpf))
+    return _grouped(d, rank, d.model.hidden_size, 2 * ceil_div(moe.intermediate_size, d.layout.tpf))
 
 
-def routed_activation(d: Decode, moe: Experts) -> Work:
+def routed_activation(d: Decode, moe: Experts, rank: BusiestRank) -> Work:
     """SiLU(gate)·up of the routed tokens."""
     width = ceil_div(moe.intermediate_size, d.layout.tpf)
-    return _activation(d, tokens_routed(d, moe), width, "grouped-pointwise")
+    return _activation(d, rank.pairs, width, "grouped-pointwise")
 
 
-def routed_down(d: Decode, moe: Experts) -> Work:
+def routed_down(d: Decode, moe: Experts, rank: BusiestRank) -> Work:
     """Down projection of the local experts, a grouped matrix multiply."""
-    return _grouped(d, moe, ceil_div(moe.intermediate_size, d.layout.tpf), d.model.hidden_size)
+    return _grouped(d, rank, ceil_div(moe.intermediate_size, d.layout.tpf), d.model.hidden_size)
 
 
-def _grouped(d: Decode, moe: Experts, inner: Column, outer: Column) -> Work:
-    rows, read = tokens_routed(d, moe), experts_read(d, moe)
+def _grouped(d: Decode, rank: BusiestRank, inner: Column, outer: Column) -> Work:
     expert_bytes = inner * outer * d.precision.bytes_of("weights")
     return Work(
         op_class="grouped-gemm",
-        flops=2 * rows * inner * outer,
-        weight_bytes=read * expert_bytes,
-        idle_weight_bytes=(ceil_div(moe.routed, d.layout.ep) - read) * expert_bytes,
-        activation_bytes=rows * (inner + outer) * d.activation_bytes,
+        flops=2 * rank.pairs * inner * outer,
+        weight_bytes=rank.read * expert_bytes,
+        idle_weight_bytes=(rank.held - rank.read) * expert_bytes,
+        activation_bytes=rank.pairs * (inner + outer) * d.activation_bytes,
         math=d.precision.format_of("math"),
         weights=d.precision.weights,
-        rows=rows,
+        rows=rank.pairs,
         inner=inner,
         outer=outer,
-        copies=ceil_div(moe.routed, d.layout.ep),
-        experts_read=read,
+        copies=rank.held,
+        experts_read=rank.read,
         tokens=d.layout.tokens,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,11 +14,13 @@ from helix_sim.kernel_time import shape_problems
 from helix_sim.spec import Clock, Family, Hardware, Model, Record, SpecError, Sweep
 
 FOLDERS = {
-    "model": ("model_specs",),
-    "hardware": ("hardware_profiles",),
-    "clock": ("hardware_profiles/clocks", "hardware_profiles/calibrations"),
-    "sweep": ("sweeps",),
+    "model": "model_specs",
+    "hardware": "hardware_profiles",
+    "clock": "hardware_profiles/clocks",
+    "sweep": "sweeps",
 }
+CALIBRATIONS = "hardware_profiles/calibrations"
+"""Clocks fitted to measured kernels; they load by name like the others."""
 KINDS: dict[str, type[Record]] = {"model": Model, "hardware": Hardware, "clock": Clock, "sweep": Sweep}
 MOST_BYTES = 4 * 2**20
 MOST_DEPTH = 32
@@ -39,7 +41,8 @@ def shipped(kind: str) -> list[str]:
 
 
 def _shipped_files(kind: str) -> dict[str, Path]:
-    paths = (path for folder in FOLDERS[kind] for path in data_folder(folder).glob("*.yaml"))
+    folders = (FOLDERS[kind], *([CALIBRATIONS] if kind == "clock" else []))
+    paths = (path for folder in folders for path in data_folder(folder).glob("*.yaml"))
     return {path.stem: path for path in paths if path.stem != "families"}
 
 
@@ -101,7 +104,8 @@ def find(kind: str, name: str | Path) -> Path:
 
 def _shown(path: Path) -> str:
     """A shipped file by its folder and name, a user's own as it was given."""
-    return f"{path.parent.name}/{path.name}" if path.is_relative_to(data_folder(".")) else str(path)
+    shipped_folders = {data_folder(folder).resolve() for folder in (*FOLDERS.values(), CALIBRATIONS)}
+    return f"{path.parent.name}/{path.name}" if path.resolve().parent in shipped_folders else str(path)
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -118,14 +122,14 @@ class _StrictLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = cast(Any, self.peek_event())  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not read; write the value out", problem_mark=event.start_mark
-            )
+            problem = "aliases (*name) are not read; write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         self.depth += 1
         if self.depth > MOST_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -47,6 +47,7 @@ STYLE: Any = {
 COLOURS = {
     "helix": "#0072B2",
     "helix-dp": "#56B4E9",
+    "helix-pp": "#6A3D9A",
     "baseline": "#404040",
     "tp": "#D55E00",
     "pp": "#E69F00",
@@ -56,15 +57,25 @@ COLOURS = {
 }
 """Okabe and Ito's palette, by family and group."""
 
-MARKERS = {"helix": "o", "helix-dp": "s", "tp": "^", "pp": "v", "ep": "D", "tp-ep": "P", "medha": "X", "baseline": "."}
+MARKERS = {
+    "helix": "o",
+    "helix-dp": "s",
+    "helix-pp": "p",
+    "tp": "^",
+    "pp": "v",
+    "ep": "D",
+    "tp-ep": "P",
+    "medha": "X",
+    "baseline": ".",
+}
 
 
 def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) -> list[Path]:
     """The figure as stem.png and stem.svg, the same bytes in every run."""
     written = []
     for suffix in formats:
-        path = stem.with_suffix(f".{suffix}")
-        with appearing(path) as partial:
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        with appearing(path) as partial, plt.rc_context(STYLE):
             figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else {"Software": None})
         written.append(path)
     plt.close(figure)
@@ -265,26 +276,30 @@ def _relative_axes(axes: Axes, interactivity: float, throughput: float) -> None:
     across.set_xlabel("relative to the best baseline", fontsize=8, color="#666666")
 
 
-def figure_7(on: dict[str, SweepResult], off: dict[str, SweepResult], losses: Mapping[str, float]) -> Figure:
-    """Helix with HOP-B and without, both models [Helix 2025, figure 7]."""
+def figure_7(
+    on: dict[str, SweepResult],
+    off: dict[str, SweepResult],
+    shared: dict[str, SweepResult],
+    losses: Mapping[str, tuple[float, float]],
+) -> Figure:
+    """Helix with HOP-B, without, and with chunks that share their latencies [Helix 2025, figure 7].
+
+    losses: of each model, the largest share of tokens/s/user lost without HOP-B, under both assumptions.
+    """
     with plt.rc_context(STYLE):
-        figure, all_axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+        figure, all_axes = plt.subplots(1, 2, figsize=(9.6, 4.4), layout="constrained")
         for axes, (key, result) in zip(all_axes, on.items(), strict=True):
-            draw_frontier(
-                axes, result.group("all-helix"), label="HOP-B, best chunk count", colour=COLOURS["helix"], linewidth=2
+            own, one = losses[key]
+            curves = (
+                (shared, f"HOP-B, chunks share one latency: off loses {one:.1%}", "ep", "-", 1.2),
+                (on, f"HOP-B, each chunk pays its own: off loses {own:.1%}", "helix", "-", 2.4),
+                (off, "HOP-B off", "tp", "--", 1.2),
             )
-            draw_frontier(
-                axes,
-                off[key].group("all-helix"),
-                label="HOP-B off",
-                colour=COLOURS["tp"],
-                linestyle="--",
-                linewidth=1.3,
-            )
+            for source, label, colour, linestyle, width in curves:
+                curve = source[key].group("all-helix")
+                draw_frontier(axes, curve, label=label, colour=COLOURS[colour], linestyle=linestyle, linewidth=width)
             pareto_axes(axes, result.plan.model.name)
-            axes.legend(
-                fontsize=8, loc="lower left", title=f"largest loss without: {losses[key]:.1%}", title_fontsize=8
-            )
+            axes.legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -365,3 +380,83 @@ def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
         both[0].set_ylabel("predicted time per token (ms), 80 % interval")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+# --- Sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def tornado(bars: Mapping[str, tuple[float, float]], title: str, what: tuple[str, str]) -> Figure:
+    """Elasticities of TTL and throughput to each knob, the strongest on top, one panel each.
+
+    bars: knob: (elasticity of TTL, of throughput). what: the titles of the panels.
+    """
+    order = sorted(bars, key=lambda knob: max(abs(value) for value in (*bars[knob], 0.0) if value == value))
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, 2, figsize=(9.6, 0.42 * len(order) + 1.5), layout="constrained", sharex=True, sharey=True
+        )
+        for side, (axes, label) in enumerate(zip(panels, what, strict=True)):
+            values = [bars[knob][side] for knob in order]
+            helps = [value < 0 if side == 0 else value > 0 for value in values]
+            colours = [COLOURS["helix"] if good else COLOURS["tp"] for good in helps]
+            axes.barh(range(len(order)), values, color=colours, height=0.62)
+            axes.axvline(0, color="#404040", linewidth=0.8)
+            axes.set_yticks(range(len(order)), [knob.replace("_", " ") for knob in order])
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel("% for 1 % more (blue helps, orange hurts)")
+            axes.set_title(label)
+            for row, value in enumerate(values):
+                _value_beside_bar(axes, row, value)
+        panels[0].margins(x=0.16)
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    return figure
+
+
+def _value_beside_bar(axes: Axes, row: int, value: float) -> None:
+    """A bar's value at its end; a dash where the search reached nothing."""
+    text = f"{value:+.2f}" if value == value and abs(value) >= 0.005 else "0" if value == value else "-"
+    left = value == value and value < -0.005
+    axes.annotate(
+        text, (value if value == value else 0, row), xytext=(-4 if left else 4, 0), textcoords="offset points",
+        ha="right" if left else "left", va="center", fontsize=8, color="#404040",
+    )  # fmt: skip
+
+
+# --- A gate ----------------------------------------------------------------------------------------------------------
+
+
+def overlay(
+    curves: Mapping[str, tuple[Frontier, Frontier]],
+    moves: Mapping[str, list[tuple[float, float]]],
+    title: str,
+    note: str,
+) -> Figure:
+    """Stored frontiers (dashed) under today's, and below them how far each point moved: moves by curve, (x, share)."""
+    colours = dict(zip(curves, (COLOURS[name] for name in ("baseline", "helix", *COLOURS)), strict=False))
+    with plt.rc_context(STYLE):
+        figure, (top, low) = plt.subplots(
+            2, 1, figsize=(7.6, 6.2), layout="constrained", sharex=True, height_ratios=(3, 1)
+        )
+        for name, (before, after) in curves.items():
+            colour = COLOURS.get(name, colours.get(name, "#888888"))
+            draw_frontier(top, after, label=name, colour=colour, linewidth=1.8)
+            draw_frontier(top, before, label=f"{name}, stored", colour=colour, linestyle=(0, (4, 2)), linewidth=1.0)
+            _fill_between(top, before, after, colour)
+            x, share = zip(*moves.get(name, []) or [(np.nan, np.nan)], strict=True)
+            low.plot(x, np.array(share) * 100, ".", color=colour, markersize=4)
+        pareto_axes(top, title)
+        top.set_xlabel("")
+        top.legend(fontsize=8, loc="lower left", title=note, title_fontsize=8, alignment="left")
+        low.axhline(0, color="#888888", linewidth=0.8)
+        low.set(xlabel="interactivity (tokens/s/user)", ylabel="move, both axes (%)")
+    return figure
+
+
+def _fill_between(axes: Axes, before: Frontier, after: Frontier, colour: str) -> None:
+    if len(before) and len(after):
+        x = np.unique(np.concatenate([before.interactivity, after.interactivity]))
+        low, high = before.attained(x), after.attained(x)
+        floor = min(before.throughput[-1], after.throughput[-1])
+        axes.fill_between(
+            x, np.maximum(low, floor), np.maximum(high, floor), step="pre", color=colour, alpha=0.25, linewidth=0
+        )

@@ -21,6 +21,7 @@ from pydantic.functional_validators import BeforeValidator
 from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size
 
 LIMIT = 10**12
+"""The largest size that is read: beyond any machine, within double precision."""
 
 
 def _size(value: Any) -> Any:
@@ -54,9 +55,11 @@ def _number(value: Any) -> Any:
 
 def _exponent_hint(value: Any) -> str:
     """YAML 1.1 reads 8e12 as text: say how to write it."""
+    if not isinstance(value, str):
+        return ""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return ""
     return f"; YAML reads it as text, write {number:.1e}" if math.isfinite(number) else ""
 

@@ -14,7 +14,7 @@ from helix_sim.layout import Layout
 from helix_sim.memory import Memory, memory_of, stage_layers
 from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
 from helix_sim.roofline import HOST, OpTime, beyond_measured, measured_classes, op_time, residual_range
-from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError
+from helix_sim.spec import LIMIT, Clock, Hardware, Model, Precision, SpecError
 from helix_sim.units import Column, ceil_div
 from helix_sim.work import Work
 
@@ -66,6 +66,7 @@ def moe_ops(d: Decode) -> dict[str, Work]:
     """Ops of an MoE layer's FFN, in order."""
     moe = d.model.experts
     assert moe is not None
+    rank = ffn.busiest_rank(d, moe)
     shared = {
         "shared_up": ffn.shared_up(d, moe),
         "shared_activation": ffn.shared_activation(d, moe),
@@ -77,9 +78,9 @@ def moe_ops(d: Decode) -> dict[str, Work]:
         "top_k": ffn.top_k(d, moe),
         "dispatch": ffn.dispatch(d, moe),
         **(shared if moe.shared else {}),
-        "routed_up": ffn.routed_up(d, moe),
-        "routed_activation": ffn.routed_activation(d, moe),
-        "routed_down": ffn.routed_down(d, moe),
+        "routed_up": ffn.routed_up(d, moe, rank),
+        "routed_activation": ffn.routed_activation(d, moe, rank),
+        "routed_down": ffn.routed_down(d, moe, rank),
         "combine": ffn.combine(d, moe),
         "moe_all_reduce": attention.group_all_reduce(d),
         "moe_spread": attention.spread_to_shards(d),
@@ -289,7 +290,7 @@ def evaluate(
     model: Model, hardware: Hardware, clock: Clock, precision: Precision, layout: Layout, context: Column
 ) -> Step:
     """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
-    d = Decode(model=model, precision=precision, layout=layout, context=context)
+    d = Decode(model=model, precision=precision, layout=layout.as_floats(), context=np.multiply(context, 1.0))
     ops = layer_ops(d) | ({"host": Work(op_class=HOST)} if clock.calibration else {})
     times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
     return Step(
@@ -335,9 +336,9 @@ def decode_step(
 
         clock = load_clock("paper")
     problems = [
-        f"{name} is {value}; it must be a whole number of at least 1"
+        f"{name} is {value}; it must be a whole number from 1 to 10^12"
         for name, value in {**layout.columns(), "context": context}.items()
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT
     ]
     if problems:
         raise LayoutError(problems)

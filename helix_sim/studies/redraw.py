@@ -59,8 +59,12 @@ def redraw(figure: str, out: Path, clock: Clock, say: Callable[[str], None] = la
             ratios = [f"Helix: {ours[ids[0]].value:.2f}x interactivity, {ours[ids[1]].value:.1f}x throughput"]
             write(name, reproduce.frontier_table(searches, key), plot.figure_pareto(searches.on[key], title, ratios))
     if "fig7" in chosen:
-        losses = {"r1": ours["hopb_off_r1"].value, "llama": ours["hopb_off_llama"].value}
-        write("fig7", reproduce.hop_b_table(searches), plot.figure_7(searches.on, searches.off, losses))
+        shared = reproduce.search(clock, reproduce.VARIATIONS[reproduce.SHARED_LATENCY])
+        other = reproduce.measure(shared)
+        losses = {key: (ours[f"hopb_off_{key}"].value, other[f"hopb_off_{key}"].value) for key in searches.on}
+        curves = {"hop-b on": searches.on, "hop-b off": searches.off, "hop-b on, chunks share latency": shared.on}
+        drawn = plot.figure_7(searches.on, searches.off, shared.on, losses)
+        write("fig7", reproduce.hop_b_table(curves, searches), drawn)
     if "claims" not in chosen:
         return Redrawn(files=files, claims=[])
     vary = clock.calibration is None  # what is measured is not varied

@@ -144,15 +144,15 @@ def frontier_table(searches: Searches, key: str) -> pd.DataFrame:
     return _ordered(table, baseline)
 
 
-def hop_b_table(searches: Searches) -> pd.DataFrame:
-    """Helix frontiers of both models with HOP-B and without, normalised to each model's baseline."""
+def hop_b_table(curves: dict[str, dict[str, SweepResult]], searches: Searches) -> pd.DataFrame:
+    """Helix frontiers of both models under each named setting of HOP-B, normalised to each model's baseline."""
     import pandas as pd
 
     tables = []
     for key, result in searches.on.items():
         baseline = result.group("baseline")
-        for curve, source in (("hop-b on", result), ("hop-b off", searches.off[key])):
-            table = source.group("all-helix").to_frame().assign(curve=curve, model=result.sweep.model)
+        for curve, results in curves.items():
+            table = results[key].group("all-helix").to_frame().assign(curve=curve, model=result.sweep.model)
             tables.append(_ordered(table, baseline))
     return pd.concat(tables, ignore_index=True)
 
@@ -298,10 +298,10 @@ def _set(quantity: Any, value: Any) -> Any:
     return quantity.model_copy(update={"value": value})
 
 
+SHARED_LATENCY = "HOP-B chunks share one launch and one collective latency, instead of each paying its own"
+
 VARIATIONS: dict[str, Callable[[Plan], Plan]] = {
-    "HOP-B chunks share one launch and one collective latency, instead of each paying its own": lambda p: _clock(
-        p, chunk_latency=_set(p.clock.chunk_latency, 0.0)
-    ),
+    SHARED_LATENCY: lambda p: _clock(p, chunk_latency=_set(p.clock.chunk_latency, 0.0)),
     "a kernel takes half its latency": lambda p: _scaled(p, "kernel", "latency_us", 0.5),
     "a kernel takes twice its latency": lambda p: _scaled(p, "kernel", "latency_us", 2.0),
     "a collective takes half its latency": lambda p: _scaled(p, "collective", "latency_us", 0.5),

@@ -1,0 +1,27 @@
+"""How long the main jobs take: `pytest tests/test_benchmarks.py --benchmark-enable`. Nothing asserts a time."""
+
+from helix_sim.layout import Layout
+from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
+from helix_sim.step import decode_step
+from helix_sim.sweep import plan, run_plan
+
+
+def test_explain_of_one_layout(benchmark):
+    model, hardware, clock = load_model("deepseek-r1"), load_hardware("gb200-nvl72"), load_clock("paper")
+    layout = Layout(batch=8, kvp=64, tpf=2, ep=32)
+    step = benchmark(decode_step, model, hardware, layout, 1_000_000, clock=clock)
+    assert step.layout.gpus == 64
+
+
+def test_the_whole_search_of_figure_5(benchmark):
+    planned = plan(load_sweep("paper-deepseek-r1"))
+    result = benchmark.pedantic(run_plan, args=(planned,), rounds=3, warmup_rounds=1)
+    benchmark.extra_info["layouts"] = result.layouts
+    assert result.layouts > 1_000_000
+
+
+def test_the_whole_search_of_figure_6(benchmark):
+    planned = plan(load_sweep("paper-llama-3.1-405b"))
+    result = benchmark.pedantic(run_plan, args=(planned,), rounds=3, warmup_rounds=1)
+    benchmark.extra_info["layouts"] = result.layouts
+    assert result.layouts > 1_000_000

@@ -1,0 +1,151 @@
+"""The command line as a user meets it: a process, its output, its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+
+def helix_sim(*arguments, cwd=None):
+    """Run the tool in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "helix_sim", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
+
+
+def test_help_lists_the_verbs():
+    shown = helix_sim("--help")
+    assert shown.returncode == 0
+    for verb in ("explain", "sweep", "reproduce", "models", "hardware", "check"):
+        assert verb in shown.stdout
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ("numpy", "pandas", "scipy", "matplotlib", "pydantic")
+    code = f"import sys; from helix_sim.cli import app; print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_explain_shows_what_binds():
+    shown = helix_sim("explain", "llama-3.1-405b", "gb200-nvl72", "--batch", 8, "--tpa", 8, "--kvp", 8)
+    assert shown.returncode == 0
+    assert "attention_core" in shown.stdout
+    assert "tokens/s/GPU" in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_explain_json_sums_to_its_ttl():
+    shown = helix_sim("explain", "deepseek-r1", "gb200-nvl72", "--kvp", 16, "--batch", 4, "--chunks", 2, "--json")
+    step = json.loads(shown.stdout)
+    assert sum(op["seconds"] - op["hidden_s"] for op in step["ops"]) == pytest.approx(step["ttl_s"], rel=1e-12)
+    assert step["gpus"] == 16
+    assert step["layout"]["tpf"] == 16
+    assert step["memory_bytes"]["resident"] < step["memory_bytes"]["capacity"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["explain", "deepseek-r1", "h100-hgx"], "on the fullest GPU"),
+        (["explain", "deepseek-r2", "gb200-nvl72"], "did you mean deepseek-r1?"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--context", "1X"], "--context: '1X' is not a size"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--context", "-5"], "--context: '-5' is not a size"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--context", "9999999999G"], "context is 9999999999000000000"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 4, "--batch", 10**21], "batch is 1000000000000000000000"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 0], "kvp is 0"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--ep", 0], "ep is 0"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--ep", -3], "ep is -3"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--weights", "fp5"], "--weights: fp5 is not one of"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--clock", "papier"], "did you mean paper?"),
+        (["explain", "llama-3.1-8b", "h200-hgx", "--math", "fp4"], "has no fp4 arithmetic"),
+        (["explain", "nowhere/model.yaml", "gb200-nvl72"], "there is no such file"),
+        (["sweep", "paper-deepseek", "--out", "x"], "did you mean paper-deepseek-r1?"),
+        (["sweep", "paper-deepseek-r1", "--out", "x", "--points", "some"], "not one of frontier, all"),
+        (["reproduce", "fig2"], "'fig2' is not one of fig1, fig3"),
+        (["check", "nowhere.yaml"], "cannot be read"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path):
+    shown = helix_sim(*arguments, cwd=tmp_path)
+    assert shown.returncode == 2
+    assert sentence in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert shown.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    shown = helix_sim("reproduce", "fig3", "--out", tmp_path / "file")
+    assert shown.returncode == 2
+    assert "Traceback" not in shown.stderr
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_check_says_what_is_right_and_what_is_not(tmp_path):
+    good = helix_sim("models", "--json")
+    assert {row["name"] for row in json.loads(good.stdout)} >= {"deepseek-r1", "llama-3.1-405b"}
+    (tmp_path / "bad.yaml").write_text("kind: hardware\nname: mine\n")
+    shown = helix_sim("check", "bad.yaml", cwd=tmp_path)
+    assert shown.returncode == 2
+    assert "hbm_bandwidth_GBps: missing" in shown.stderr
+
+
+SMALL = """
+kind: sweep
+name: small
+description: a few hundred layouts
+model: llama-3.1-8b
+hardware: gb200-nvl72
+clock: paper
+precision: {weights: fp4, kv: fp4, math: fp4}
+contexts: [128K, 1M]
+gpus: {from: 1, to: 8}
+batch: {dense_to: 8, growth: 1.5, to: 64}
+chunks: [1, batch]
+families: [tp, pp, helix]
+groups: {baseline: [tp, pp], all-helix: [helix]}
+"""
+
+
+def test_sweep_writes_what_it_says(tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    shown = helix_sim("sweep", "small.yaml", "--out", "out", "--points", "all", "--json", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == "", "nothing but the result on a pipe"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert json.loads(shown.stdout) == summary
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(summary["files"])
+    points, frontier = (pd.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("points", "frontier"))
+    assert len(points) == summary["layouts_that_run"]
+    assert set(frontier["id"]) <= set(points["id"])
+    again = pd.read_csv(tmp_path / "out" / "frontier.csv", float_precision="round_trip")
+    pd.testing.assert_frame_equal(again, frontier, check_dtype=False, check_exact=True)
+    assert set(frontier["context"]) == {128_000, 1_000_000}
+
+
+def test_two_runs_write_the_same_bytes(tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    for out in ("a", "b"):
+        assert helix_sim("sweep", "small.yaml", "--out", out, cwd=tmp_path).returncode == 0
+    for path in (tmp_path / "a").iterdir():
+        if path.name != "summary.json":
+            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_a_pipe_that_closes_early_is_no_traceback():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"{sys.executable} -m helix_sim models | true"
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
+    assert "Traceback" not in shown.stderr
+
+
+def test_the_library_orients_a_newcomer():
+    code = "import helix_sim as hs; help(hs)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for word in ("decode_step", "run_sweep", "load_model", "Start here"):
+        assert word in shown.stdout
