@@ -746,7 +746,7 @@ def calibrate(
     return Calibrated(clock=_clock(system, framework, fitted), fitted=fitted)
 
 
-STEP_OVERHEAD_US = {"trtllm": (0, 73), "sglang": (0, 32), "vllm": (330, 6)}
+STEP_OVERHEAD_US = {"trtllm": (0, 73), "sglang": (0, 32), "vllm": (280, 6)}
 """What a step takes outside of kernels, and how many development servings ask for it (studies.validate.overheads)."""
 
 

@@ -372,10 +372,10 @@ def reproduce(
             accepted = f"{claim.low:g} to {claim.high:g}"
             table.add_row(claim.id, claim.claim, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held)
         show(console(), table)
+        console().print("claims.md names the layouts, and the assumption that decides each number")
     for name, off in written.without_hop_b.items():
         measured = MEASURED[name]
         console().print(f"{name}: TensorRT-LLM measured {measured:g} on GB300 without HOP-B; ours without it {off:.3g}")
-        console().print("claims.md names the layouts, and the assumption that decides each number")
     console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
 
 

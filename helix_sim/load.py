@@ -14,11 +14,13 @@ from helix_sim.kernel_time import shape_problems
 from helix_sim.spec import Clock, Family, Hardware, Model, Record, SpecError, Sweep
 
 FOLDERS = {
-    "model": ("model_specs",),
-    "hardware": ("hardware_profiles",),
-    "clock": ("hardware_profiles/clocks", "hardware_profiles/calibrations"),
-    "sweep": ("sweeps",),
+    "model": "model_specs",
+    "hardware": "hardware_profiles",
+    "clock": "hardware_profiles/clocks",
+    "sweep": "sweeps",
 }
+CALIBRATIONS = "hardware_profiles/calibrations"
+"""Clocks fitted to measured kernels; they load by name like the others."""
 KINDS: dict[str, type[Record]] = {"model": Model, "hardware": Hardware, "clock": Clock, "sweep": Sweep}
 MOST_BYTES = 4 * 2**20
 MOST_DEPTH = 32
@@ -39,7 +41,8 @@ def shipped(kind: str) -> list[str]:
 
 
 def _shipped_files(kind: str) -> dict[str, Path]:
-    paths = (path for folder in FOLDERS[kind] for path in data_folder(folder).glob("*.yaml"))
+    folders = (FOLDERS[kind], *([CALIBRATIONS] if kind == "clock" else []))
+    paths = (path for folder in folders for path in data_folder(folder).glob("*.yaml"))
     return {path.stem: path for path in paths if path.stem != "families"}
 
 
@@ -101,7 +104,7 @@ def find(kind: str, name: str | Path) -> Path:
 
 def _shown(path: Path) -> str:
     """A shipped file by its folder and name, a user's own as it was given."""
-    shipped_folders = {data_folder(folder).resolve() for folders in FOLDERS.values() for folder in folders}
+    shipped_folders = {data_folder(folder).resolve() for folder in (*FOLDERS.values(), CALIBRATIONS)}
     return f"{path.parent.name}/{path.name}" if path.resolve().parent in shipped_folders else str(path)
 
 
