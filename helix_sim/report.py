@@ -26,8 +26,8 @@ from helix_sim.units import GIGA, MICRO, format_size
 DARK_GROUND = "#15181d"
 """The page's background where the reader prefers dark."""
 
-LEAST_CONTRAST = 3.0
-"""Of a line against its background [WCAG 2.2, 1.4.11]."""
+LEAST_CONTRAST = 4.5
+"""Of a line and its label against their background [WCAG 2.2, 1.4.3]."""
 
 SYMBOLS = {
     "o": "circle",

@@ -339,8 +339,12 @@ def test_a_phones_width_needs_no_sideways_scroll(browser, written, width):
         assert page.locator("#plot .main-svg").first.bounding_box()["width"] <= width
 
 
-def test_a_tap_on_a_phone_chooses_a_point(browser, written):
+def test_a_tap_on_a_phone_chooses_one_point_and_a_second_another(browser, written):
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     with opened(browser, written, **phone) as page:
         page.touchscreen.tap(*place_of(page, "helix", 0))
         page.wait_for_selector("#compare >> text=click another")
+        page.wait_for_timeout(500)  # a browser says a tap again, as a mouse's click
+        assert "click another" in page.locator("#compare").text_content()
+        page.touchscreen.tap(*place_of(page, "helix", 5))
+        page.wait_for_selector("#compare >> text=click another", state="detached")
