@@ -69,8 +69,12 @@ def kv_tokens_per_rank(d: Decode) -> Any:
 
 
 def output_heads_per_rank(d: Decode) -> Any:
-    """Heads whose full output a rank of the token group owns after the exchange: Q/N, rounded up to whole heads."""
-    return ceil_div(d.model.attention.q_heads, d.layout.token_group)
+    """Heads whose full output a rank of the token group owns after the exchange: Q/N, in whole heads.
+
+    The exchange deals a TPA rank's heads to the KV shards of its own column, never to another column: where TPA does
+    not divide K, the rank with the most query heads still has the most after it.
+    """
+    return ceil_div(q_heads_per_rank(d), d.layout.token_group // d.layout.tpa)
 
 
 def matmul(
@@ -96,19 +100,19 @@ def matmul(
     )
 
 
-def row_norm(d: Decode, *, width: Column, kernels: Column = 1) -> Work:
-    """RMSNorm with the residual addition: reads and writes the row and the residual. Its FLOP are not counted."""
-    moved = 4 * d.layout.batch * width * d.activation_bytes
+def row_norm(d: Decode, *, width: Column, tensors: int = 1, kernels: Column = 1) -> Work:
+    """RMSNorm: reads and writes each of `tensors` rows of that width. Its FLOP are not counted."""
+    moved = 2 * tensors * d.layout.batch * width * d.activation_bytes
     return Work(op_class="elementwise", activation_bytes=moved, kernels=kernels, rows=d.layout.batch)
 
 
 def hidden_norm(d: Decode) -> Work:
-    """The norm in front of a block, on the full [B, H] of the group, on every rank.
+    """The norm in front of a block, on the full [B, H] of the group, on every rank: of the row, added to the residual.
 
     It runs inside the kernel of the all-reduce before it, as serving stacks do, and is a kernel of its own only where
     one GPU holds the group's tokens and there is no all-reduce.
     """
-    return row_norm(d, width=d.model.hidden_size, kernels=(d.layout.token_group == 1) * 1)
+    return row_norm(d, width=d.model.hidden_size, tensors=2, kernels=(d.layout.token_group == 1) * 1)
 
 
 # --- Projections -----------------------------------------------------------------------------------------------------
@@ -127,7 +131,7 @@ def latent_down_projection(d: Decode, a: MlaAttention) -> Work:
 
 
 def latent_norm(d: Decode, a: MlaAttention) -> Work:
-    """MLA: the norms of both latents, in one kernel."""
+    """MLA: the norms of both latents, in one kernel; they have no residual."""
     return row_norm(d, width=a.q_lora_rank + a.kv_lora_rank)
 
 
@@ -146,7 +150,10 @@ def key_absorption(d: Decode, a: MlaAttention) -> Work:
 
 
 def rope_and_append(d: Decode) -> Work:
-    """Rotary embedding of the queries in place, and the new token's K and V into the cache of one KVP rank."""
+    """Rotary embedding of the queries, and the new token's K and V into the cache of one KVP rank.
+
+    The whole query is read and written: in MLA this is where its absorbed and its rotary part come together.
+    """
     a = d.model.attention
     rotated = 2 * q_heads_per_rank(d) * a.score_width + kv_heads_per_rank(d) * a.cache_width
     return Work(
@@ -183,15 +190,17 @@ def attention_core(d: Decode) -> Work:
 
     bytes: B · ceil(K/TPA) · (cached values per token) · (S/KVP) · bytes_kv       [Helix 2025, appendix A: t_kv]
     FLOP:  2 · B · Q/TPA · (score width + value width) · S/KVP; the softmax itself is not counted.
+    Activations: the query, and the output with, where KVP > 1, the log-sum-exp that the exchange sends.
     """
     a, p, x = d.model.attention, d.precision, d.layout
     tokens = kv_tokens_per_rank(d)
     heads = q_heads_per_rank(d)
+    head_bytes = (a.score_width + a.value_width) * d.activation_bytes + LSE_BYTES * (x.kvp > 1)
     return Work(
         op_class=f"attention-{a.kind}",
         flops=2 * x.batch * heads * (a.score_width + a.value_width) * tokens,
         kv_bytes=x.batch * kv_heads_per_rank(d) * a.cache_width * tokens * p.bytes_of("kv"),
-        activation_bytes=x.batch * heads * (a.score_width + a.value_width) * d.activation_bytes,
+        activation_bytes=x.batch * heads * head_bytes,
         pieces=x.chunks,
         math=p.format_of("attention_math"),
         weights=p.format_of("kv"),
@@ -246,7 +255,11 @@ def group_all_reduce(d: Decode) -> Work:
 
 
 def spread_to_shards(d: Decode) -> Work:
-    """[B, H] from the ranks that ran the FFN to the KV shards that idled (Medha); nothing where all ranks ran it."""
+    """[B, H] from the ranks that ran the FFN to the KV shards that idled (Medha); nothing where all ranks ran it.
+
+    No rank sends it twice: the switch multicasts it, or each shard passes it on while it arrives. Written to each idle
+    shard in turn, it would cost the owner KVP - 1 times as much.
+    """
     x = d.layout
     idle = (x.token_group < x.attention_group) * 1
     return Work(

@@ -25,7 +25,8 @@ class Collective:
     """A collective among `group` ranks that stand `stride` ranks apart.
 
     payload: for an all-reduce, the bytes of the reduced tensor; for every direct kind (all-to-all, all-gather,
-    reduce-scatter, broadcast, send), the bytes that the busiest rank sends or receives, whichever is more.
+    reduce-scatter, broadcast, send), the bytes that the busiest rank sends or receives, whichever is more. Its buffers'
+    HBM traffic is left to the kernels before and after it.
     """
 
     kind: str
@@ -41,6 +42,9 @@ class Collective:
     @property
     def link_bytes(self) -> Any:
         """Bytes the busiest rank sends, in the form that sends least.
+
+        A ring cuts its tensor into equal pieces here: where n does not divide it, a rank sends up to one value more in
+        each of the two phases.
 
         >>> Collective(kind="all-reduce", payload=64.0, group=4).link_bytes
         96.0

@@ -92,26 +92,38 @@ def expert_popularity(experts: Experts) -> list[tuple[int, float]]:
 
 
 EXACT_UP_TO = 16
-"""Experts on a rank up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
+"""Experts or tokens up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
 
 
 def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
     Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
-    z the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness.
+    z the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness, which fades
+    with a spread below one count.
+
+    >>> float(largest_binomial(32, 1.0, ranks=8))
+    32.0
     """
-    z = ndtri((ranks - 0.375) / (ranks + 0.25))
-    normal = n * p + np.sqrt(n * p * (1 - p)) * z + (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6
+    z, spread = ndtri((ranks - 0.375) / (ranks + 0.25)), np.sqrt(n * p * (1 - p))
+    skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
+    normal = n * p + spread * z + skewness
+    largest = np.array(np.clip(normal, 0, n))
+    few = np.broadcast_to(n <= EXACT_UP_TO, np.shape(largest))
+    largest[few] = _largest_of_few(*(np.broadcast_to(size, np.shape(largest))[few] for size in (n, p, ranks)))
+    return largest
+
+
+def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
+    """The exact sum, for columns of n up to EXACT_UP_TO."""
     q = np.minimum(p, 1 - 1e-12)
-    exactly: Any = 0.0
-    pmf: Any = (1 - q) ** n
-    below = pmf
+    pmf = (1 - q) ** n
+    below, largest = pmf, np.zeros_like(pmf)
     for j in range(EXACT_UP_TO):
-        exactly = exactly + (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
+        largest += (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
         pmf = pmf * (n - j) / (j + 1) * q / (1 - q)
         below = below + pmf
-    return np.where(n <= EXACT_UP_TO, exactly, np.clip(normal, 0, n))
+    return largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +152,7 @@ def busiest_rank(d: Decode, moe: Experts) -> BusiestRank:
     others = 1 - 1 / x.ep
     deviation = np.sqrt(held * others * (x.tokens * picked_or_not + x.tokens**2 * popularity))
     z = ndtri((x.ep - 0.375) / (x.ep + 0.25))
-    skewness = others * (1 - 2 * share) * (z**2 - 1) / 6
+    skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = x.tokens * moe.top_k * held / moe.routed + deviation * z + skewness
     return BusiestRank(held=held, read=read, pairs=np.clip(pairs, read, x.tokens * np.minimum(held, moe.top_k)))
 
@@ -182,18 +194,24 @@ def top_k(d: Decode, moe: Experts) -> Work:
 
 
 def dispatch(d: Decode, moe: Experts) -> Work:
-    """Tokens of other attention groups that picked an expert here arrive, each once per rank."""
+    """Tokens of other attention groups that picked an expert here arrive, each once per rank, at the busiest of ep.
+
+    Without their expert numbers and gates, top_k of each beside H values.
+    """
     return _route(d, moe, "dispatch", d.precision.bytes_of("dispatch"))
 
 
 def combine(d: Decode, moe: Experts) -> Work:
-    """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token."""
+    """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token.
+
+    The sums themselves, and the gates' weighting, ride in the kernels around it.
+    """
     return _route(d, moe, "combine", d.wire_bytes)
 
 
 def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
     x = d.layout
-    foreign = x.batch * (x.dp - 1) * share_of_tokens_here(d, moe)
+    foreign = largest_binomial(x.batch * (x.dp - 1), share_of_tokens_here(d, moe), x.ep)
     return Work(
         op_class=op_class,
         kernels=0,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from helix_sim.units import Column
 
 
@@ -65,9 +67,15 @@ class Layout:
 
     @property
     def pooled_groups(self) -> Any:
-        """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several."""
-        spanned = self.tpf // self.token_group
-        return spanned + (spanned < 1)
+        """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several.
+
+        Every pool has as many: where the groups that tpf spans do not divide dp, the largest number that divides both.
+
+        >>> [int(Layout(dp=dp, tpa=2, tpf=2 * dp // ep, ep=ep).pooled_groups) for dp, ep in ((4, 8), (4, 2), (5, 2))]
+        [1, 2, 1]
+        """
+        spanned = np.maximum(self.tpf // self.token_group, 1)
+        return np.gcd(np.asarray(spanned, dtype=np.int64), np.asarray(self.dp, dtype=np.int64))
 
     @property
     def tokens(self) -> Any:
@@ -83,6 +91,10 @@ class Layout:
     def gpus(self) -> Any:
         """GPUs of the whole layout."""
         return self.dp * self.tpa * self.kvp * self.pp
+
+    def as_floats(self) -> Layout:
+        """The same sizes in double precision: whole up to 2^53, and products of them that cannot wrap around."""
+        return Layout(**{name: np.multiply(value, 1.0) for name, value in self.columns().items()})
 
     def columns(self) -> dict[str, Column]:
         """The fields by name, in order."""

@@ -72,7 +72,7 @@ def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) ->
     """The figure as stem.png and stem.svg, the same bytes in every run."""
     written = []
     for suffix in formats:
-        path = stem.with_suffix(f".{suffix}")
+        path = stem.with_name(f"{stem.name}.{suffix}")
         with appearing(path) as partial, plt.rc_context(STYLE):
             figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else {"Software": None})
         written.append(path)
@@ -283,3 +283,83 @@ def figure_7(
             pareto_axes(axes, result.plan.model.name)
             axes.legend(fontsize=8, loc="lower left")
     return figure
+
+
+# --- Sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def tornado(bars: Mapping[str, tuple[float, float]], title: str, what: tuple[str, str]) -> Figure:
+    """Elasticities of TTL and throughput to each knob, the strongest on top, one panel each.
+
+    bars: knob: (elasticity of TTL, of throughput). what: the titles of the panels.
+    """
+    order = sorted(bars, key=lambda knob: max(abs(value) for value in (*bars[knob], 0.0) if value == value))
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, 2, figsize=(9.6, 0.42 * len(order) + 1.5), layout="constrained", sharex=True, sharey=True
+        )
+        for side, (axes, label) in enumerate(zip(panels, what, strict=True)):
+            values = [bars[knob][side] for knob in order]
+            helps = [value < 0 if side == 0 else value > 0 for value in values]
+            colours = [COLOURS["helix"] if good else COLOURS["tp"] for good in helps]
+            axes.barh(range(len(order)), values, color=colours, height=0.62)
+            axes.axvline(0, color="#404040", linewidth=0.8)
+            axes.set_yticks(range(len(order)), [knob.replace("_", " ") for knob in order])
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel("% for 1 % more (blue helps, orange hurts)")
+            axes.set_title(label)
+            for row, value in enumerate(values):
+                _value_beside_bar(axes, row, value)
+        panels[0].margins(x=0.16)
+        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+    return figure
+
+
+def _value_beside_bar(axes: Axes, row: int, value: float) -> None:
+    """A bar's value at its end; a dash where the search reached nothing."""
+    text = f"{value:+.2f}" if value == value and abs(value) >= 0.005 else "0" if value == value else "-"
+    left = value == value and value < -0.005
+    axes.annotate(
+        text, (value if value == value else 0, row), xytext=(-4 if left else 4, 0), textcoords="offset points",
+        ha="right" if left else "left", va="center", fontsize=8, color="#404040",
+    )  # fmt: skip
+
+
+# --- A gate ----------------------------------------------------------------------------------------------------------
+
+
+def overlay(
+    curves: Mapping[str, tuple[Frontier, Frontier]],
+    moves: Mapping[str, list[tuple[float, float]]],
+    title: str,
+    note: str,
+) -> Figure:
+    """Stored frontiers (dashed) under today's, and below them how far each point moved: moves by curve, (x, share)."""
+    colours = dict(zip(curves, (COLOURS[name] for name in ("baseline", "helix", *COLOURS)), strict=False))
+    with plt.rc_context(STYLE):
+        figure, (top, low) = plt.subplots(
+            2, 1, figsize=(7.6, 6.2), layout="constrained", sharex=True, height_ratios=(3, 1)
+        )
+        for name, (before, after) in curves.items():
+            colour = COLOURS.get(name, colours.get(name, "#888888"))
+            draw_frontier(top, after, label=name, colour=colour, linewidth=1.8)
+            draw_frontier(top, before, label=f"{name}, stored", colour=colour, linestyle=(0, (4, 2)), linewidth=1.0)
+            _fill_between(top, before, after, colour)
+            x, share = zip(*moves.get(name, []) or [(np.nan, np.nan)], strict=True)
+            low.plot(x, np.array(share) * 100, ".", color=colour, markersize=4)
+        pareto_axes(top, title)
+        top.set_xlabel("")
+        top.legend(fontsize=8, loc="lower left", title=note, title_fontsize=8, alignment="left")
+        low.axhline(0, color="#888888", linewidth=0.8)
+        low.set(xlabel="interactivity (tokens/s/user)", ylabel="move, both axes (%)")
+    return figure
+
+
+def _fill_between(axes: Axes, before: Frontier, after: Frontier, colour: str) -> None:
+    if len(before) and len(after):
+        x = np.unique(np.concatenate([before.interactivity, after.interactivity]))
+        low, high = before.attained(x), after.attained(x)
+        floor = min(before.throughput[-1], after.throughput[-1])
+        axes.fill_between(
+            x, np.maximum(low, floor), np.maximum(high, floor), step="pre", color=colour, alpha=0.25, linewidth=0
+        )

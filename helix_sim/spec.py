@@ -11,6 +11,7 @@ from pydantic.functional_validators import BeforeValidator
 from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size
 
 LIMIT = 10**12
+"""The largest size that is read: beyond any machine, within double precision."""
 
 
 def _size(value: Any) -> Any:

@@ -14,7 +14,7 @@ from helix_sim.layout import Layout
 from helix_sim.memory import Memory, memory_of, stage_layers
 from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
 from helix_sim.roofline import OpTime, op_time
-from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError
+from helix_sim.spec import LIMIT, Clock, Hardware, Model, Precision, SpecError
 from helix_sim.units import Column, ceil_div
 from helix_sim.work import Work
 
@@ -244,7 +244,7 @@ def evaluate(
     model: Model, hardware: Hardware, clock: Clock, precision: Precision, layout: Layout, context: Column
 ) -> Step:
     """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
-    d = Decode(model=model, precision=precision, layout=layout, context=context)
+    d = Decode(model=model, precision=precision, layout=layout.as_floats(), context=np.multiply(context, 1.0))
     ops = layer_ops(d)
     times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
     return Step(
@@ -290,9 +290,9 @@ def decode_step(
 
         clock = load_clock("paper")
     problems = [
-        f"{name} is {value}; it must be a whole number of at least 1"
+        f"{name} is {value}; it must be a whole number from 1 to 10^12"
         for name, value in {**layout.columns(), "context": context}.items()
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT
     ]
     if problems:
         raise LayoutError(problems)

@@ -172,7 +172,7 @@ def _batches_that_fit(planned: Plan, one: Layout, context: int) -> int:
     """How many batch sizes of the list can fit any of these shapes: memory is weights plus a term linear in batch."""
     if not np.size(one.tpa):
         return 0
-    d = Decode(model=planned.model, precision=planned.sweep.precision, layout=one, context=context)
+    d = Decode(model=planned.model, precision=planned.sweep.precision, layout=one.as_floats(), context=context)
     memory = memory_of(d, layer_ops(d))
     room = planned.hardware.memory_bytes - memory.weights
     largest = np.max(room / (memory.kv_cache + memory.activations))

@@ -6,6 +6,7 @@ Inside helix_sim everything is bytes, FLOP and seconds; prefixes are decimal (GB
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def parse_size(text: str | int | float) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write a positive number such as 4096, 128K, 1M or 1Mi")
     prefix = match[2] or ""
-    value = float(match[1]) * _PREFIX[prefix if prefix in _PREFIX else prefix.upper()]
-    if value != int(value) or value < 1:
+    value = Fraction(match[1].replace("_", "")) * _PREFIX[prefix if prefix in _PREFIX else prefix.upper()]
+    if value.denominator != 1 or value < 1:
         raise ValueError(f"{text!r} is not a whole number of at least 1")
     return int(value)
 

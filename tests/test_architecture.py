@@ -11,9 +11,10 @@ PACKAGE = Path(helix_sim.__file__).parent
 
 ORDER = [
     {"cli", "__main__"},
-    {"studies", "plot", "report", "export", "trace", "calibration", "import_hf"},
+    {"studies", "plot", "report", "calibration", "export", "trace"},
+    {"pick"},
     {"sweep"},
-    {"tables", "silicon", "pareto", "family"},
+    {"tables", "silicon", "pareto", "family", "import_hf"},
     {"step"},
     {"feasibility"},
     {"memory", "ffn"},

@@ -54,6 +54,8 @@ def test_explain_json_sums_to_its_ttl():
         (["explain", "deepseek-r2", "gb200-nvl72"], "did you mean deepseek-r1?"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--context", "1X"], "--context: '1X' is not a size"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--context", "-5"], "--context: '-5' is not a size"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--context", "9999999999G"], "context is 9999999999000000000"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 4, "--batch", 10**21], "batch is 1000000000000000000000"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 0], "kvp is 0"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--ep", 0], "ep is 0"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--ep", -3], "ep is -3"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from helix_sim import attention, ffn
 from helix_sim.attention import Decode
@@ -97,10 +98,12 @@ def test_a_ring_all_reduce_sends_each_byte_almost_twice():
 
 
 def test_dispatch_carries_each_foreign_token_once_to_a_rank_that_it_picks():
-    # 64 groups of one GPU, 4 experts each: P(hit) = 1 - C(252, 8) / C(256, 8)
+    # 64 groups of one GPU, 4 experts each: P(hit) = 1 - C(252, 8) / C(256, 8), of 126 foreign tokens
     d = decode(R1, batch=2, dp=64, tpf=1, ep=64)
     hit = 1 - np.prod([(252 - i) / (256 - i) for i in range(8)])
-    assert ffn.dispatch(d, R1.experts).link_bytes == pytest.approx(2 * 63 * hit * 7168 * 2, rel=1e-12)
+    assert ffn.share_of_tokens_here(d, R1.experts) == pytest.approx(hit, rel=1e-12)
+    busiest_of_64 = np.sum(1 - binom.cdf(np.arange(126), 126, hit) ** 64)
+    assert ffn.dispatch(d, R1.experts).link_bytes == pytest.approx(busiest_of_64 * 7168 * 2, rel=0.01)
     assert ffn.dispatch(decode(R1, batch=2, kvp=64, tpf=1, ep=64), R1.experts).link_bytes == 0
 
 
@@ -263,7 +266,7 @@ def test_twice_the_gpus_beyond_the_domain_pay_the_network():
         (LLAMA, {"tpa": 8, "tpf": 8, "chunks": 2}, "more than the batch of 1"),
         (LLAMA, {"batch": 4, "tpa": 8, "tpf": 8, "chunks": 2}, "nothing to overlap"),
         (LLAMA, {"tpa": 1, "tpf": 1}, r"needs 3\d\d\.\d GB on the fullest GPU"),
-        (LLAMA, {"batch": 0}, "batch is 0; it must be a whole number of at least 1"),
+        (LLAMA, {"batch": 0}, "batch is 0; it must be a whole number from 1"),
         (R1, {"dp": 512, "tpf": 1, "ep": 512}, "512 is more than the 256 routed experts"),
         (R1, {"dp": 1024, "tpf": 4, "ep": 256}, "needs 1024 GPUs"),
     ],
@@ -271,6 +274,16 @@ def test_twice_the_gpus_beyond_the_domain_pay_the_network():
 def test_a_layout_that_cannot_run_says_why(model, sizes, sentence):
     with pytest.raises(LayoutError, match=sentence):
         step(model, **sizes)
+
+
+def test_sizes_beyond_any_machine_do_not_wrap_around():
+    roomy = GB200.model_copy(update={"memory_GB": GB200.memory_GB.model_copy(update={"value": 1e30})})
+    one = step(LLAMA, 10**9, hardware=roomy, batch=10**3, tpa=8, tpf=8)
+    many = step(LLAMA, 10**12, hardware=roomy, batch=10**9, tpa=8, tpf=8)
+    core = "attention_core"
+    assert many.ops[core].flops == pytest.approx(one.ops[core].flops * 1e9, rel=1e-9)
+    with pytest.raises(LayoutError, match="context is 1000000000001; it must be a whole number from 1 to 10"):
+        step(LLAMA, 10**12 + 1, tpa=8, tpf=8)
 
 
 def test_every_reason_is_told_at_once():

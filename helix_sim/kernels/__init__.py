@@ -1,1 +1,1 @@
-"""The reference GPU kernel and its NumPy twin; imported by calibration and the tests alone."""
+"""The reference GPU kernel, its NumPy twin, and the layer that really runs; for calibration and the tests alone."""

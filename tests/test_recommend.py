@@ -1,0 +1,295 @@
+"""Recommendations: within their limits, not beaten by a full search, and relaxed by just enough where there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from helix_sim.cli import app
+from helix_sim.load import data_folder
+from helix_sim.pick import Options, pick
+from helix_sim.spec import SpecError
+from helix_sim.step import LayoutError, decode_step
+from helix_sim.studies.recommend import Limits, Mix, Request, parse_mix, recommend, search_plan
+from helix_sim.sweep import run_plan, run_sweep
+
+SMALL = Request(model="llama-3.1-8b", hardware="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8))
+LARGE = Request(model="deepseek-r1", hardware="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16))
+NOTHING = Options(widths={}, formats={})
+
+
+def best(request: Request) -> float:
+    """Best tokens/s/GPU, 0 where no layout keeps the limits."""
+    choices = recommend(request).choices
+    return float(choices[0].step.tokens_per_s_gpu) if choices else 0.0
+
+
+@pytest.mark.parametrize("request_", [SMALL, LARGE, replace(LARGE, min_users=40, families=("helix", "ep"))])
+def test_every_choice_runs_and_keeps_every_limit(request_: Request) -> None:
+    found = recommend(request_)
+    for choice in found.choices + found.by_family:
+        step = choice.step
+        again = decode_step(
+            step.model, step.hardware, step.layout, int(step.context), precision=step.precision, clock=step.clock
+        )
+        assert float(again.ttl_s) == pytest.approx(float(step.ttl_s), rel=1e-12)
+        assert float(again.ttl_s) <= request_.ttl_s
+        assert step.layout.users >= request_.min_users
+        assert step.layout.gpus <= 16
+        assert choice.headroom_bytes >= 0
+        assert not request_.families or choice.family in request_.families
+
+
+@pytest.mark.parametrize("request_", [SMALL, LARGE])
+def test_no_layout_of_a_full_search_within_the_limits_is_better(request_: Request) -> None:
+    rates = [0.0]
+
+    def on_block(evaluated: Any) -> None:
+        columns = evaluated.columns
+        rates.extend(columns["tokens_per_s_gpu"][columns["ttl_s"] <= request_.ttl_s])
+
+    run_plan(search_plan(request_), on_block=on_block, every_chunk_count=True)
+    assert best(request_) >= max(rates) > 0
+
+
+def test_one_more_request_breaks_what_the_choice_says() -> None:
+    for choice in recommend(LARGE).choices:
+        step = choice.step
+        larger = replace(step.layout, batch=step.layout.batch + 1)
+        try:
+            ttl = float(decode_step(step.model, step.hardware, larger, 10**6, precision=step.precision).ttl_s)
+            broken = "ttl" if ttl > LARGE.ttl_s else "nothing"
+        except LayoutError:
+            broken = "memory"
+        assert choice.stopped_by == broken
+
+
+def test_choices_are_ordered_by_price_and_each_has_its_own_attention_group() -> None:
+    found = recommend(LARGE)
+    prices = [choice.price for choice in found.choices]
+    assert prices == sorted(prices)
+    assert prices[0] == 0
+    groups = {(c.family, c.step.layout.tpa, c.step.layout.kvp, c.step.layout.pp) for c in found.choices}
+    assert len(groups) == len(found.choices) == 5
+    second = found.choices[1]
+    assert second.price == pytest.approx(1 - float(second.step.tokens_per_s_gpu) / best(LARGE))
+
+
+@given(ttl_ms=st.floats(5, 40), factor=st.floats(1, 3))
+@settings(max_examples=10, deadline=None)
+def test_a_looser_budget_never_costs_throughput(ttl_ms: float, factor: float) -> None:
+    tight = replace(SMALL, ttl_s=ttl_ms / 1e3)
+    assert best(tight) <= best(replace(tight, ttl_s=tight.ttl_s * factor)) * (1 + 1e-12)
+
+
+def test_more_limits_never_help() -> None:
+    assert best(replace(SMALL, gpus=(1, 4))) <= best(SMALL)
+    assert best(replace(SMALL, families=("tp",))) <= best(SMALL)
+    assert best(replace(SMALL, min_users=100)) <= best(SMALL)
+
+
+# --- Mixes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mix_of_one_context_with_itself_is_that_context() -> None:
+    twice = replace(LARGE, mix=Mix(contexts=(10**6, 10**6), shares=(0.25, 0.75)))
+    assert best(twice) == pytest.approx(best(LARGE), rel=1e-12)
+
+
+def test_a_mix_lies_between_its_contexts() -> None:
+    short, mixed, long = (best(replace(LARGE, mix=parse_mix(text))) for text in ("32K", "32K:0.5,1M:0.5", "1M"))
+    assert long < mixed < short
+
+
+def test_a_batch_of_one_must_carry_the_longest_context() -> None:
+    mix = parse_mix("32K:0.7,1M:0.3")
+    assert mix.mean == pytest.approx(322_400)
+    assert mix.of_batch(np.array([1])) == 10**6
+    assert mix.of_batch(np.array([10**9])) == 322_401
+
+
+def test_a_choice_of_a_mix_is_evaluated_at_the_context_of_its_own_batch() -> None:
+    request = replace(LARGE, mix=parse_mix("32K:0.7,1M:0.3"))
+    for choice in recommend(request).choices:
+        assert choice.step.context == request.mix.of_batch(choice.step.layout.batch)
+
+
+@pytest.mark.parametrize("text", ["", "1M,2M", "1M:0.5,2M:0.6", "1M:x", "1M:0.5:2,2M:0.5", "1M:-1,2M:2", "0", "nan"])
+def test_a_mix_that_is_none_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(SpecError, match="--context"):
+        parse_mix(text)
+
+
+# --- Nothing fits ----------------------------------------------------------------------------------------------------
+
+IMPOSSIBLE = {
+    "ttl_ms": replace(LARGE, ttl_s=2e-3),
+    "gpus": replace(LARGE, gpus=(1, 1)),
+    "users": replace(LARGE, min_users=5000, mix=parse_mix("4M")),
+    "memory_GB": replace(LARGE, gpus=(1, 1), ttl_s=0.2),
+    "context": replace(LARGE, gpus=(3, 3), mix=parse_mix("40M"), ttl_s=0.1),
+    "families": replace(LARGE, families=("tp",), min_users=30),
+}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., str]:
+    """A GB200 rack of 24 GPUs, with other memory if wanted: small enough to search whole."""
+    text = (data_folder("hardware_profiles") / "gb200-nvl72.yaml").read_text(encoding="utf-8")
+
+    def write(memory_GB: float | None = None) -> str:
+        changed = re.sub(r"(?m)^gpus: {value: \d+", "gpus: {value: 24", text)
+        if memory_GB:
+            changed = re.sub(r"(?m)^memory_GB: {value: [\d.]+", f"memory_GB: {{value: {memory_GB!r}", changed)
+        path = tmp_path / "machine.yaml"
+        path.write_text(changed, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def relaxed(request: Request, limit: str, amount: float) -> Request:
+    """The request with one limit moved."""
+    if limit == "ttl_ms":
+        return replace(request, ttl_s=amount / 1e3)
+    if limit == "gpus":
+        return replace(request, gpus=(1, int(amount)))
+    if limit == "users":
+        return replace(request, min_users=int(amount))
+    return replace(request, mix=request.mix.scaled(amount / request.mix.mean))
+
+
+@pytest.mark.parametrize(
+    ("limit", "just_short"), [("ttl_ms", 0.999), ("gpus", 0.999), ("users", 1.001), ("context", 1.02)]
+)
+def test_a_limit_relaxed_as_said_lets_a_layout_through_and_less_does_not(
+    limit: str, just_short: float, machine: Callable[..., str]
+) -> None:
+    request = replace(IMPOSSIBLE[limit], hardware=machine())
+    found = recommend(request)
+    assert not found.choices
+    (answer,) = [r for r in found.relaxations if r.limit == limit]
+    hair = 1 + 1e-12 * (limit == "ttl_ms")
+    assert recommend(relaxed(request, limit, answer.needed * hair)).choices
+    less = np.ceil if limit == "users" else np.floor if limit == "gpus" else float
+    assert not recommend(relaxed(request, limit, less(answer.needed * just_short))).choices
+
+
+def test_the_memory_needed_is_that_of_a_machine_on_which_a_layout_fits(machine: Callable[..., str]) -> None:
+    request = IMPOSSIBLE["memory_GB"]
+    (answer,) = [r for r in recommend(replace(request, hardware=machine())).relaxations if r.limit == "memory_GB"]
+    assert recommend(replace(request, hardware=machine(answer.needed * (1 + 1e-9)))).choices
+    assert not recommend(replace(request, hardware=machine(answer.needed * 0.999))).choices
+
+
+def test_families_are_a_limit_like_any_other(machine: Callable[..., str]) -> None:
+    request = replace(IMPOSSIBLE["families"], hardware=machine())
+    assert "families" in [relaxation.limit for relaxation in recommend(request).relaxations]
+    assert recommend(replace(request, families=())).choices
+
+
+def test_relaxations_come_with_the_least_move_first(machine: Callable[..., str]) -> None:
+    factors = [r.factor for r in recommend(replace(IMPOSSIBLE["gpus"], hardware=machine())).relaxations]
+    assert len(factors) > 1
+    assert factors == sorted(factors)
+
+
+# --- Requests, and layouts picked from answers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"families": ("helx",)},
+        {"gpus": (0, 4)},
+        {"gpus": (1, 10**6)},
+        {"ttl_s": 0.0},
+        {"ttl_s": float("nan")},
+        {"min_users": 0},
+        {"choices": 0},
+        {"model": "no-such-model"},
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        recommend(replace(SMALL, **change))
+
+
+def test_a_choice_is_picked_back_from_the_json_that_the_command_prints(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(
+        app, ["recommend", "llama-3.1-8b", "h100-hgx", "--context", "64K", "--ttl-ms", "10", "--json"]
+    )
+    assert shown.exit_code == 0
+    path = tmp_path / "answer.json"
+    path.write_text(shown.stdout)
+    for number, choice in enumerate(json.loads(shown.stdout)["choices"], start=1):
+        step = pick(f"{path}:{number}", None, NOTHING)
+        assert float(step.ttl_s) == pytest.approx(choice["ttl_s"], rel=1e-12)
+    with pytest.raises(SpecError, match="choices"):
+        pick(f"{path}:99", None, NOTHING)
+
+
+def test_a_layout_is_picked_by_its_number_in_a_sweep() -> None:
+    result = run_sweep("paper-llama-3.1-405b")
+    for point in map(result.group("helix").point, (0, -1)):
+        step = pick(f"paper-llama-3.1-405b:{point['id']}", None, NOTHING)
+        assert {**step.layout.columns(), "context": step.context}.items() <= point.items()
+        assert float(step.ttl_s) == pytest.approx(point["ttl_s"], rel=1e-12)
+
+
+def test_options_go_before_what_a_source_says() -> None:
+    said = pick("paper-llama-3.1-405b:0", None, Options(widths={"tpa": 8}, formats={}, context=1000))
+    more = Options(widths={"tpa": 8, "pp": 2}, formats={"kv": "fp8"}, context=1000, clock="ideal")
+    step = pick("paper-llama-3.1-405b:0", None, more)
+    assert (step.layout, step.precision.kv, step.clock.name) == (replace(said.layout, pp=2), "fp8", "ideal")
+    assert step.precision.weights == said.precision.weights
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["deepseek-r1", "paper-deepseek-r1:x", "paper-deepseek-r1:999999999999", "no-sweep:1", "missing.json", "sweeps:"],
+)
+def test_a_source_that_is_no_layout_is_refused(source: str) -> None:
+    with pytest.raises(SpecError):
+        pick(source, None, NOTHING)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", "{", '{"choices": []}', '{"choices": [3]}', '{"model": "m", "hardware": "h", "layout": {"tpa": 1.5}}',
+     '{"model": "deepseek-r1", "hardware": "gb200-nvl72", "layout": {"wide": 2}}',
+     '{"model": "deepseek-r1", "hardware": "gb200-nvl72", "layout": {}, "precision": {"kv": "fp3"}}'],
+)  # fmt: skip
+def test_json_that_holds_no_layout_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    path.write_text(content)
+    with pytest.raises(SpecError):
+        pick(str(path), None, NOTHING)
+
+
+def test_widths_given_without_tpf_let_it_follow() -> None:
+    step = pick("llama-3.1-405b", "gb200-nvl72", Options(widths={"tpa": 8, "kvp": 4, "batch": 8}, formats={}))
+    assert step.layout.tpf == 32
+
+
+def test_limits_are_kept_at_equality() -> None:
+    columns = {"ttl_s": np.array([1.0, 1.0, 2.0]), "users": np.array([4, 3, 9])}
+    assert Limits(ttl_s=1.0, min_users=4).kept(columns).tolist() == [True, False, False]
+
+
+def test_the_command_ends_with_1_where_nothing_fits_and_2_where_the_request_is_wrong() -> None:
+    base = ["recommend", "llama-3.1-8b", "h100-hgx", "--context", "64K"]
+    assert CliRunner().invoke(app, [*base, "--ttl-ms", "10"]).exit_code == 0
+    assert CliRunner().invoke(app, [*base, "--ttl-ms", "0.001", "--family", "tp"]).exit_code == 1
+    both = CliRunner().invoke(app, [*base, "--ttl-ms", "9", "--gpus", "4", "--gpus-at-most", "8"])
+    assert isinstance(both.exception, SpecError)
