@@ -1,5 +1,6 @@
 # make demo   both Pareto frontiers and the paper's claims, files and pictures under out/
 # make test   the test suite
+# make notebooks   run the notebooks top to bottom and save them with their outputs
 # Each builds its own virtual environment in .venv with the first Python from 3.11 up that it finds.
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; do \
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; 
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/helix-sim sweep paper-deepseek-r1 --out out/deepseek-r1
@@ -19,6 +20,9 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_benchmarks.py --benchmark-enable
+
+notebooks: $(VENV)/.test
+	$(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1126,3 +1126,27 @@ def version(show: Annotated[bool, typer.Option("--version", help="print the vers
 
         print(f"helix-sim {__version__}")
         raise typer.Exit
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
+    out: Annotated[Path, typer.Option(help="the HTML file to write")],
+    clock: ClockOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
+    from helix_sim.load import load_sweep
+    from helix_sim.report import write_report
+
+    spec = load_sweep(sweep)
+    written = write_report(spec.model_copy(update={"clock": clock}) if clock else spec, out)
+    if as_json:
+        print_json(written)
+    else:
+        print(
+            f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB"
+        )
