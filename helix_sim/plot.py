@@ -96,8 +96,8 @@ def draw_frontier(
     if len(curve):
         axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=label, **style)
         draw_band(axes, curve, colour)
-        if marker and len(curve) <= 60:
-            axes.plot(curve.interactivity, curve.throughput, marker, color=colour, markersize=2.6, alpha=0.8)
+        if (marker and len(curve) <= 60) or len(curve) == 1:  # a staircase of one point has no line
+            axes.plot(curve.interactivity, curve.throughput, marker or "o", color=colour, markersize=2.6, alpha=0.8)
 
 
 def draw_band(axes: Axes, curve: Frontier, colour: str) -> None:
