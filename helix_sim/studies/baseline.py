@@ -39,8 +39,8 @@ COLUMNS = ("role", "context", "family", *AXES, "tokens_per_s_user", "tokens_per_
 KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory_to_fill_GB", "terms", "rows", "check")
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
 
-ENGINE = ("attention", "collectives", "family", "feasibility", "ffn", "layout", "memory", "overlap", "pareto",
-          "roofline", "spec", "step", "sweep", "units", "work")  # fmt: skip
+ENGINE = ("attention", "collectives", "family", "feasibility", "ffn", "kernel_time", "layout", "memory", "overlap",
+          "pareto", "roofline", "spec", "step", "sweep", "units", "work")  # fmt: skip
 """Modules that a frontier's numbers come from; the header has a digest of each."""
 
 TERM_POINTS = 5
