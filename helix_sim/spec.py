@@ -284,6 +284,12 @@ class Precision(Record):
     head_math: MathFormat | None = None
     dispatch: NumberFormat | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_absent_output_formats(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = standard(self)
+        unset = [name for name in ("output_weights", "output_math") if content.get(name, 0) is None]
+        return {name: value for name, value in content.items() if name not in unset}  # the digest it always had
+
     def format_of(self, tensor: str) -> str:
         """The format of a tensor or an arithmetic, following its default where the file is silent."""
         default = {
