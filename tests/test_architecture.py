@@ -13,6 +13,7 @@ ORDER = [
     {"cli", "__main__"},
     {"studies", "plot", "report", "export", "trace", "calibration", "import_hf"},
     {"sweep"},
+    {"plan", "parts"},
     {"tables", "silicon", "pareto", "family"},
     {"step"},
     {"feasibility"},

@@ -9,8 +9,9 @@ from typing import Any
 
 from helix_sim import __version__
 from helix_sim.load import load_clock
+from helix_sim.plan import plan
 from helix_sim.spec import Sweep
-from helix_sim.sweep import Evaluated, SweepResult, plan, run_plan
+from helix_sim.sweep import Evaluated, SweepResult, run_plan
 from helix_sim.tables import PointsWriter, write_csv, write_json, write_parquet
 from helix_sim.units import format_size
 
@@ -61,13 +62,11 @@ def explore(sweep: Sweep, out: Path, *, every_point: bool = False, progress: Any
         task = bar.add_task("layouts", total=planned.layouts) if bar else None
 
         def on_block(evaluated: Evaluated) -> None:
-            if writer:
-                writer.write(evaluated.columns)
             if bar:
                 bar.advance(task, evaluated.layouts)
 
         begun = time.perf_counter()
-        result = run_plan(planned, on_block=on_block, every_chunk_count=every_point)
+        result = run_plan(planned, on_block=on_block, on_points=writer.write if writer else None)
         seconds = time.perf_counter() - begun
     return _write(result, out, seconds, every_point)
 
