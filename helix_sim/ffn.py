@@ -103,6 +103,8 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """
     z = ndtri((ranks - 0.375) / (ranks + 0.25))
     normal = n * p + np.sqrt(n * p * (1 - p)) * z + (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6
+    if np.all(n > EXACT_UP_TO):  # the sum below is long, and a column of layouts often needs none of it
+        return np.clip(normal, 0, n)
     q = np.minimum(p, 1 - 1e-12)
     exactly: Any = 0.0
     pmf: Any = (1 - q) ** n
