@@ -17,8 +17,11 @@ from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
 from helix_sim.spec import Clock, Hardware, Model, Record, Sweep
 
-CONTEXTS, ROWS, BATCHES = 4, 4096, 512
-"""Contexts, shapes and batch sizes in a block, at most. No result depends on them."""
+CONTEXTS, ROWS = 4, 4096
+"""Contexts and shapes in a block, at most. No result depends on them."""
+
+LAYOUTS = 2**24
+"""Layouts in a block unless a caller says otherwise, at most: a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +135,14 @@ def ranges(count: int, most: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def blocks(planned: Plan) -> Iterator[Block]:
-    """The whole sweep, a block at a time, always in the same order."""
+def blocks(planned: Plan, layouts: int = LAYOUTS) -> Iterator[Block]:
+    """The whole sweep in blocks of at most that many layouts, always in the same order."""
     rows = sum(planned.sizes(family)[0] for family in planned.sweep.families)
-    sizes = ((len(planned.sweep.contexts), CONTEXTS), (rows, ROWS), (len(planned.batches), BATCHES))
+    room = max(layouts // len(planned.sweep.chunks), 1)
+    most_contexts = min(CONTEXTS, len(planned.sweep.contexts), room)
+    most_rows = min(ROWS, rows, max(room // most_contexts, 1))
+    most_batches = max(room // most_contexts // most_rows, 1)
+    sizes = ((len(planned.sweep.contexts), most_contexts), (rows, most_rows), (len(planned.batches), most_batches))
     for contexts, span, batches in itertools.product(*(ranges(*size) for size in sizes)):
         yield Block(contexts=contexts, rows=span, batches=batches)
 

@@ -486,6 +486,14 @@ class Sweep(Record):
         return self
 
 
+class Stopped(Exception):
+    """A long job that cannot go on, in a sentence for the user; `code` is the command's exit code."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        self.code, self.sentence = code, sentence
+        super().__init__(code, sentence)
+
+
 class SpecError(ValueError):
     """Every problem found in a file or a request, each a sentence."""
 

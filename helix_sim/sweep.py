@@ -396,12 +396,12 @@ def run_plan(
 
 def result_of(planned: Plan, found: Evaluated) -> SweepResult:
     """The result of a sweep whose every block is in `found`, in the sweep's order."""
-    names, nothing = list(planned.sweep.families), dict[str, int]()
-    frontiers = {c: {name: found.frontiers[c][name] for name in names} for c in planned.sweep.contexts}
-    dropped = {name: found.dropped.get(name, nothing) for name in names}
-    in_order = [reason.name or "" for reason in Reason]
-    return SweepResult(
-        plan=planned,
-        frontiers=frontiers,
-        dropped={name: {r: counts[r] for r in in_order if r in counts} for name, counts in dropped.items()},
-    )
+    names, reasons = list(planned.sweep.families), [reason.name or "" for reason in Reason]
+    none: dict[str, Frontier] = {}
+    frontiers = {
+        context: {name: found.frontiers.get(context, none).get(name, Frontier(name=name, columns={})) for name in names}
+        for context in planned.sweep.contexts
+    }
+    counts = {name: found.dropped.get(name, {}) for name in names}
+    dropped = {name: {reason: mine[reason] for reason in reasons if reason in mine} for name, mine in counts.items()}
+    return SweepResult(plan=planned, frontiers=frontiers, dropped=dropped)

@@ -12,6 +12,7 @@ PACKAGE = Path(helix_sim.__file__).parent
 ORDER = [
     {"cli", "__main__"},
     {"studies", "plot", "report", "export", "trace", "calibration", "import_hf"},
+    {"executors", "journal"},
     {"sweep"},
     {"plan", "parts"},
     {"tables", "silicon", "pareto", "family"},

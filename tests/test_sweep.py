@@ -96,7 +96,8 @@ def test_the_sum_of_shared_parts_is_the_step_evaluated_directly(name, clock):
 
 
 def test_layouts_are_dropped_for_their_first_reason():
-    planned = plan(small(contexts=["1M", 100], batch={"dense_to": 6, "growth": 4, "to": 900}))
+    sizes = {"batch": {"dense_to": 2, "growth": 4, "to": 900}, "gpus": {"from": 1, "to": 6}, "chunks": [1, 4, "batch"]}
+    planned = plan(small(contexts=["1M", 40], **sizes))
     counted = run_plan(planned).dropped
     expected = {name: dict.fromkeys(Reason, 0) for name in planned.sweep.families}
     for index in range(planned.layouts):
@@ -192,14 +193,16 @@ def test_denser_batches_move_no_frontier_by_more_than_their_step():
 
 
 def test_blocks_of_any_size_find_the_same_frontier_and_the_same_points(monkeypatch):
-    planned = plan(small(contexts=["1M", "200K", "3M"]))
+    planned = plan(small(contexts=["1M", "200K", "3M"], gpus={"from": 1, "to": 9}))
     expected, points = run_plan(planned), rows_of(planned)
-    for contexts, rows, batches, cells in [(1, 7, 1, 50), (2, 100, 3, 2**16), (9, 10**6, 10**6, 1)]:
+    for contexts, rows, layouts, cells in [(1, 70, 2000, 50), (2, 100, 3000, 2**16), (9, 10**6, 10**9, 1)]:
         monkeypatch.setattr("helix_sim.plan.CONTEXTS", contexts)
         monkeypatch.setattr("helix_sim.plan.ROWS", rows)
-        monkeypatch.setattr("helix_sim.plan.BATCHES", batches)
         monkeypatch.setattr("helix_sim.sweep.CELLS", cells)
-        assert sum(layouts_of(planned, block) for block in blocks(planned)) == planned.layouts
+        monkeypatch.setattr("helix_sim.sweep.blocks", lambda planned, layouts=layouts: blocks(planned, layouts))
+        sizes = [layouts_of(planned, block) for block in blocks(planned, layouts)]
+        assert sum(sizes) == planned.layouts
+        assert max(sizes) <= layouts
         found = run_plan(planned)
         assert found.to_frame().equals(expected.to_frame())
         assert found.dropped == expected.dropped
