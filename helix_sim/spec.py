@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 from pydantic.functional_validators import BeforeValidator
 
-from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size
+from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size, said
 
 LIMIT = 10**12
 
@@ -36,7 +36,9 @@ class Record(BaseModel):
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number{_exponent_hint(value)}")
+        raise ValueError(f"{said(value)} is not a number{_exponent_hint(value)}")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError(f"{said(value)} is too large")
     if not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     return value
@@ -482,7 +484,7 @@ class Sweep(Record):
                 raise ValueError(f"groups.{group} has the name of a family; give the group another")
             for member in members:
                 if member not in self.families:
-                    raise ValueError(f"groups.{group} names {member!r}, which is not a family of this sweep")
+                    raise ValueError(f"groups.{group} names {said(member)}, which is not a family of this sweep")
         return self
 
 

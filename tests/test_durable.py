@@ -342,7 +342,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(number, monkeypatch, tm
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-    with pytest.raises(Stopped, match="cannot be written: (read-only file system|permission denied)") as caught:
+    with pytest.raises(Stopped, match=r"cannot be written: (read-only file system|permission denied)") as caught:
         explore(small(), tmp_path / "out")
     assert caught.value.code == Exit.CANNOT_WRITE
 
