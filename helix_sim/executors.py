@@ -160,7 +160,7 @@ def _dask(planned: Plan, tasks: list[Task], workers: int | None, scheduler: str 
                 client = stack.enter_context(Client(scheduler, timeout=10))
             except (OSError, TimeoutError, ValueError) as error:
                 raise SpecError([f"--scheduler: no Dask scheduler answers at {scheduler}: {error}"]) from None
-        there = client.scatter(planned, broadcast=True)
+        there = client.submit(_kept, planned, pure=False)  # not scattered: Dask can make it again on another worker
         waiting = iter(tasks)
 
         def submit(count: int) -> list[Any]:
@@ -180,6 +180,10 @@ def _dask(planned: Plan, tasks: list[Task], workers: int | None, scheduler: str 
             for task in submit(1):
                 under_way.add(task)
             yield index, outcome
+
+
+def _kept(planned: Plan) -> Plan:
+    return planned
 
 
 def _performed(planned: Plan, task: Task) -> tuple[int, Outcome]:
