@@ -230,19 +230,19 @@ def test_ctrl_c_is_one_sentence_and_loses_nothing(whole, tmp_path):
 def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tmp_path):
     from helix_sim import tables
 
-    real, calls = tables.os.close, []
+    real, calls = tables.tempfile.mkstemp, []
 
-    def full(handle):  # `appearing` closes each file that it has made room for
-        calls.append(handle)
-        real(handle)
+    def full(**options):  # every file that appears whole begins here
+        calls.append(options)
         if len(calls) > moment:
             raise OSError(errno.ENOSPC, "No space left on device")
+        return real(**options)
 
-    monkeypatch.setattr("helix_sim.tables.os.close", full)
+    monkeypatch.setattr("helix_sim.tables.tempfile.mkstemp", full)
     with pytest.raises(Stopped, match="the disk is full; what is done is kept") as caught:
         explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK)
     assert caught.value.code == Exit.DISK_FULL
-    monkeypatch.setattr("helix_sim.tables.os.close", real)
+    monkeypatch.setattr("helix_sim.tables.tempfile.mkstemp", real)
     explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, resume=True)
     assert contents(tmp_path / "out") == whole
 
