@@ -2,4 +2,5 @@
 
 from helix_sim.cli import main
 
-main()
+if __name__ == "__main__":  # a spawned worker process imports this file, too
+    main()

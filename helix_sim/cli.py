@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    import rich.progress
     from rich.console import Console
     from rich.table import Table
 
     from helix_sim.spec import Precision
     from helix_sim.step import Step
+    from helix_sim.studies.explore import Progress
     from helix_sim.studies.recommend import Choice, Recommendation
     from helix_sim.studies.regress import Verdict
     from helix_sim.sweep import Plan
@@ -44,12 +47,14 @@ OutOption = Annotated[Path, typer.Option(help="folder for the files")]
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2, never a traceback."""
-    from helix_sim.spec import SpecError
+    from helix_sim.spec import SpecError, Stopped
 
     try:
         app()
     except SpecError as error:
         fail(error.problems)
+    except Stopped as error:
+        fail([error.sentence], error.code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -57,11 +62,11 @@ def main() -> None:
         fail([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
 
 
-def fail(problems: list[str]) -> None:
-    """Say what is wrong, and end with the exit code for bad input."""
+def fail(problems: list[str], code: int = BAD_INPUT) -> None:
+    """Say what is wrong, and end with an exit code: the one for bad input unless given."""
     for problem in problems:
         print(f"helix-sim: {problem}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
+    sys.exit(code)
 
 
 def console() -> Console:
@@ -293,37 +298,92 @@ def sweep(
         str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too")
     ] = "frontier",
     clock: ClockOption = None,
+    executor: Annotated[
+        str, typer.Option(help="serial, processes or dask; auto takes processes for large sweeps")
+    ] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; one a core unless given")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a Dask scheduler, e.g. tcp://host:8786; a local cluster unless given")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
+    block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
+    progress: Annotated[
+        str, typer.Option(help="auto: a bar on a terminal; json: lines for programs on stderr; none")
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """A whole search: frontiers (or every point) as Parquet and CSV, a picture, a summary."""
+    """A whole search: frontiers (or every point) as Parquet and CSV, a picture, a summary.
+
+    Stopped at any moment, it goes on with --resume. Exit codes: 2 a mistake in a file or an option, 3 the folder holds
+    another sweep, 4 the folder holds this sweep unfinished, 5 another process is writing there, 6 the disk is full,
+    7 the folder cannot be written, 8 a file of a finished block is damaged, 9 workers died again and again,
+    130 interrupted.
+    """
     from helix_sim.load import load_sweep
-    from helix_sim.spec import SpecError
     from helix_sim.studies.explore import explore
 
-    if points not in ("frontier", "all"):
-        raise SpecError([f"--points: {points!r} is not one of frontier, all"])
+    _one_of("--points", points, ("frontier", "all"))
+    _one_of("--progress", progress, ("auto", "json", "none"))
     spec = load_sweep(sweep)
     spec = spec.model_copy(update={"clock": clock}) if clock else spec
-    summary = explore(spec, out, every_point=points == "all", progress=_progress())
+    with _progress(progress) as on_progress:
+        summary = explore(
+            spec,
+            out,
+            every_point=points == "all",
+            executor=executor,
+            workers=workers,
+            scheduler=scheduler,
+            resume=resume,
+            layouts_per_block=size(block, "--block") if block else None,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(summary)
     else:
         _print_summary(console(), summary, out)
 
 
-def _progress() -> Any:
-    """A progress bar on stderr where that is a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
+    from helix_sim.spec import SpecError
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+    if given not in known:
+        raise SpecError([f"{option}: {given!r} is not one of {', '.join(known)}"])
+
+
+@contextlib.contextmanager
+def _progress(kind: str) -> Iterator[Callable[[Progress], None]]:
+    """What to do with a sweep's progress: a bar on stderr where that is a terminal, a JSON line, or nothing."""
+    if kind == "json":
+        yield lambda now: print(json.dumps(_progress_record(now)), file=sys.stderr, flush=True)
+    elif kind == "auto" and sys.stderr.isatty():
+        with _bar() as bar:
+            task = bar.add_task("", total=None, note="")
+            yield lambda now: bar.update(
+                task, completed=now.layouts, total=now.layouts_in_all, note=_progress_note(now)
+            )
+    else:
+        yield lambda _: None
+
+
+def _bar() -> rich.progress.Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _progress_record(now: Progress) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(now) | {"dropped_share": now.dropped_share}
+
+
+def _progress_note(now: Progress) -> str:
+    return (
+        f"{now.layouts:,} of {now.layouts_in_all:,} layouts, {now.layouts_per_s / 1e6:.1f} M/s, "
+        f"{now.dropped_share:.0%} dropped, {now.frontier_points} points"
     )
 
 
@@ -340,6 +400,11 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
         f"{summary['layouts']:,} layouts, {dropped:,} dropped "
         f"({', '.join(f'{reason} {count:,}' for reason, count in summary['dropped_by_reason'].items())})"
     )
+    if "evaluation_s" in summary:
+        out.print(
+            f"{summary['evaluation_s']:.2f} s: {summary['layouts_per_s'] / 1e6:,.1f} M layouts/s, of which "
+            f"{summary['layouts_that_run_per_s'] / 1e6:,.1f} M/s run"
+        )
     out.print(f"files in {folder}: {', '.join(summary['files'])}")
 
 

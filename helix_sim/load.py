@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
+import stat
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from helix_sim.kernel_time import shape_problems
 from helix_sim.spec import Clock, Family, Hardware, Model, Record, SpecError, Sweep
+from helix_sim.units import said, shortened
 
 FOLDERS = {
     "model": "model_specs",
@@ -22,8 +26,10 @@ FOLDERS = {
 CALIBRATIONS = "hardware_profiles/calibrations"
 """Clocks fitted to measured kernels; they load by name like the others."""
 KINDS: dict[str, type[Record]] = {"model": Model, "hardware": Hardware, "clock": Clock, "sweep": Sweep}
-MOST_BYTES = 4 * 2**20
+MOST_BYTES = 2**18
+"""Of a file: the shipped ones have a few thousand, and the worst of this size takes about a second."""
 MOST_DEPTH = 32
+MOST_PROBLEMS = 100
 
 R = TypeVar("R", bound=Record)
 
@@ -68,11 +74,15 @@ def load_sweep(name: str | Path) -> Sweep:
 
 def check_file(path: str | Path) -> Record:
     """The spec in a file, of whichever kind its `kind` key says; SpecError with every problem otherwise."""
-    content = read_yaml(Path(path))
+    return check_content(read_yaml(Path(path)), str(path))
+
+
+def check_content(content: dict[str, Any], shown: str) -> Record:
+    """The spec in a file's content; SpecError with every problem otherwise."""
     kind = content.get("kind")
-    if kind not in KINDS:
-        raise SpecError([f"{path}: kind is {kind!r}; it must be one of {', '.join(KINDS)}"])
-    return parse(KINDS[kind], content, str(path))
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise SpecError([f"{shown}: kind is {said(kind)}; it must be one of {', '.join(KINDS)}"])
+    return parse(KINDS[kind], content, shown)
 
 
 def _load(record: type[R], kind: str, name: str | Path) -> R:
@@ -91,25 +101,27 @@ def find(kind: str, name: str | Path) -> Path:
     text = str(name)
     if "/" in text or text.endswith((".yaml", ".yml")):
         path = Path(text)
-        if not path.is_file():
-            raise SpecError([f"{text}: there is no such file"])
+        if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
+            raise SpecError([f"{shortened(text)}: there is no such file"])
         return path
     files = _shipped_files(kind)
     if text not in files:
         raise SpecError(
-            [f"there is no {kind} named {text!r}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
+            [f"there is no {kind} named {said(text)}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
         )
     return files[text]
 
 
 def _shown(path: Path) -> str:
     """A shipped file by its folder and name, a user's own as it was given."""
+    if not os.path.exists(path):
+        return shortened(str(path))
     shipped_folders = {data_folder(folder).resolve() for folder in (*FOLDERS.values(), CALIBRATIONS)}
     return f"{path.parent.name}/{path.name}" if path.resolve().parent in shipped_folders else str(path)
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:80], known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 
@@ -141,7 +153,7 @@ class _StrictLoader(yaml.SafeLoader):
             if key is None or not isinstance(self.construct_object(key_node), str):
                 raise yaml.MarkedYAMLError(problem="a key that is not text", problem_mark=key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is repeated", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {said(key)} is repeated", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -150,11 +162,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; SpecError with the place of the problem otherwise."""
     shown = _shown(path)
     try:
-        raw = path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
+            raise SpecError([f"{shown}: cannot be read: not a file"])
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise SpecError([f"{shown}: cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise SpecError([f"{shown!r}: cannot be read: {error}"]) from None
     if len(raw) > MOST_BYTES:
-        raise SpecError([f"{shown}: {len(raw)} bytes; a spec has at most {MOST_BYTES}"])
+        raise SpecError([f"{shown}: more than {MOST_BYTES} bytes; a spec is smaller"])
     return parse_yaml(raw, shown)
 
 
@@ -192,7 +209,10 @@ def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
     try:
         checked = record.model_validate(content)
     except ValidationError as error:
-        raise SpecError([f"{shown}: {_sentence(problem, record)}" for problem in error.errors()]) from None
+        problems = error.errors(include_url=False)
+        more = [f"{shown}: and {len(problems) - MOST_PROBLEMS} problems more"] if len(problems) > MOST_PROBLEMS else []
+        sentences = (_sentence(problem, record) for problem in problems[:MOST_PROBLEMS])
+        raise SpecError([f"{shown}: {shortened(text)}" for text in sentences] + more) from None
     if isinstance(checked, Clock) and checked.calibration and (problems := shape_problems(checked.calibration)):
         raise SpecError([f"{shown}: calibration.classes.{problem}" for problem in problems])
     return checked
@@ -205,9 +225,9 @@ def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
         return content
     known = shipped_families()
     problems = [
-        f"{shown}: families: there is no family named {name!r}{_nearest(str(name), list(known))}"
-        for name in names
-        if name not in known
+        f"{shown}: families: there is no family named {said(name)}{_nearest(str(name), list(known))}"
+        for name in names[:MOST_PROBLEMS]
+        if not isinstance(name, str) or name not in known
     ]
     if problems:
         raise SpecError(problems)
@@ -223,13 +243,17 @@ def shipped_families() -> dict[str, Family]:
     }
 
 
+TAGS = (("attention", "gqa"), ("attention", "mla"))
+"""Where pydantic puts the kind of attention it checked against into a place; the file has no such level."""
+
+
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
-    place = [part for part in problem["loc"] if part not in ("gqa", "mla")]
+    place = [part for before, part in pairwise((None, *problem["loc"])) if (before, part) not in TAGS]
     path, kind, given, context = (
         ".".join(map(str, place)),
         problem["type"],
-        problem.get("input"),
+        said(problem.get("input")),
         problem.get("ctx", {}),
     )
     at = f"{path}: " if path else ""
@@ -241,18 +265,18 @@ def _sentence(problem: Any, record: type[Record]) -> str:
     if kind == "value_error":
         return f"{at}{context.get('error')}"
     if kind in ("int_type", "int_parsing", "int_from_float"):
-        return f"{at}{given!r} is not a whole number"
+        return f"{at}{given} is not a whole number"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
         (key, limit), *_ = context.items()
-        return f"{at}{given!r} must be {sign[key]} {limit}"
+        return f"{at}{given} must be {sign[key]} {limit}"
     if kind == "string_pattern_mismatch":
-        return f"{at}{given!r} is no source; start with datasheet, measured or assumed, and say which"
-    if kind in ("model_type", "model_attributes_type") and not isinstance(given, dict):
+        return f"{at}{given} is no source; start with datasheet, measured or assumed, and say which"
+    if kind in ("model_type", "model_attributes_type") and not isinstance(problem["input"], dict):
         needs = " with a value and a source: {value: …, source: …}" if _is_quantity(record, problem["loc"]) else ""
-        return f"{at}{given!r} is not a mapping{needs}"
+        return f"{at}{given} is not a mapping{needs}"
     if kind == "literal_error":
-        return f"{at}{given!r} is not one of {str(context['expected']).replace(chr(39), '')}"
+        return f"{at}{given} is not one of {str(context['expected']).replace(chr(39), '')}"
     return f"{at}{problem['msg']}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,30 @@ if TYPE_CHECKING:
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def pareto_order(x: npt.NDArray[Any], y: npt.NDArray[Any], tie: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+SAMPLED = 4096
+"""Points from which on a sample of them is asked first which of the others are beaten."""
+
+
+def pareto_order(x: npt.NDArray[Any], y: npt.NDArray[Any], *ties: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Indices of the points that no other equals or beats in both x and y, by rising x.
 
-    Of points alike in both, the one with the smallest `tie` stays.
+    Of points alike in both, the one with the smallest of `ties` stays, the first of them first.
 
     >>> pareto_order(np.array([1.0, 2, 3, 2]), np.array([9.0, 5, 1, 4]), np.arange(4)).tolist()
     [0, 1, 2]
     """
-    order: npt.NDArray[np.intp] = np.lexsort((tie, -y, -x))
+    if len(x) <= SAMPLED:
+        return _sorted_out(x, y, ties)
+    sample = slice(None, None, int(len(x) ** 0.5))
+    best = _sorted_out(x[sample], y[sample], ())
+    ahead = np.append(y[sample][best], -np.inf)[np.searchsorted(x[sample][best], x)]
+    left = np.flatnonzero(y >= ahead)
+    kept: npt.NDArray[np.intp] = left[_sorted_out(x[left], y[left], [tie[left] for tie in ties])]
+    return kept
+
+
+def _sorted_out(x: npt.NDArray[Any], y: npt.NDArray[Any], ties: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.intp]:
+    order: npt.NDArray[np.intp] = np.lexsort((*reversed(ties), -y, -x))
     best = np.maximum.accumulate(y[order])
     new = np.concatenate([[True], best[1:] > best[:-1]]) if len(order) else np.zeros(0, dtype=bool)
     kept: npt.NDArray[np.intp] = order[new][::-1]
@@ -73,9 +88,11 @@ class Frontier:
 def frontier(columns: Columns, name: str = "frontier") -> Frontier:
     """The Pareto frontier of a table of evaluated layouts.
 
-    columns: at least tokens_per_s_user, tokens_per_s_gpu and id, one row a layout.
+    columns: at least tokens_per_s_user, tokens_per_s_gpu and id, one row a layout. Of layouts alike in both, the one
+    with the least ttl_s stays (two may round to one interactivity), then the first.
     """
-    keep = pareto_order(columns["tokens_per_s_user"], columns["tokens_per_s_gpu"], columns["id"])
+    ties = [columns[name] for name in ("ttl_s", "id") if name in columns]
+    keep = pareto_order(columns["tokens_per_s_user"], columns["tokens_per_s_gpu"], *ties)
     return Frontier(name=name, columns={key: column[keep] for key, column in columns.items()})
 
 

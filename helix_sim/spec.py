@@ -9,16 +9,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     StrictBool,
     StrictInt,
     StrictStr,
-    model_serializer,
     model_validator,
 )
 from pydantic.functional_validators import BeforeValidator
 
-from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size
+from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size, said
 
 LIMIT = 10**12
 """The largest size that is read: beyond any machine, within double precision."""
@@ -47,7 +45,9 @@ class Record(BaseModel):
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number{_exponent_hint(value)}")
+        raise ValueError(f"{said(value)} is not a number{_exponent_hint(value)}")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError(f"{said(value)} is too large")
     if not math.isfinite(value):
         raise ValueError(f"{value} is not a finite number")
     return value
@@ -284,12 +284,6 @@ class Precision(Record):
     head_math: MathFormat | None = None
     dispatch: NumberFormat | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_absent_output_formats(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = standard(self)
-        unset = [name for name in ("output_weights", "output_math") if content.get(name, 0) is None]
-        return {name: value for name, value in content.items() if name not in unset}  # the digest it always had
-
     def format_of(self, tensor: str) -> str:
         """The format of a tensor or an arithmetic, following its default where the file is silent."""
         default = {
@@ -473,12 +467,6 @@ class Clock(Record):
     calibration: Calibration | None = None
     """Measured kernels; the constants above stand in where a class was not measured."""
 
-    @model_serializer(mode="wrap")
-    def _without_an_absent_calibration(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = standard(self)
-        if self.calibration is None:
-            content.pop("calibration", None)  # a clock without one has the digest that it always had
-        return content
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
@@ -565,8 +553,16 @@ class Sweep(Record):
                 raise ValueError(f"groups.{group} has the name of a family; give the group another")
             for member in members:
                 if member not in self.families:
-                    raise ValueError(f"groups.{group} names {member!r}, which is not a family of this sweep")
+                    raise ValueError(f"groups.{group} names {said(member)}, which is not a family of this sweep")
         return self
+
+
+class Stopped(Exception):
+    """A long job that cannot go on, in a sentence for the user; `code` is the command's exit code."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        self.code, self.sentence = code, sentence
+        super().__init__(code, sentence)
 
 
 class SpecError(ValueError):

@@ -62,11 +62,11 @@ def dense_ops(d: Decode) -> dict[str, Work]:
     }
 
 
-def moe_ops(d: Decode) -> dict[str, Work]:
-    """Ops of an MoE layer's FFN, in order."""
+def moe_ops(d: Decode, rank: ffn.BusiestRank | None = None) -> dict[str, Work]:
+    """Ops of an MoE layer's FFN, in order; `rank` where a caller has evaluated the routing already."""
     moe = d.model.experts
     assert moe is not None
-    rank = ffn.busiest_rank(d, moe)
+    rank = rank or ffn.busiest_rank(d, moe)
     shared = {
         "shared_up": ffn.shared_up(d, moe),
         "shared_activation": ffn.shared_activation(d, moe),
@@ -119,21 +119,26 @@ def end_ops(d: Decode) -> dict[str, Work]:
     }
 
 
-def layer_ops(d: Decode) -> dict[str, Work]:
-    """Every op of one step on the busiest pipeline stage, in order, with how often it runs there.
+def stage_repeats(model: Model, pp: Column) -> dict[str, Any]:
+    """How often each part of a step runs on the busiest pipeline stage.
 
     The largest stage holds layers/PP, its MoE layers first, and is charged with both ends of the model.
     """
-    m, x = d.model, d.layout
-    layers = stage_layers(m.layers, x.pp)
-    moe_layers = np.minimum(m.moe_layers, layers)
+    layers = stage_layers(model.layers, pp)
+    moe_layers = np.minimum(model.moe_layers, layers)
+    return {"ends": 1, "attention": layers, "dense": layers - moe_layers, "moe": moe_layers}
+
+
+def layer_ops(d: Decode) -> dict[str, Work]:
+    """Every op of one step on the busiest pipeline stage, in order, with how often it runs there."""
+    m, repeats = d.model, stage_repeats(d.model, d.layout.pp)
     ops = end_ops(d)
     opening = {name: ops.pop(name) for name in ("embedding", "embedding_all_reduce")}
-    body = {name: (work, layers) for name, work in attention_ops(d).items()}
+    body = {name: (work, repeats["attention"]) for name, work in attention_ops(d).items()}
     if m.dense_layers:
-        body |= {name: (work, layers - moe_layers) for name, work in dense_ops(d).items()}
+        body |= {name: (work, repeats["dense"]) for name, work in dense_ops(d).items()}
     if m.moe_layers:
-        body |= {name: (work, moe_layers) for name, work in moe_ops(d).items()}
+        body |= {name: (work, repeats["moe"]) for name, work in moe_ops(d).items()}
     return opening | {name: replace(work, repeats=repeats) for name, (work, repeats) in body.items()} | ops
 
 
@@ -149,10 +154,12 @@ BESIDE = (("shared_up", "routed_up"), ("shared_down", "routed_down"))
 
 
 def hidden_times(d: Decode, ops: dict[str, Work], times: dict[str, OpTime], clock: Clock) -> dict[str, Any]:
-    """Seconds per step that overlap hides, under the name of the op whose time disappears."""
-    core, sent = times["attention_core"], times["exchange"]
-    hop_b = hidden_by_pipelining(core.seconds, sent.seconds, d.layout.chunks)
-    hidden = {"exchange": ops["exchange"].repeats * hop_b}
+    """Seconds per step that overlap hides among these ops, under the name of the op whose time disappears."""
+    hidden: dict[str, Any] = {}
+    if "exchange" in ops:
+        core, sent = times["attention_core"], times["exchange"]
+        hop_b = hidden_by_pipelining(core.seconds, sent.seconds, d.layout.chunks)
+        hidden["exchange"] = ops["exchange"].repeats * hop_b
     for product, reduced, between in STREAMED:
         if product in ops:
             saved = hidden_by_streaming(times[product].body_s, times[reduced].body_s, clock.all_reduce_overlap.value)
@@ -244,7 +251,7 @@ class Step:
     @property
     def tokens_per_s_gpu(self) -> Any:
         """Throughput: every user in flight gets a token per TTL."""
-        return self.layout.users / self.ttl_s / self.layout.gpus
+        return self.layout.users / self.layout.gpus / self.ttl_s
 
     @property
     def seconds(self) -> dict[str, Any]:
@@ -286,12 +293,22 @@ def op_rows(step: Step) -> list[dict[str, Any]]:
     return rows
 
 
+def host_ops(clock: Clock) -> dict[str, Work]:
+    """What a step takes outside of its kernels, where a calibration says so."""
+    return {"host": Work(op_class=HOST)} if clock.calibration else {}
+
+
+def host_seconds(hardware: Hardware, clock: Clock) -> Any:
+    """Seconds of it, once a step and stage."""
+    return sum(op_time(work, hardware, clock).seconds for work in host_ops(clock).values())
+
+
 def evaluate(
     model: Model, hardware: Hardware, clock: Clock, precision: Precision, layout: Layout, context: Column
 ) -> Step:
     """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
     d = Decode(model=model, precision=precision, layout=layout.as_floats(), context=np.multiply(context, 1.0))
-    ops = layer_ops(d) | ({"host": Work(op_class=HOST)} if clock.calibration else {})
+    ops = layer_ops(d) | host_ops(clock)
     times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
     return Step(
         model=model,

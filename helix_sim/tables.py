@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+PARTIAL = ".partial-"
+"""How the names of files begin that are still being written, or that a killed process left."""
+
+
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends, and is removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -66,34 +70,35 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-class PointsWriter:
-    """Every evaluated layout of a sweep into one Parquet and one CSV file, a block at a time; closed, both appear."""
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Bytes as they are."""
+    with appearing(path) as partial:
+        partial.write_bytes(content)
+    return path
 
-    def __init__(self, folder: Path, families: list[str]) -> None:
-        self._families = np.array(families)
+
+class PointsWriter:
+    """Layouts that run into one Parquet file, some columns at a time; it appears when closed, if there were any."""
+
+    def __init__(self, path: Path, families: list[str]) -> None:
+        self._path, self._families = path, families
         self._stack = contextlib.ExitStack()
-        self._parquet_path = self._stack.enter_context(appearing(folder / "points.parquet"))
-        self._csv_path = self._stack.enter_context(appearing(folder / "points.csv"))
-        self._csv = self._stack.enter_context(self._csv_path.open("w", encoding="utf-8", newline=""))
         self._parquet: Any = None
 
     def __enter__(self) -> PointsWriter:
         return self
 
     def write(self, columns: dict[str, Any]) -> None:
-        """Append a block's columns."""
-        import pandas as pd
+        """Append rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        frame = pd.DataFrame({**columns, "family": self._families[columns["family"]]})
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+        names = pa.DictionaryArray.from_arrays(pa.array(columns["family"]), pa.array(self._families))
+        table = pa.table({**columns, "family": names.cast(pa.string())})
         if self._parquet is None:
-            self._parquet = self._stack.enter_context(
-                pq.ParquetWriter(self._parquet_path, table.schema, compression="zstd")
-            )
+            partial = self._stack.enter_context(appearing(self._path))
+            self._parquet = self._stack.enter_context(pq.ParquetWriter(partial, table.schema, compression="zstd"))
         self._parquet.write_table(table)
-        frame.to_csv(self._csv, index=False, header=self._csv.tell() == 0, lineterminator="\n")
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)

@@ -47,21 +47,45 @@ def bytes_per_value(number_format: str) -> float:
     return FORMAT_BITS[number_format] / 8
 
 
+def shortened(text: str, most: int = 400) -> str:
+    """A text's start, where it is long.
+
+    >>> shortened("abcdef", 4)
+    'abc…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def said(value: Any) -> str:
+    """A value as a sentence quotes it: its start, where it is long.
+
+    >>> said("fp5"), said(2**20000), len(said([1] * 50))
+    ("'fp5'", 'a number of 20001 bits', 80)
+    """
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more than 4300 digits somewhere in it
+        text = f"a {type(value).__name__}"
+    return shortened(text, 80)
+
+
 def parse_size(text: str | int | float) -> int:
     """A whole number with a decimal (K, M, G, T) or binary (Ki, Mi, Gi, Ti) prefix.
 
     >>> parse_size("128K"), parse_size("1M"), parse_size("1Mi"), parse_size(4096)
     (128000, 1000000, 1048576, 4096)
     """
-    if isinstance(text, bool):
-        raise ValueError(f"{text!r} is not a size; write a number such as 4096, 128K, 1M or 1Mi")
-    match = _SIZE.fullmatch(str(text).strip().replace(",", ""))
+    shown = said(text)
+    long = len(shown) > 60 or (isinstance(text, int) and text.bit_length() > 128)
+    match = None if isinstance(text, bool) or long else _SIZE.fullmatch(str(text).strip().replace(",", ""))
     if match is None:
-        raise ValueError(f"{text!r} is not a size; write a positive number such as 4096, 128K, 1M or 1Mi")
+        raise ValueError(f"{shown} is not a size; write a positive number such as 4096, 128K, 1M or 1Mi")
     prefix = match[2] or ""
     value = Fraction(match[1].replace("_", "")) * _PREFIX[prefix if prefix in _PREFIX else prefix.upper()]
     if value.denominator != 1 or value < 1:
-        raise ValueError(f"{text!r} is not a whole number of at least 1")
+        raise ValueError(f"{shown} is not a whole number of at least 1")
     return int(value)
 
 

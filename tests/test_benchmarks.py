@@ -2,8 +2,9 @@
 
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
+from helix_sim.plan import plan
 from helix_sim.step import decode_step
-from helix_sim.sweep import plan, run_plan
+from helix_sim.sweep import run_plan
 
 
 def test_explain_of_one_layout(benchmark):

@@ -447,7 +447,7 @@ REFACTORS: dict[str, Edit] = {
     "ops summed in reverse": op_table(lambda ops, _: dict(reversed(ops.items()))),
     "ops summed in an arbitrary order": op_table(shuffled),
     "one sum instead of a difference of two": patched((step.Step, "ttl_s", property(one_sum))),
-    "blocks of 7 shapes instead of 24": patched((sweep, "BLOCK_SHAPES", 7)),
+    "a hundredth of the cells added up at a time": patched((sweep, "CELLS", sweep.CELLS // 100)),
     "an op renamed": op_table(lambda ops, _: {n if n != "final_norm" else "last_norm": w for n, w in ops.items()}),
 }
 

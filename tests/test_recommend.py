@@ -54,11 +54,10 @@ def test_every_choice_runs_and_keeps_every_limit(request_: Request) -> None:
 def test_no_layout_of_a_full_search_within_the_limits_is_better(request_: Request) -> None:
     rates = [0.0]
 
-    def on_block(evaluated: Any) -> None:
-        columns = evaluated.columns
+    def on_points(columns: Any) -> None:
         rates.extend(columns["tokens_per_s_gpu"][columns["ttl_s"] <= request_.ttl_s])
 
-    run_plan(search_plan(request_), on_block=on_block, every_chunk_count=True)
+    run_plan(search_plan(request_), on_points=on_points)
     assert best(request_) >= max(rates) > 0
 
 

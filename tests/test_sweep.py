@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from helix_sim.family import divisors
-from helix_sim.feasibility import Reason
+from helix_sim.feasibility import Reason, memory_reason, shape_reasons
 from helix_sim.layout import AXES, Layout
-from helix_sim.load import load_sweep, shipped
-from helix_sim.pareto import frontier, merge, pareto_order
+from helix_sim.load import load_sweep, parse, shipped
+from helix_sim.pareto import SAMPLED, frontier, merge, pareto_order
+from helix_sim.parts import distinct
+from helix_sim.plan import blocks, layouts_of, plan, ranges
+from helix_sim.spec import Sweep
 from helix_sim.step import LayoutError, decode_step, evaluate
-from helix_sim.sweep import BLOCK_SHAPES, blocks, evaluate_block, plan, run_plan, run_sweep
+from helix_sim.sweep import Evaluated, Total, evaluate_block, run_plan, run_sweep
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]
 
@@ -31,32 +34,32 @@ def small(**changes):
 def rows_of(planned):
     """Columns of every layout that runs."""
     parts = []
-    run_plan(planned, on_block=lambda block: parts.append(block.columns), every_chunk_count=True)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    run_plan(planned, on_points=parts.append)
+    order = np.argsort(np.concatenate([part["id"] for part in parts]))
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_one_layout_equals_its_row_in_a_sweep_op_by_op(name):
     planned = plan(load_sweep(name))
     rng = np.random.default_rng(11)
-    every = list(blocks(planned))
+    parts = []
+    evaluate_block(planned, next(iter(blocks(planned))), parts.append)
     compared = 0
-    for index in rng.permutation(len(every)):
-        block = every[index]
-        columns = evaluate_block(planned, block, best_chunks=False).columns
-        if not len(columns["id"]):
-            continue
-        picks = rng.choice(len(columns["id"]), size=min(60, len(columns["id"])), replace=False)
+    for columns in (parts[index] for index in rng.permutation(len(parts))):
+        picks = rng.choice(len(columns["id"]), size=min(200, len(columns["id"])), replace=False)
         x = Layout(**{axis: columns[axis][picks] for axis in AXES})
-        context = planned.sweep.contexts[block.context_index]
+        context = int(columns["context"][0])
         many = evaluate(planned.model, planned.hardware, planned.clock, planned.sweep.precision, x, context)
         for i, pick in enumerate(picks):
             family, at, layout = planned.layout_at(int(columns["id"][pick]))
-            assert (family, at) == (block.family, context)
+            assert (list(planned.sweep.families).index(family), at) == (columns["family"][pick], context)
+            assert layout == Layout(**{axis: int(columns[axis][pick]) for axis in AXES})
             one = decode_step(
                 planned.model, planned.hardware, layout, at, precision=planned.sweep.precision, clock=planned.clock
             )
             assert float(one.ttl_s) == pytest.approx(columns["ttl_s"][pick], rel=1e-12)
+            assert float(one.tokens_per_s_gpu) == pytest.approx(columns["tokens_per_s_gpu"][pick], rel=1e-12)
             assert float(one.memory.resident_bytes) == pytest.approx(columns["resident_bytes"][pick], rel=1e-12)
             for op, work in one.ops.items():
                 for term in ("flops", "hbm_bytes", "link_bytes"):
@@ -65,9 +68,48 @@ def test_one_layout_equals_its_row_in_a_sweep_op_by_op(name):
                 row = np.broadcast_to(many.times[op].seconds, len(picks))[i]
                 assert float(one.times[op].seconds) == pytest.approx(float(row), rel=1e-12), op
         compared += len(picks)
-        if compared >= 2000:
+        if compared >= 1000:
             return
     pytest.fail(f"only {compared} rows compared")
+
+
+@pytest.mark.parametrize("clock", ["paper", "ideal"])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_sum_of_shared_parts_is_the_step_evaluated_directly(name, clock):
+    every = [family for file in SWEEPS for family in load_sweep(file).families]
+    spec = load_sweep(name).model_dump(by_alias=True) | {"families": every, "groups": {}, "clock": clock}
+    spec |= {
+        "contexts": ["1M", 100_001],
+        "gpus": {"from": 1, "to": 24},
+        "batch": {"dense_to": 9, "growth": 2, "to": 99},
+    }
+    planned = plan(parse(Sweep, spec, "all families"))
+    rows = rows_of(planned)
+    assert len(rows["id"]) > 5000
+    x = Layout(**{axis: rows[axis] for axis in AXES})
+    step = evaluate(
+        planned.model, planned.hardware, planned.clock, planned.sweep.precision, x, rows["context"].astype(float)
+    )
+    np.testing.assert_allclose(rows["ttl_s"], step.ttl_s, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(rows["tokens_per_s_gpu"], step.tokens_per_s_gpu, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(rows["resident_bytes"], step.memory.resident_bytes, rtol=1e-12, atol=0)
+
+
+def test_layouts_are_dropped_for_their_first_reason():
+    sizes = {"batch": {"dense_to": 2, "growth": 4, "to": 900}, "gpus": {"from": 1, "to": 6}, "chunks": [1, 4, "batch"]}
+    planned = plan(small(contexts=["1M", 40], **sizes))
+    counted = run_plan(planned).dropped
+    expected = {name: dict.fromkeys(Reason, 0) for name in planned.sweep.families}
+    for index in range(planned.layouts):
+        family, context, x = planned.layout_at(index)
+        flags = int(shape_reasons(planned.model, planned.hardware, x, context))
+        if not flags:
+            clock, precision = planned.clock, planned.sweep.precision
+            step = evaluate(planned.model, planned.hardware, clock, precision, x, context)
+            flags = int(memory_reason(step.memory, planned.hardware))
+        if flags:
+            expected[family][Reason(flags & -flags)] += 1
+    assert counted == {name: {r.name: n for r, n in found.items() if n} for name, found in expected.items()}
 
 
 def test_the_search_is_far_larger_than_the_papers(result):
@@ -111,7 +153,7 @@ def test_frontier_equals_brute_force():
 def test_what_runs_and_what_is_dropped_sum_to_all():
     planned = plan(small())
     rows = rows_of(planned)
-    dropped = run_plan(planned, every_chunk_count=True).dropped
+    dropped = run_plan(planned).dropped
     assert len(rows["id"]) + sum(sum(reasons.values()) for reasons in dropped.values()) == planned.layouts
     assert len(np.unique(rows["id"])) == len(rows["id"])
 
@@ -150,18 +192,72 @@ def test_denser_batches_move_no_frontier_by_more_than_their_step():
         assert (a.attained(b.interactivity) >= b.throughput * (1 - 0.03)).all(), family
 
 
-def test_keeping_only_the_fastest_chunk_count_loses_no_frontier_point():
-    planned = plan(small())
-    for family in ("helix", "helix-dp"):
-        every, best = (run_plan(planned, every_chunk_count=flag).group(family) for flag in (True, False))
-        assert every.columns["id"].tolist() == best.columns["id"].tolist()
+def test_blocks_of_any_size_find_the_same_frontier_and_the_same_points(monkeypatch):
+    planned = plan(small(contexts=["1M", "200K", "3M"], gpus={"from": 1, "to": 9}))
+    expected, points = run_plan(planned), rows_of(planned)
+    for contexts, rows, layouts, cells in [(1, 70, 2000, 50), (2, 100, 3000, 2**16), (9, 10**6, 10**9, 1)]:
+        monkeypatch.setattr("helix_sim.plan.CONTEXTS", contexts)
+        monkeypatch.setattr("helix_sim.plan.ROWS", rows)
+        monkeypatch.setattr("helix_sim.sweep.CELLS", cells)
+        monkeypatch.setattr("helix_sim.sweep.blocks", lambda planned, layouts=layouts: blocks(planned, layouts))
+        sizes = [layouts_of(planned, block) for block in blocks(planned, layouts)]
+        assert sum(sizes) == planned.layouts
+        assert max(sizes) <= layouts
+        found = run_plan(planned)
+        assert found.to_frame().equals(expected.to_frame())
+        assert found.dropped == expected.dropped
+        assert all(np.array_equal(column, points[name]) for name, column in rows_of(planned).items())
 
 
-def test_blocks_of_any_size_find_the_same_frontier(monkeypatch):
-    planned = plan(small())
-    expected = run_plan(planned).to_frame()
-    monkeypatch.setattr("helix_sim.sweep.BLOCK_SHAPES", BLOCK_SHAPES // 5)
-    assert run_plan(planned).to_frame().equals(expected)
+def test_blocks_added_in_any_order_are_the_same_sweep(monkeypatch):
+    monkeypatch.setattr("helix_sim.plan.ROWS", 40)
+    planned = plan(small(contexts=["1M", "200K"]))
+    parts = [evaluate_block(planned, block) for block in blocks(planned)]
+    expected = run_plan(planned)
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        total = Total()
+        for index in rng.permutation(len(parts)):
+            total.add(parts[index])
+        assert total.sum.layouts == planned.layouts
+        assert total.sum.dropped == expected.dropped
+        for context, families in expected.frontiers.items():
+            for name, found in families.items():
+                here = total.sum.frontiers[context][name]
+                assert all(np.array_equal(here.columns[key], column) for key, column in found.columns.items())
+
+
+def test_nothing_added_is_nothing():
+    assert Total().sum == Evaluated()
+
+
+def test_ranges_cover_everything_once():
+    for count in range(1, 40):
+        for most in range(1, 45):
+            found = ranges(count, most)
+            assert [i for first, last in found for i in range(first, last)] == list(range(count))
+            assert all(last - first <= most for first, last in found)
+
+
+def test_distinct_rows_lead_back_to_every_row():
+    rng = np.random.default_rng(4)
+    columns = rng.integers(1, 4, (3, 200))
+    first, place = distinct(columns)
+    assert len(first) == len({tuple(row) for row in columns.T})
+    assert (columns[:, first][:, place] == columns).all()
+
+
+def test_a_sample_first_finds_the_same_frontier_of_many_points():
+    rng = np.random.default_rng(3)
+    for digits in (1, 2, 9):
+        x, y = np.round(rng.random((2, 4 * SAMPLED)), digits)
+        order = np.lexsort((np.arange(len(x)), -y, -x))
+        best, expected = -1.0, []
+        for index in order:
+            if y[index] > best:
+                best = y[index]
+                expected.append(index)
+        assert pareto_order(x, y, np.arange(len(x))).tolist() == expected[::-1]
 
 
 def test_a_ties_winner_is_the_first_layout():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
-from helix_sim.load import load_clock
+from helix_sim.executors import Task, chosen, execute
+from helix_sim.journal import Journal, told
+from helix_sim.plan import LAYOUTS, Plan, plan
 from helix_sim.spec import Sweep
-from helix_sim.sweep import Evaluated, SweepResult, plan, run_plan
-from helix_sim.tables import PointsWriter, write_csv, write_json, write_parquet
+from helix_sim.sweep import Evaluated, SweepResult, Total, result_of
+from helix_sim.tables import write_csv, write_json, write_parquet
 from helix_sim.units import format_size
 
 
@@ -46,42 +49,99 @@ def summarise(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def explore(sweep: Sweep, out: Path, *, every_point: bool = False, progress: Any = None) -> dict[str, Any]:
-    """Run a sweep, write its files into `out`, and return the summary that summary.json holds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a sweep is."""
 
-    every_point: write each layout that runs (points.parquet, points.csv), not the frontiers alone.
-    progress: a rich.progress.Progress, or None for silence.
+    layouts: int
+    layouts_in_all: int
+    dropped: int
+    frontier_points: int
+    layouts_per_s: float
+    seconds_left: float
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the layouts so far that cannot run."""
+        return self.dropped / max(self.layouts, 1)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def explore(
+    sweep: Sweep,
+    out: Path,
+    *,
+    every_point: bool = False,
+    executor: str = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    resume: bool = False,
+    layouts_per_block: int | None = None,
+    on_progress: OnProgress = lambda _: None,
+) -> dict[str, Any]:
+    """Run a sweep, write its files into `out`, and return the summary that summary.json holds, with the speed.
+
+    every_point: write each layout that runs (points/*.parquet, a file a block), not the frontiers alone.
+    executor, workers, scheduler: who evaluates the blocks (executors.py). resume: go on with what a stopped run left.
+    layouts_per_block: what is lost at most where the run is killed. No result depends on any of these.
     """
-    load_clock(sweep.clock)
     planned = plan(sweep)
-    out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(PointsWriter(out, list(sweep.families))) if every_point else None
-        bar = stack.enter_context(progress) if progress else None
-        task = bar.add_task("layouts", total=planned.layouts) if bar else None
-
-        def on_block(evaluated: Evaluated) -> None:
-            if writer:
-                writer.write(evaluated.columns)
-            if bar:
-                bar.advance(task, evaluated.layouts)
-
-        begun = time.perf_counter()
-        result = run_plan(planned, on_block=on_block, every_chunk_count=every_point)
+    executor = chosen(executor, planned, every_point)
+    size = layouts_per_block or (LAYOUTS // 4 if every_point else LAYOUTS)
+    with told(out), Journal(out, planned, points=every_point, layouts=size) as journal:
+        complete = journal.begin(resume=resume)
+        if complete is not None:
+            return complete
+        total, begun = Total(), time.perf_counter()
+        done = set(journal.done())
+        for index in done:
+            total.add(journal.load(index))
+        before = total.sum.layouts
+        tasks = [
+            Task(index=index, block=block, part=journal.part(index))
+            for index, block in enumerate(journal.blocks)
+            if index not in done
+        ]
+        for index, outcome in execute(executor, planned, tasks, workers=workers, scheduler=scheduler):
+            journal.save(index, outcome)
+            total.add(outcome.evaluated)
+            on_progress(_progress(planned, total.sum, before, time.perf_counter() - begun))
         seconds = time.perf_counter() - begun
-    return _write(result, out, seconds, every_point)
+        summary = _write(result_of(planned, total.sum), out, every_point)
+        journal.finish()
+    ran = (planned.layouts - before) / seconds
+    share = summary["layouts_that_run"] / planned.layouts
+    speed = {"evaluation_s": seconds, "layouts_per_s": ran, "layouts_that_run_per_s": ran * share}
+    return summary | speed
 
 
-def _write(result: SweepResult, out: Path, seconds: float, every_point: bool) -> dict[str, Any]:
+def _progress(planned: Plan, found: Evaluated, before: int, seconds: float) -> Progress:
+    """Progress after `seconds`, of which nothing went into the `before` layouts of an earlier run."""
+    speed = (found.layouts - before) / max(seconds, 1e-9)
+    return Progress(
+        layouts=found.layouts,
+        layouts_in_all=planned.layouts,
+        dropped=found.dropped_layouts,
+        frontier_points=found.frontier_points,
+        layouts_per_s=speed,
+        seconds_left=(planned.layouts - found.layouts) / max(speed, 1e-9),
+    )
+
+
+def _write(result: SweepResult, out: Path, every_point: bool) -> dict[str, Any]:
     from helix_sim import plot
 
     frame = result.to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:
-        files += [out / "points.parquet", out / "points.csv"]
+        (out / "points").mkdir(exist_ok=True)
+        files.append(out / "points")
     for context in result.sweep.contexts:
         stem = "pareto" if len(result.sweep.contexts) == 1 else f"pareto-{format_size(context)}"
         files += plot.save(plot.pareto(result, context), out / stem)
-    summary = summarise(result) | {"evaluation_s": seconds, "files": [path.name for path in files] + ["summary.json"]}
+    points = {"points": "all" if every_point else "frontier"}
+    summary = summarise(result) | points | {"files": [path.name for path in files] + ["summary.json"]}
     write_json(out / "summary.json", summary)
     return summary

@@ -23,7 +23,7 @@ from helix_sim.load import load_hardware, shipped_families
 from helix_sim.pareto import Columns
 from helix_sim.spec import Precision, SpecError, Sweep
 from helix_sim.step import Step, default_precision, evaluate, op_rows
-from helix_sim.sweep import Evaluated, Plan, plan, run_plan
+from helix_sim.sweep import Plan, plan, run_plan
 from helix_sim.units import GIGA, ceil_div, format_size, parse_size
 
 BATCHES = {"dense_to": 64, "growth": 1.02, "to": 8192}
@@ -182,19 +182,20 @@ def best_of_each_shape(planned: Plan, mix: Mix, limits: Limits, score: Score = t
     """Of every shape that has a batch within the limits, the batch with the best score, best shape first."""
     found: list[Columns] = []
 
-    def on_block(evaluated: Evaluated) -> None:
+    def on_points(columns: Columns) -> None:
         # a longer context only adds time and memory: what fails at the mean fails in a batch of the mix
-        columns = _rows(evaluated.columns, limits.kept(evaluated.columns))
+        columns = _rows(columns, limits.kept(columns))
         if len(columns["id"]) and len(mix.contexts) > 1:
             columns = _at_mix(planned, columns, mix)
             columns = _rows(columns, limits.kept(columns))
         if len(columns["id"]):
-            found.append(_best_batches(planned, evaluated, columns, score))
+            found.append(_best_batches(planned, columns, score))
 
-    run_plan(planned, on_block=on_block)
+    run_plan(planned, on_points=on_points)
     if not found:
         return {}
     table = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    table = _best_batches(planned, table, score)
     return _rows(table, np.lexsort((table["id"], -score(table))))
 
 
@@ -202,12 +203,15 @@ def _rows(columns: Columns, which: Any) -> Columns:
     return {name: column[which] for name, column in columns.items()}
 
 
-def _best_batches(planned: Plan, evaluated: Evaluated, columns: Columns, score: Score) -> Columns:
-    """Of each shape in a block's rows, the one with the best score."""
-    family = evaluated.block.family
-    _, batches, chunks = planned.sizes(family)
-    shape = (columns["id"] - planned.first_id(0, family)) // (batches * chunks)
-    order = np.lexsort((-score(columns), shape))
+def _best_batches(planned: Plan, columns: Columns, score: Score) -> Columns:
+    """Of each shape among the rows, the batch with the best score; of equals, the first layout."""
+    shape, before = np.zeros(len(columns["id"]), dtype=np.int64), 0
+    for index, family in enumerate(planned.sweep.families):
+        shapes, batches, chunks = planned.sizes(family)
+        mine = columns["family"] == index
+        shape[mine] = before + (columns["id"][mine] - planned.first_id(0, family)) // (batches * chunks)
+        before += shapes
+    order = np.lexsort((columns["id"], -score(columns), shape))
     _, first = np.unique(shape[order], return_index=True)
     return _rows(columns, order[first])
 

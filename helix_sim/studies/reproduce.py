@@ -11,8 +11,9 @@ import numpy as np
 from helix_sim.calibration import MACHINES
 from helix_sim.load import load_sweep
 from helix_sim.pareto import Frontier
+from helix_sim.plan import Plan, plan
 from helix_sim.spec import Clock, Sweep
-from helix_sim.sweep import Plan, SweepResult, plan, run_plan
+from helix_sim.sweep import SweepResult, run_plan
 from helix_sim.units import GIGA, ceil_div
 
 if TYPE_CHECKING:
