@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from helix_sim.plan import Plan
     from helix_sim.spec import Precision
     from helix_sim.step import Step
     from helix_sim.studies.explore import Progress
     from helix_sim.studies.recommend import Choice, Recommendation
     from helix_sim.studies.regress import Verdict
-    from helix_sim.sweep import Plan
 
 app = typer.Typer(
     name="helix-sim",
@@ -780,9 +780,9 @@ def _searched(
     """The search of a sweep's file, or of a model on a machine."""
     from helix_sim.load import load_hardware, load_sweep
     from helix_sim.pick import precision_of
+    from helix_sim.plan import plan
     from helix_sim.spec import SpecError
     from helix_sim.studies.recommend import Request, parse_mix, search_plan
-    from helix_sim.sweep import plan
 
     if hardware is None:
         given = {"--context": context, "--gpus-at-most": gpus_at_most, "--family": family, **formats}

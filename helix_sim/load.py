@@ -213,8 +213,8 @@ def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
         more = [f"{shown}: and {len(problems) - MOST_PROBLEMS} problems more"] if len(problems) > MOST_PROBLEMS else []
         sentences = (_sentence(problem, record) for problem in problems[:MOST_PROBLEMS])
         raise SpecError([f"{shown}: {shortened(text)}" for text in sentences] + more) from None
-    if isinstance(checked, Clock) and checked.calibration and (problems := shape_problems(checked.calibration)):
-        raise SpecError([f"{shown}: calibration.classes.{problem}" for problem in problems])
+    if isinstance(checked, Clock) and checked.calibration and (wrong := shape_problems(checked.calibration)):
+        raise SpecError([f"{shown}: calibration.classes.{problem}" for problem in wrong])
     return checked
 
 

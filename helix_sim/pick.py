@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from helix_sim.layout import AXES, Layout
 from helix_sim.load import MOST_BYTES, load_clock, load_hardware, load_model, load_sweep
+from helix_sim.plan import plan
 from helix_sim.spec import Hardware, Precision, SpecError
 from helix_sim.step import Step, decode_step, default_precision
-from helix_sim.sweep import plan
 
 FORMATS = ("weights", "kv", "math", "wire")
 

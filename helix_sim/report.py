@@ -15,11 +15,12 @@ from helix_sim.feasibility import Reason
 from helix_sim.layout import AXES, Layout
 from helix_sim.load import load_clock, load_sweep
 from helix_sim.pareto import Frontier
+from helix_sim.plan import Plan, plan
 from helix_sim.roofline import TERMS
 from helix_sim.spec import Record, SpecError, Sweep
 from helix_sim.step import evaluate, op_rows
 from helix_sim.studies import reproduce
-from helix_sim.sweep import Plan, SweepResult, plan, run_plan
+from helix_sim.sweep import SweepResult, run_plan
 from helix_sim.tables import plain, write_text
 from helix_sim.units import GIGA, MICRO, format_size
 

@@ -467,7 +467,6 @@ class Clock(Record):
     calibration: Calibration | None = None
     """Measured kernels; the constants above stand in where a class was not measured."""
 
-
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
         return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel

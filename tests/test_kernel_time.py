@@ -12,10 +12,10 @@ from helix_sim.calibration import MACHINES
 from helix_sim.kernel_time import SHAPES, norm
 from helix_sim.layout import Layout
 from helix_sim.load import data_folder, load_clock, load_hardware, load_model
+from helix_sim.plan import digest
 from helix_sim.roofline import measured_classes, op_time
 from helix_sim.spec import Precision
 from helix_sim.step import default_precision, evaluate, layer_ops
-from helix_sim.sweep import digest
 
 CALIBRATIONS = sorted(path.stem for path in data_folder("hardware_profiles/calibrations").glob("*.yaml"))
 MODELS = ("deepseek-r1", "llama-3.1-405b", "qwen3-235b-a22b", "qwen3-32b")

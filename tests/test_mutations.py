@@ -18,10 +18,11 @@ import pytest
 from helix_sim import attention, ffn, memory, step, sweep
 from helix_sim.layout import Layout
 from helix_sim.load import load_sweep, shipped
+from helix_sim.plan import Plan, plan
 from helix_sim.spec import Hardware
 from helix_sim.studies import baseline, regress
 from helix_sim.studies.blame import evaluate_today
-from helix_sim.sweep import Plan, SweepResult, plan, run_plan
+from helix_sim.sweep import SweepResult, run_plan
 from helix_sim.work import Work
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]

@@ -58,7 +58,7 @@ def test_no_layout_of_a_full_search_within_the_limits_is_better(request_: Reques
         rates.extend(columns["tokens_per_s_gpu"][columns["ttl_s"] <= request_.ttl_s])
 
     run_plan(search_plan(request_), on_points=on_points)
-    assert best(request_) >= max(rates) > 0
+    assert best(request_) >= max(rates) * (1 - 1e-12) > 0
 
 
 def test_one_more_request_breaks_what_the_choice_says() -> None:

@@ -24,9 +24,10 @@ from helix_sim import cli
 from helix_sim.layout import Layout
 from helix_sim.load import data_folder, load_sweep
 from helix_sim.pareto import Frontier, frontier
+from helix_sim.plan import plan
 from helix_sim.spec import SpecError
 from helix_sim.studies import baseline, regress, verdict
-from helix_sim.sweep import plan, run_plan, run_sweep
+from helix_sim.sweep import run_plan, run_sweep
 
 BASELINES = data_folder("sweeps") / "baselines"
 

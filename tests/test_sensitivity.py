@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from helix_sim.cli import app
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
+from helix_sim.plan import Plan
 from helix_sim.spec import SpecError
 from helix_sim.step import LayoutError, Step, decode_step
 from helix_sim.studies.recommend import Request, parse_mix, search_plan
@@ -28,7 +29,7 @@ from helix_sim.studies.sensitivity import (
     scaled_plan,
     what_if,
 )
-from helix_sim.sweep import Plan, run_plan
+from helix_sim.sweep import run_plan
 
 TIMES = ("kernel_latency", "collective_latency")
 RATES = ("hbm_bandwidth", "nvlink_bandwidth", "network_bandwidth", "math_rate")

@@ -27,9 +27,10 @@ from helix_sim.attention import KV_BLOCK_TOKENS
 from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.layout import AXES, Layout
 from helix_sim.pareto import Frontier, frontier
+from helix_sim.plan import Plan
 from helix_sim.spec import Record, SpecError
 from helix_sim.step import STREAMED, Step, evaluate
-from helix_sim.sweep import Plan, SweepResult
+from helix_sim.sweep import SweepResult
 from helix_sim.tables import write_text
 from helix_sim.units import GIGA, MICRO, broadcast_columns
 
@@ -40,7 +41,7 @@ KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
 
 ENGINE = ("attention", "collectives", "family", "feasibility", "ffn", "kernel_time", "layout", "memory",
-          "overlap", "pareto", "roofline", "spec", "step", "sweep", "units", "work")  # fmt: skip
+          "overlap", "pareto", "parts", "plan", "roofline", "spec", "step", "sweep", "units", "work")  # fmt: skip
 """Modules that a frontier's numbers come from; the header has a digest of each."""
 
 TERM_POINTS = 5

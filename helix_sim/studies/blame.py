@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from helix_sim.feasibility import Reason, sentences
 from helix_sim.layout import AXES, Layout
+from helix_sim.plan import Plan
 from helix_sim.step import evaluate
 from helix_sim.studies.baseline import Baseline, Measured, Row, measure, stacked
-from helix_sim.sweep import Plan
 from helix_sim.units import GIGA, MICRO
 
 DUST = 1e-9

@@ -21,9 +21,10 @@ from helix_sim.feasibility import memory_reason
 from helix_sim.layout import AXES, Layout
 from helix_sim.load import load_hardware, shipped_families
 from helix_sim.pareto import Columns
+from helix_sim.plan import Plan, plan
 from helix_sim.spec import Precision, SpecError, Sweep
 from helix_sim.step import Step, default_precision, evaluate, op_rows
-from helix_sim.sweep import Plan, plan, run_plan
+from helix_sim.sweep import run_plan
 from helix_sim.units import GIGA, ceil_div, format_size, parse_size
 
 BATCHES = {"dense_to": 64, "growth": 1.02, "to": 8192}

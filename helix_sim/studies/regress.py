@@ -19,11 +19,12 @@ import numpy.typing as npt
 from helix_sim import __version__
 from helix_sim.load import FOLDERS, load_sweep, shipped
 from helix_sim.pareto import Frontier, merge
+from helix_sim.plan import Plan, plan
 from helix_sim.spec import SpecError
 from helix_sim.studies import baseline as stored
 from helix_sim.studies.baseline import Baseline
 from helix_sim.studies.blame import TermMove, Today, evaluate_today, layout_text
-from helix_sim.sweep import Plan, SweepResult, plan, run_plan
+from helix_sim.sweep import SweepResult, run_plan
 
 RTOL = 1e-6
 """Relative tolerance of every comparison but counts. A baseline keeps nine digits or more, and another order of

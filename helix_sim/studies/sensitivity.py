@@ -15,9 +15,10 @@ from helix_sim.attention import KV_BLOCK_TOKENS
 from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.layout import AXES, Layout
 from helix_sim.pareto import Frontier, merge
+from helix_sim.plan import Plan
 from helix_sim.spec import Clock, Hardware, Quantity, SpecError
 from helix_sim.step import Step, evaluate
-from helix_sim.sweep import Plan, SweepResult, run_plan
+from helix_sim.sweep import SweepResult, run_plan
 from helix_sim.units import parse_size
 
 SMALL = 0.01
