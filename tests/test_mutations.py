@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helix_sim import attention, ffn, memory, step, sweep
+from helix_sim import attention, ffn, memory, parts, step, sweep
 from helix_sim.layout import Layout
 from helix_sim.load import load_sweep, shipped
 from helix_sim.plan import Plan, plan
@@ -72,13 +72,16 @@ def patched(*changes: tuple[Any, str, Any]) -> Edit:
 
 
 def op_table(edit: Callable[[dict[str, Work], Any], dict[str, Work]]) -> Edit:
-    """The op table, wherever it is read."""
-    right = step.layer_ops
+    """The op table, wherever it is read: whole by a single step, in its parts by a sweep."""
 
-    def layer_ops(d: Any) -> dict[str, Work]:
-        return edit(right(d), d)
+    def edited(right: Any) -> Any:
+        return lambda d, *others: edit(right(d, *others), d)
 
-    return patched((step, "layer_ops", layer_ops), (sweep, "layer_ops", layer_ops))
+    whole = edited(step.layer_ops)
+    some = [
+        (parts, name, edited(getattr(parts, name))) for name in ("attention_ops", "dense_ops", "moe_ops", "end_ops")
+    ]
+    return patched((step, "layer_ops", whole), (sweep, "layer_ops", whole), *some)
 
 
 def op(name: str, wrong: Callable[[Work, Any], Work]) -> Edit:
@@ -86,9 +89,9 @@ def op(name: str, wrong: Callable[[Work, Any], Work]) -> Edit:
     return op_table(lambda ops, d: {key: wrong(work, d) if key == name else work for key, work in ops.items()})
 
 
-def both(*parts: Edit) -> Edit:
+def both(*several: Edit) -> Edit:
     """Several edits that are one mistake."""
-    return lambda patch, planned: functools.reduce(lambda so_far, part: part(patch, so_far), parts, planned)
+    return lambda patch, planned: functools.reduce(lambda so_far, part: part(patch, so_far), several, planned)
 
 
 def dropped(work: Work, _: Any) -> Work:
