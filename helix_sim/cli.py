@@ -295,7 +295,7 @@ def sweep(
     sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
     out: OutOption,
     points: Annotated[
-        str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too")
+        str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too (CSV to 10M)")
     ] = "frontier",
     clock: ClockOption = None,
     executor: Annotated[

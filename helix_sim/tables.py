@@ -77,6 +77,21 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_points_csv(path: Path, folder: Path) -> Path:
+    """The Parquet files of a folder as one CSV, in their order, a batch of rows at a time."""
+    import pyarrow.csv as arrow_csv
+    import pyarrow.parquet as pq
+
+    parts = sorted(folder.glob("part-*.parquet"))
+    with appearing(path) as partial:
+        if parts:
+            with arrow_csv.CSVWriter(partial, pq.read_schema(parts[0])) as writer:
+                for part in parts:
+                    for batch in pq.ParquetFile(part).iter_batches():
+                        writer.write_batch(batch)
+    return path
+
+
 class PointsWriter:
     """Layouts that run into one Parquet file, some columns at a time; it appears when closed, if there were any."""
 

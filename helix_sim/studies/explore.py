@@ -14,7 +14,7 @@ from helix_sim.journal import Journal, told
 from helix_sim.plan import LAYOUTS, Plan, plan
 from helix_sim.spec import Sweep
 from helix_sim.sweep import Evaluated, SweepResult, Total, result_of
-from helix_sim.tables import write_csv, write_json, write_parquet
+from helix_sim.tables import write_csv, write_json, write_parquet, write_points_csv
 from helix_sim.units import format_size
 
 
@@ -83,7 +83,8 @@ def explore(
 ) -> dict[str, Any]:
     """Run a sweep, write its files into `out`, and return the summary that summary.json holds, with the speed.
 
-    every_point: write each layout that runs (points/*.parquet, a file a block), not the frontiers alone.
+    every_point: write each layout that runs, not the frontiers alone: points/*.parquet, a file a block, and points.csv
+    where they are no more than CSV_POINTS.
     executor, workers, scheduler: who evaluates the blocks (executors.py). resume: go on with what a stopped run left.
     layouts_per_block: what is lost at most where the run is killed. No result depends on any of these.
     """
@@ -130,6 +131,17 @@ def _progress(planned: Plan, found: Evaluated, before: int, seconds: float) -> P
     )
 
 
+CSV_POINTS = 10**7
+"""Points up to which they are written as CSV, too: beyond, only Parquet is read by anything in reasonable time."""
+
+
+def rows_of_points(folder: Path) -> int:
+    """Layouts in a folder of Parquet files, by their footers."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
+
+
 def _write(result: SweepResult, out: Path, every_point: bool) -> dict[str, Any]:
     from helix_sim import plot
 
@@ -138,6 +150,9 @@ def _write(result: SweepResult, out: Path, every_point: bool) -> dict[str, Any]:
     if every_point:
         (out / "points").mkdir(exist_ok=True)
         files.append(out / "points")
+        (out / "points.csv").unlink(missing_ok=True)
+        if rows_of_points(out / "points") <= CSV_POINTS:
+            files.append(write_points_csv(out / "points.csv", out / "points"))
     for context in result.sweep.contexts:
         stem = "pareto" if len(result.sweep.contexts) == 1 else f"pareto-{format_size(context)}"
         files += plot.save(plot.pareto(result, context), out / stem)
