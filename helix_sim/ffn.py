@@ -119,7 +119,7 @@ def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
     q = np.minimum(p, 1 - 1e-12)
     pmf = (1 - q) ** n
     below, largest = pmf, np.zeros_like(pmf)
-    for j in range(EXACT_UP_TO):
+    for j in range(int(np.max(n, initial=0))):
         largest += (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
         pmf = pmf * (n - j) / (j + 1) * q / (1 - q)
         below = below + pmf
