@@ -43,10 +43,10 @@ def test_a_narrow_terminal_hides_no_digit():
 
     from rich.console import Console
 
-    from helix_sim.cli import _table, show
+    from helix_sim.cli.base import new_table, show
 
     out = Console(width=30, file=StringIO())
-    table = _table("op", ">µs")
+    table = new_table("op", ">µs")
     table.add_row("a_very_long_name_of_an_operation", "1,234,567.89")
     show(out, table)
     assert "1,234,567.89" in out.file.getvalue()

@@ -21,6 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_sim import cli
+from helix_sim.cli.base import BAD_INPUT
+from helix_sim.cli.sweeps import MOVED
 from helix_sim.layout import Layout
 from helix_sim.load import data_folder, load_sweep
 from helix_sim.pareto import Frontier, frontier
@@ -283,7 +285,7 @@ def test_a_corrupt_baseline_is_a_clear_error_and_stays_until_an_update(
     damaged = CORRUPTIONS[problem](whole)
     assert damaged != whole
     written.path.write_text(damaged, encoding="utf-8")
-    assert run(small, "--baseline", folder) == cli.BAD_INPUT
+    assert run(small, "--baseline", folder) == BAD_INPUT
     said = capsys.readouterr().err
     assert problem in said
     assert "--update" in said
@@ -297,7 +299,7 @@ def test_a_baseline_that_is_not_text_is_a_clear_error(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "small.csv").write_bytes(b"\xff\xfe\x00")
-    assert run(small, "--baseline", tmp_path) == cli.BAD_INPUT
+    assert run(small, "--baseline", tmp_path) == BAD_INPUT
     assert "byte 0 is not UTF-8" in capsys.readouterr().err
 
 
@@ -308,7 +310,7 @@ def test_a_stale_baseline_says_what_the_search_was_and_stays_until_an_update(
     run(path, "--baseline", tmp_path, "--update")
     before = (tmp_path / "small.csv").read_bytes()
     write_sweep(tmp_path, chunks=[1, 4])
-    assert run(path, "--baseline", tmp_path) == cli.BAD_INPUT
+    assert run(path, "--baseline", tmp_path) == BAD_INPUT
     assert "of another search than the sweep small is today (chunks: [1, 2] → [1, 4])" in capsys.readouterr().err
     assert (tmp_path / "small.csv").read_bytes() == before
     assert run(path, "--baseline", tmp_path, "--update") == 0
@@ -359,7 +361,7 @@ def test_a_failure_explains_itself_in_every_form(
     edit(tmp_path / "machine.yaml", "value: 8000,", "value: 7920,")
     capsys.readouterr()
     single = ("--markdown", tmp_path / "v.md", "--junit", tmp_path / "v.xml", "--json", tmp_path / "v.json")
-    assert run("--baseline", folder, "--out", out, *single) == cli.MOVED
+    assert run("--baseline", folder, "--out", out, *single) == MOVED
     said = capsys.readouterr().out
     for words in ("small: moved", "attention_core", "machine.yaml", "hbm_bandwidth_GBps: 8000.0 → 7920.0"):
         assert words in " ".join(said.split())
@@ -428,7 +430,7 @@ def test_changed_code_is_named_by_its_module(small: Path, tmp_path: Path, monkey
 def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments) == cli.BAD_INPUT
+    assert run(*arguments) == BAD_INPUT
     said = capsys.readouterr().err
     assert problem in said
     assert len(said.splitlines()) == 1

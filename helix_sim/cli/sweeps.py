@@ -1,0 +1,270 @@
+"""Searches and what is made of them: frontiers, the paper, the gate, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import rich.progress
+    from rich.console import Console
+
+    from helix_sim.studies.explore import Progress
+    from helix_sim.studies.regress import Verdict
+
+from helix_sim.cli.base import (
+    ClockOption,
+    JsonOption,
+    OutOption,
+    app,
+    console,
+    new_table,
+    one_of,
+    print_json,
+    remark,
+    show,
+    size,
+)
+
+# --- sweep -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
+    out: OutOption,
+    points: Annotated[
+        str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too (CSV to 10M)")
+    ] = "frontier",
+    clock: ClockOption = None,
+    executor: Annotated[
+        str, typer.Option(help="serial, processes or dask; auto takes processes for large sweeps")
+    ] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; one a core unless given")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a Dask scheduler, e.g. tcp://host:8786; a local cluster unless given")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
+    block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
+    progress: Annotated[
+        str, typer.Option(help="auto: a bar on a terminal; json: lines for programs on stderr; none")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """A whole search: frontiers (or every point) as Parquet and CSV, a picture, a summary.
+
+    Stopped at any moment, it goes on with --resume. Exit codes: 2 a mistake in a file or an option, 3 the folder holds
+    another sweep, 4 the folder holds this sweep unfinished, 5 another process is writing there, 6 the disk is full,
+    7 the folder cannot be written, 8 a file of a finished block is damaged, 9 workers died again and again,
+    130 interrupted.
+    """
+    from helix_sim.load import load_sweep
+    from helix_sim.studies.explore import explore
+
+    one_of("--points", points, ("frontier", "all"))
+    one_of("--progress", progress, ("auto", "json", "none"))
+    spec = load_sweep(sweep)
+    spec = spec.model_copy(update={"clock": clock}) if clock else spec
+    with _progress(progress) as on_progress:
+        summary = explore(
+            spec,
+            out,
+            every_point=points == "all",
+            executor=executor,
+            workers=workers,
+            scheduler=scheduler,
+            resume=resume,
+            layouts_per_block=size(block, "--block") if block else None,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(console(), summary, out)
+
+
+@contextlib.contextmanager
+def _progress(kind: str) -> Iterator[Callable[[Progress], None]]:
+    """What to do with a sweep's progress: a bar on stderr where that is a terminal, a JSON line, or nothing."""
+    if kind == "json":
+        yield lambda now: print(json.dumps(_progress_record(now)), file=sys.stderr, flush=True)
+    elif kind == "auto" and sys.stderr.isatty():
+        with _bar() as bar:
+            task = bar.add_task("", total=None, note="")
+            yield lambda now: bar.update(
+                task, completed=now.layouts, total=now.layouts_in_all, note=_progress_note(now)
+            )
+    else:
+        yield lambda _: None
+
+
+def _bar() -> rich.progress.Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _progress_record(now: Progress) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(now) | {"dropped_share": now.dropped_share}
+
+
+def _progress_note(now: Progress) -> str:
+    return (
+        f"{now.layouts:,} of {now.layouts_in_all:,} layouts, {now.layouts_per_s / 1e6:.1f} M/s, "
+        f"{now.dropped_share:.0%} dropped, {now.frontier_points} points"
+    )
+
+
+def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
+    table = new_table("context", "curve", ">points", ">best tokens/s/user", ">best tokens/s/GPU")
+    for row in summary["curves"]:
+        best = [
+            f"{row[key]:.1f}" if row["points"] else "-" for key in ("best_tokens_per_s_user", "best_tokens_per_s_gpu")
+        ]
+        table.add_row(f"{row['context']:,}", row["curve"], str(row["points"]), *best)
+    show(out, table)
+    dropped = sum(sum(reasons.values()) for reasons in summary["dropped"].values())
+    out.print(
+        f"{summary['layouts']:,} layouts, {dropped:,} dropped "
+        f"({', '.join(f'{reason} {count:,}' for reason, count in summary['dropped_by_reason'].items())})"
+    )
+    if "evaluation_s" in summary:
+        out.print(
+            f"{summary['evaluation_s']:.2f} s: {summary['layouts_per_s'] / 1e6:,.1f} M layouts/s, of which "
+            f"{summary['layouts_that_run_per_s'] / 1e6:,.1f} M/s run"
+        )
+    out.print(f"files in {folder}: {', '.join(summary['files'])}")
+
+
+# --- reproduce -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reproduce(
+    figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims or all")] = "all",
+    out: OutOption = Path("out/reproduce"),
+    clock: ClockOption = "paper",
+    as_json: JsonOption = False,
+) -> None:
+    """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
+    from helix_sim.load import load_clock
+    from helix_sim.spec import SpecError
+    from helix_sim.studies.redraw import CHOICES, redraw
+    from helix_sim.studies.reproduce import MEASURED
+
+    if figure not in CHOICES:
+        raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
+    written = redraw(figure, out, load_clock(clock or "paper"), say=remark)
+    if as_json:
+        print_json([claim.record() for claim in written.claims])
+        return
+    if written.claims:
+        table = new_table("id", "claim", ">paper", ">ours", ">accepted", "held")
+        for claim in written.claims:
+            held = "yes" if claim.held else f"no, by {claim.missed_by:.3g}"
+            accepted = f"{claim.low:g} to {claim.high:g}"
+            table.add_row(claim.id, claim.claim, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held)
+        show(console(), table)
+        console().print("claims.md names the layouts, and the assumption that decides each number")
+    for name, off in written.without_hop_b.items():
+        measured = MEASURED[name]
+        console().print(f"{name}: TensorRT-LLM measured {measured:g} on GB300 without HOP-B; ours without it {off:.3g}")
+    console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
+
+
+# --- regress ---------------------------------------------------------------------------------------------------------
+
+MOVED = 1
+
+
+@app.command()
+def regress(
+    sweeps: Annotated[
+        list[str] | None, typer.Argument(help="shipped sweeps or paths; those with a baseline unless given")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="folder of baselines; the shipped one unless given")] = None,
+    update: Annotated[bool, typer.Option("--update", help="write the baselines anew")] = False,
+    rtol: Annotated[float, typer.Option(help="relative tolerance")] = 1e-6,
+    curves_only: Annotated[
+        bool,
+        typer.Option("--curves-only", help="judge the curves alone, not the probes or the count of layouts that run"),
+    ] = False,
+    markdown: Annotated[Path | None, typer.Option(help="verdict for a pull-request comment")] = None,
+    junit: Annotated[Path | None, typer.Option(help="verdict for a CI system")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="verdict for programs, with every moved point")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for all three, and a picture of each sweep")] = None,
+) -> None:
+    """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
+    from helix_sim.load import data_folder
+    from helix_sim.spec import SpecError
+    from helix_sim.studies import gate
+    from helix_sim.studies import regress as study
+
+    if update and baseline is None:
+        raise SpecError(["--update needs --baseline, the folder to write to"])
+    folder = baseline or data_folder("sweeps") / "baselines"
+    if update:
+        updates = study.update(sweeps or [], folder, rtol=rtol)
+        verdicts = [each.verdict for each in updates if each.verdict]
+    else:
+        verdicts = study.regress(sweeps or [], folder, rtol=rtol, curves_only=curves_only)
+    _print_verdicts(console(), verdicts)
+    for path in gate.write(verdicts, markdown=markdown, junit=junit, json_file=json_file, out=out):
+        remark(f"wrote {path}")
+    if update:
+        for each in updates:
+            remark(f"{'wrote' if each.written else 'already right:'} {each.path}, {each.rows} layouts")
+    elif not all(verdict.held for verdict in verdicts):
+        raise typer.Exit(MOVED)
+
+
+def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
+    from rich.markup import escape
+
+    from helix_sim.studies.verdict import headline, tables
+
+    for verdict in verdicts:
+        out.print(f"[bold {'green' if verdict.held else 'red'}]{escape(headline(verdict))}[/]")
+        for table in tables(verdict):
+            shown = new_table(*table.columns, title=table.title)
+            for column in shown.columns:
+                column.no_wrap = False
+            for row in table.rows:
+                shown.add_row(*(escape(cell) for cell in row))
+            show(out, shown)
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
+    out: Annotated[Path, typer.Option(help="the HTML file to write")],
+    clock: ClockOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
+    from helix_sim.load import load_sweep
+    from helix_sim.report import write_report
+
+    spec = load_sweep(sweep)
+    written = write_report(spec.model_copy(update={"clock": clock}) if clock else spec, out)
+    if as_json:
+        print_json(written)
+    else:
+        print(
+            f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB"
+        )
