@@ -147,7 +147,7 @@ def pareto_axes(axes: Axes, title: str) -> None:
     axes.set_title(title)
     _plain_log_ticks(axes)
     axes.tick_params(which="minor", labelsize=8)
-    axes.margins(x=0.09, y=0.08)
+    axes.margins(x=0.2, y=0.08)
 
 
 def _plain_log_ticks(axes: Axes) -> None:
