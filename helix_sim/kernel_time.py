@@ -157,8 +157,9 @@ MOST_TILE_ROWS = 128
 def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
     """One of the two products of routed experts in a fused MoE kernel, with its half of permuting and summing.
 
-    latency + a share for each local and each read expert + passes over tokens and pairs + a block's walk along the
-    inner dimension + norm(bytes / bandwidth + its ramp, waves of tiles at the pace of their tensor cores or loads).
+    latency + sorting the tokens by expert + a share for each local and each read expert + passes over tokens and pairs
+    + a block's walk along the inner dimension + norm(bytes / bandwidth + its ramp, waves of tiles at the pace of their
+    tensor cores or loads). Sorting takes longer with more tokens until they fill the blocks that sort: T / (T + T_1/2).
     An expert's rows fill whole tiles: with loads spread geometrically about their mean r, 1 / (1 - e^(-tile/r)) tiles,
     each of r rows, but within what the kernel library has.
     """
@@ -170,11 +171,12 @@ def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) ->
     loop_s = np.maximum(tiles * work.outer / 128 / gpu.sms, 1) * work.inner * per_k
     hbm_s = work.hbm_bytes / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
     math_s = work.flops / (p["math_share"] * flops_per_s)
+    sort_s = p["sort_us"] * MICRO * work.tokens / (work.tokens + p["sort_half_tokens"])
     experts_s = (p["local_expert_ns"] * work.copies + p["read_expert_ns"] * work.experts_read) * NANO
     moved = (p["pair_passes"] * work.rows + p["token_passes"] * work.tokens) * (work.inner + work.outer) * 2
     extra_s = moved / gpu.hbm_bytes_per_s + p["inner_ns"] * NANO * work.inner
     ramp_s = np.sqrt(work.weight_bytes * p["ramp_kB"] * 1e3) / gpu.hbm_bytes_per_s
-    total = p["latency_us"] * MICRO + experts_s + extra_s + norm(2, hbm_s + ramp_s, loop_s)
+    total = p["latency_us"] * MICRO + sort_s + experts_s + extra_s + norm(2, hbm_s + ramp_s, loop_s)
     return _at_least(total, math_s=math_s, hbm_s=hbm_s)
 
 
@@ -343,6 +345,8 @@ SHAPES: dict[str, Shape] = {
             "bandwidth_share": SHARE,
             "math_share": SHARE,
             "step_ns": Parameter(start=1.0, low=0.001, high=30.0),
+            "sort_us": Parameter(start=4.0, low=0.01, high=60.0),
+            "sort_half_tokens": Parameter(start=100.0, low=1.0, high=3000.0),
             "local_expert_ns": Parameter(start=30.0, low=0.01, high=2000.0),
             "read_expert_ns": Parameter(start=50.0, low=0.01, high=2000.0),
             "inner_ns": Parameter(start=0.5, low=0.0, high=10.0),

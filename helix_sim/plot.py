@@ -24,7 +24,7 @@ from helix_sim.units import format_size
 if TYPE_CHECKING:
     import pandas as pd
 
-    from helix_sim.calibration import Fitted
+    from helix_sim.calibration.fit import Fitted
 
 STYLE: Any = {
     "figure.dpi": 110,

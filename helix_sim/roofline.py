@@ -149,6 +149,12 @@ def residual_range(name: str, clock: Clock) -> tuple[float, float]:
     return min(each.low for each in found), max(each.high for each in found)
 
 
+def composition_range(clock: Clock) -> tuple[float, float]:
+    """The same centiles of measured over summed time of whole modules; none where a clock has not measured any."""
+    found = clock.calibration.composition if clock.calibration else None
+    return (found.residuals.low, found.residuals.high) if found else (0.0, 0.0)
+
+
 def _size(work: Work, name: str) -> Any:
     if work.collective is None:
         return getattr(work, name)

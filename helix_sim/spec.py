@@ -433,6 +433,13 @@ class KernelClass(Record):
         return {name: quantity.value for name, quantity in self.parameters.items()}
 
 
+class Composition(Record):
+    """How well kernels add up: whole modules of a step, timed as one, over the sum of their kernels."""
+
+    source: Source
+    residuals: Residuals
+
+
 class Calibration(Record):
     """Measured kernels of one framework on one system, by class, and what its steps take outside of kernels."""
 
@@ -445,6 +452,8 @@ class Calibration(Record):
     """GPUs that share a board; collectives that leave it pay another latency."""
     step_overhead_us: Quantity
     """Host and launch overhead of one step, outside all kernels."""
+    composition: Composition | None = None
+    """What all kernels of a step share of its interval."""
     classes: dict[Text, KernelClass]
     """By op class and number format: gemm-nvfp4; an op class alone serves all formats."""
 

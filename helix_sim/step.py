@@ -13,7 +13,15 @@ from helix_sim.collectives import direct
 from helix_sim.layout import Layout
 from helix_sim.memory import Memory, memory_of, stage_layers
 from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.roofline import HOST, OpTime, beyond_measured, measured_classes, op_time, residual_range
+from helix_sim.roofline import (
+    HOST,
+    OpTime,
+    beyond_measured,
+    composition_range,
+    measured_classes,
+    op_time,
+    residual_range,
+)
 from helix_sim.spec import LIMIT, Clock, Hardware, Model, Precision, SpecError
 from helix_sim.units import Column, ceil_div
 from helix_sim.work import Work
@@ -199,15 +207,17 @@ class Step:
 
     @property
     def ttl_interval_s(self) -> tuple[Any, Any]:
-        """Ends of the TTL's 80 % interval, from the residuals of each class of kernels; without these, the TTL itself.
+        """Ends of the TTL's 80 % interval, from the calibration's residuals; without these, the TTL itself.
 
-        All ops of a class err together, classes independently: the deviations T_c·(1 - e^low_c) below, and
-        T_c·(e^high_c - 1) above, add in squares, T_c being what the class adds to the TTL.
+        All ops of a class err together, classes independently, and what they add up to errs as whole measured modules
+        do against the sum of their kernels: the deviations T·(1 - e^low) below, and T·(e^high - 1) above, add in
+        squares, T being what a class, and then all classes, add to the TTL.
         """
         below: Any = 0.0
         above: Any = 0.0
-        for name, seconds in self.seconds_by_class.items():
-            low, high = residual_range(name, self.clock)
+        by_class = self.seconds_by_class
+        parts = [(seconds, residual_range(name, self.clock)) for name, seconds in by_class.items()]
+        for seconds, (low, high) in [*parts, (sum(by_class.values()), composition_range(self.clock))]:
             below = below + (seconds * -np.expm1(min(low, 0.0))) ** 2
             above = above + (seconds * np.expm1(max(high, 0.0))) ** 2
         return self.ttl_s - np.sqrt(below), self.ttl_s + np.sqrt(above)

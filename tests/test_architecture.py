@@ -11,7 +11,7 @@ PACKAGE = Path(helix_sim.__file__).parent
 
 ORDER = [
     {"cli", "__main__"},
-    {"studies", "plot", "report", "gpu_calibration", "export", "trace"},
+    {"studies", "plot", "report", "export", "trace"},
     {"calibration"},
     {"pick"},
     {"executors", "journal"},

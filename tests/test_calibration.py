@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import yaml
 
-from helix_sim import calibration, silicon
+from helix_sim import silicon
+from helix_sim.calibration import classes, fit
+from helix_sim.calibration.composition import LENDERS, composition
 from helix_sim.kernel_time import SHAPES
 from helix_sim.load import check_file, data_folder, load_clock, load_hardware, parse, read_yaml, shipped
 from helix_sim.spec import Clock, SpecError
@@ -24,7 +26,7 @@ measured = pytest.mark.skipif(
 
 FOLDER = data_folder("hardware_profiles/calibrations")
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-GPU = calibration.bare_gpu(load_hardware("gb200-nvl72"), "gb200")
+GPU = fit.bare_gpu(load_hardware("gb200-nvl72"), "gb200")
 RATE = load_hardware("gb200-nvl72").flops_per_s
 
 
@@ -55,7 +57,7 @@ def test_no_share_of_a_datasheet_rate_is_above_one(name):
 
 def test_a_clock_survives_being_written_and_read():
     clock = load_clock("gb200-trtllm")
-    assert parse(Clock, yaml.safe_load(calibration.yaml_text(clock)), "again") == clock
+    assert parse(Clock, yaml.safe_load(fit.yaml_text(clock)), "again") == clock
 
 
 @pytest.mark.parametrize(
@@ -77,9 +79,9 @@ def test_a_wrong_class_is_a_sentence_with_its_place(change, sentence):
 
 def synthetic(shape, works, truth):
     """Times that a shape makes with known parameters, with 3 % of noise; a fifth of them held out."""
-    seconds = calibration.modelled_s(shape, works, GPU, RATE, truth)
+    seconds = fit.modelled_s(shape, works, GPU, RATE, truth)
     rng = np.random.default_rng(3)
-    return calibration.Measured(
+    return fit.Measured(
         name="made-up",
         shape=shape,
         works=works,
@@ -94,7 +96,7 @@ def test_a_fit_recovers_the_parameters_of_a_stream():
     moved = np.geomspace(1e4, 1e10, 200)
     truth = {"latency_us": 2.5, "bandwidth_share": 0.8}
     work = Work(op_class="elementwise", activation_bytes=moved, rows=moved)
-    found = calibration.fit(synthetic("stream", (work,), truth), GPU, RATE).record
+    found = fit.fit(synthetic("stream", (work,), truth), GPU, RATE).record
     assert found.values == pytest.approx(truth, rel=0.03)
     assert found.residuals.median_error == pytest.approx(0.02, abs=0.01)
     assert found.residuals.high == pytest.approx(1.28 * 0.03, rel=0.4)
@@ -117,7 +119,7 @@ def test_a_fit_recovers_what_binds_in_attention():
     )
     truth = load_clock("gb200-trtllm").calibration.classes["attention-mla-fp8"].values
     truth |= {"math_share": 0.6}
-    found = calibration.fit(synthetic("latent-attention", (work,), truth), GPU, RATE).record
+    found = fit.fit(synthetic("latent-attention", (work,), truth), GPU, RATE).record
     assert found.residuals.median_error < 0.03
     for name in ("latency_us", "bandwidth_share", "math_share", "request_us"):
         assert found.values[name] == pytest.approx(truth[name], rel=0.08), name
@@ -128,45 +130,65 @@ def test_outliers_do_not_move_a_fit():
     truth = {"latency_us": 2.5, "bandwidth_share": 0.8}
     clean = synthetic("stream", (Work(op_class="elementwise", activation_bytes=moved, rows=moved),), truth)
     clean.seconds[::20] *= 4
-    assert calibration.fit(clean, GPU, RATE).record.values == pytest.approx(truth, rel=0.05)
+    assert fit.fit(clean, GPU, RATE).record.values == pytest.approx(truth, rel=0.05)
 
 
 def test_held_out_cells_are_whole_curves_and_about_a_fifth():
     import pandas as pd
 
     cells = pd.DataFrame({"n": np.repeat(np.arange(500), 7), "k": np.repeat(np.arange(500) % 9, 7)})
-    held = calibration.held_out(cells).reshape(500, 7)
+    held = fit.held_out(cells).reshape(500, 7)
     assert (held.all(axis=1) == held.any(axis=1)).all()
     assert 0.15 < held.mean() < 0.25
-    assert (calibration.held_out(cells[::-1])[::-1].reshape(500, 7) == held).all()
+    assert (fit.held_out(cells[::-1])[::-1].reshape(500, 7) == held).all()
 
 
 def test_balanced_loads_are_counted_by_hand():
     # 2 tokens of top 4 among 8 experts: stride 2, token i takes experts floor(i) + 0, 2, 4, 6
-    assert calibration.busiest_rank(2, 8, 4, 1, 0.0) == (8.0, 8.0)
-    assert calibration.busiest_rank(1, 8, 4, 2, 0.0) == (2.0, 2.0)
-    assert calibration.busiest_rank(1024, 256, 8, 8, 0.0) == (32.0, 1024.0)
+    assert classes.busiest_rank(2, 8, 4, 1, 0.0) == (8.0, 8.0)
+    assert classes.busiest_rank(1, 8, 4, 2, 0.0) == (2.0, 2.0)
+    assert classes.busiest_rank(1024, 256, 8, 8, 0.0) == (32.0, 1024.0)
 
 
 def test_skewed_loads_fall_on_the_busiest_gpu():
-    _, balanced = calibration.busiest_rank(1024, 256, 8, 8, 0.0)
-    read, pairs = calibration.busiest_rank(1024, 256, 8, 8, 1.2)
+    _, balanced = classes.busiest_rank(1024, 256, 8, 8, 0.0)
+    read, pairs = classes.busiest_rank(1024, 256, 8, 8, 1.2)
     assert pairs > 1.2 * balanced
     assert read <= 32
+
+
+def test_ranks_in_turn_raise_their_least_expert():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        loads, tokens = rng.integers(0, 6, (1, 4, 5)).astype(float), int(rng.integers(0, 60))
+        one_by_one = loads.copy()
+        for token in range(tokens):
+            rank = one_by_one[0, token % 4]
+            rank[rank.argmin()] += 1
+        filled = classes._raised(loads, np.array([float(tokens)]))
+        assert (np.sort(filled) == np.sort(one_by_one)).all()
+
+
+def test_a_skewed_load_is_whole_and_no_expert_has_more_than_every_token():
+    assert classes.busiest_rank(1, 256, 8, 8, 1.2) == (1.0, 1.0)  # one pick to each of eight ranks
+    for tokens in (1, 3, 16, 300):
+        read, pairs = classes.busiest_rank(tokens, 128, 4, 1, 1.01)
+        assert pairs == 4 * tokens
+        assert read >= 4
 
 
 @pytest.mark.parametrize(("system", "framework"), [("gb900", "trtllm"), ("gb200", "llamacpp")])
 def test_an_unknown_table_is_a_sentence(system, framework):
     with pytest.raises(SpecError, match="is not one of"):
-        calibration.check_names(system, framework)
+        classes.check_names(system, framework)
 
 
 @measured
-@pytest.mark.parametrize("section", [calibration.elementwise_classes, calibration.all_reduce_classes])
+@pytest.mark.parametrize("section", [classes.elementwise_classes, classes.all_reduce_classes])
 def test_a_refit_gives_the_shipped_parameters(section):
     classes = load_clock("gb200-trtllm").calibration.classes
     for each in section("gb200", "trtllm"):
-        found = calibration.fit(each, GPU, RATE).record
+        found = fit.fit(each, GPU, RATE).record
         for name, value in found.values.items():
             assert value == pytest.approx(classes[each.name].values[name], rel=0.02, abs=1e-2), (each.name, name)
 
@@ -174,9 +196,45 @@ def test_a_refit_gives_the_shipped_parameters(section):
 @measured
 def test_every_system_and_framework_has_measurements_of_every_group():
     for system, framework in (("h100", "vllm"), ("gb300", "sglang")):
-        names = {each.name for each in calibration.measurements(system, framework)}
+        names = {each.name for each in classes.measurements(system, framework)}
         for start in ("attention-mla", "attention-gqa", "gemm", "grouped-gemm", "all-reduce", "dispatch", "combine"):
             assert any(name.startswith(start) for name in names), (system, framework, start)
+
+
+@measured
+def test_no_balanced_row_that_is_fitted_reads_faster_than_hbm():
+    rate = load_hardware("gb200-nvl72").hbm_bytes_per_s
+    for each in classes.grouped_classes("gb200", "trtllm"):
+        moved = sum(work.weight_bytes for work in each.works) / each.seconds
+        assert np.mean(moved > rate) < 0.002, each.name  # a skewed row times one draw of its loads
+    left = {each.name: len(each.seconds) for each in classes.grouped_classes("gb200", "trtllm")}
+    assert left["grouped-gemm-nvfp4/moe_torch_flow_cutlass"] == 30429  # this kernel is told its experts: all rows stay
+
+
+@measured
+def test_what_is_lent_says_so():
+    lent = {each.name: each.source for each in classes.grouped_classes("gb300", "trtllm") if "borrowed" in each.source}
+    assert set(lent) == {
+        "grouped-gemm-fp8-block/sglang_flashinfer_trtllm_moe",
+        "grouped-gemm-nvfp4/moe_torch_flow_min_latency",
+    }
+    assert "gb200/moe/trtllm" in lent["grouped-gemm-nvfp4/moe_torch_flow_min_latency"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_clock_says_how_well_its_kernels_add_up(name):
+    system, framework = name.split("-")
+    sums = load_clock(name).calibration.composition
+    assert sums.residuals.low < 0 < sums.residuals.high
+    assert ("borrowed" in sums.source) == ((framework, system) in LENDERS)
+
+
+@measured
+def test_summing_is_judged_by_modules_that_no_fit_has_seen():
+    clock = load_clock("gb200-trtllm")
+    assert composition(clock) == clock.calibration.composition
+    assert clock.calibration.composition.residuals.count > 5000
+    assert not any("module" in each.source for each in clock.calibration.classes.values())
 
 
 def test_every_class_of_a_calibration_has_a_shape():

@@ -10,8 +10,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from helix_sim.calibration import MACHINES, bare_gpu, modelled_s, yaml_text
-from helix_sim.gpu_calibration import calibrate, measured_classes, system_of
+from helix_sim.calibration.fit import MACHINES, bare_gpu, modelled_s, yaml_text
+from helix_sim.calibration.gpu import calibrate, measured_classes, system_of
 from helix_sim.kernel_time import SHAPES
 from helix_sim.kernels.measurements import Cell, Measurement, attention_cell, combine_cell, write_csv
 from helix_sim.layout import Layout

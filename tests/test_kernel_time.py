@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_sim.attention import Decode, kv_tokens_per_rank
-from helix_sim.calibration import MACHINES
+from helix_sim.calibration.fit import MACHINES
 from helix_sim.kernel_time import SHAPES, norm
 from helix_sim.layout import Layout
 from helix_sim.load import data_folder, load_clock, load_hardware, load_model

@@ -9,7 +9,7 @@ import pytest
 from helix_sim import silicon
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
-from helix_sim.roofline import residual_range
+from helix_sim.roofline import composition_range, residual_range
 from helix_sim.spec import Precision
 from helix_sim.step import evaluate
 from helix_sim.studies import validate
@@ -47,15 +47,16 @@ def table():
     return validate.end_to_end()
 
 
-def test_an_interval_agrees_with_a_simulation_of_its_classes():
+def test_an_interval_agrees_with_a_simulation_of_its_classes_and_of_their_sum():
     clock = load_clock("gb200-trtllm")
     precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8", head_weights="bf16")
     for layout in (Layout(batch=64, dp=8, ep=8), Layout(batch=2, tpa=8, ep=8)):
         step = evaluate(load_model("deepseek-r1"), load_hardware("gb200-nvl72"), clock, precision, layout, 8192)
         rng = np.random.default_rng(5)
         total = np.full(200_000, float(step.ttl_s))
-        for name, seconds in step.seconds_by_class.items():
-            low, high = residual_range(name, clock)
+        kernels = step.seconds_by_class
+        parts = [(seconds, residual_range(name, clock)) for name, seconds in kernels.items()]
+        for seconds, (low, high) in [*parts, (sum(kernels.values()), composition_range(clock))]:
             drawn = rng.normal(size=len(total))
             logs = np.where(drawn < 0, -drawn * min(low, 0), drawn * max(high, 0)) / 1.2816
             total += float(seconds) * np.expm1(logs)

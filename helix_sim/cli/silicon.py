@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from helix_sim.cli.base import JsonOption, OutOption, app, console, print_json, print_rows, remark
 
@@ -37,15 +34,16 @@ def calibrate(
 
 
 def _calibrate_silicon(system: str, framework: str, out: Path) -> None:
-    from helix_sim import calibration
+    from helix_sim.calibration.classes import check_names
+    from helix_sim.calibration.clock import calibrate
 
-    calibration.check_names(system, framework)
-    made = _with_tables(lambda: calibration.calibrate(system, framework, say=remark))
+    check_names(system, framework)
+    made = _with_tables(lambda: calibrate(system, framework, say=remark))
     _write_calibration(made, out / f"{made.clock.name}.yaml")
 
 
 def _calibrate_gpu(out: Path, source: Path | None) -> None:
-    from helix_sim import gpu_calibration
+    from helix_sim.calibration import gpu
     from helix_sim.kernels import measure, measurements
     from helix_sim.spec import SpecError
     from helix_sim.tables import appearing
@@ -67,15 +65,16 @@ def _calibrate_gpu(out: Path, source: Path | None) -> None:
     if source is None:
         with appearing(out.with_suffix(".csv")) as partial:
             measurements.write_csv(partial, rows, provenance)
-    _write_calibration(gpu_calibration.calibrate(rows, provenance, say=remark), out)
+    _write_calibration(gpu.calibrate(rows, provenance, say=remark), out)
 
 
 def _write_calibration(made: Any, path: Path) -> None:
     """The clock's file, measured against modelled beside it, and the held-out errors of each class."""
-    from helix_sim import calibration, plot
+    from helix_sim import plot
+    from helix_sim.calibration.fit import yaml_text
     from helix_sim.tables import write_text
 
-    write_text(path, calibration.yaml_text(made.clock))
+    write_text(path, yaml_text(made.clock))
     (picture,) = plot.save(
         plot.calibration(made.fitted, f"{made.clock.name}: measured and modelled"), path.with_suffix(""), ("png",)
     )
@@ -122,10 +121,10 @@ def validate(
     if kernels == end_to_end:
         raise SpecError(["say what to validate: --kernels or --end-to-end"])
     if kernels:
-        from helix_sim import calibration
+        from helix_sim.calibration.classes import check_names
         from helix_sim.studies.validate import kernels as judge
 
-        calibration.check_names(system, framework)
+        check_names(system, framework)
         table = _with_tables(lambda: judge(system, framework))
         print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), as_json)
     else:

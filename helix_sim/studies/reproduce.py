@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helix_sim.calibration import MACHINES
+from helix_sim.calibration.fit import MACHINES
 from helix_sim.load import load_sweep
 from helix_sim.pareto import Frontier
 from helix_sim.plan import Plan, plan

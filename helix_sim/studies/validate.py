@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from helix_sim import calibration
+from helix_sim import silicon
+from helix_sim.calibration.classes import measurements
+from helix_sim.calibration.fit import MACHINES, Measured, bare_gpu, modelled_s, rows_of
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
 from helix_sim.spec import Clock, Precision
@@ -42,7 +44,7 @@ def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataF
     import pandas as pd
 
     clock = clock or load_clock(f"{system}-{framework}")
-    found = calibration.measurements(system, framework)
+    found = measurements(system, framework)
     parts: dict[str, Any] = {each.name: _held_out_errors(each, system, clock) for each in found}
     rows = [{"class": name, **_statistics(errors)} for name, errors in parts.items()]
     for group, members in GROUPS.items():
@@ -55,17 +57,17 @@ def kernels(system: str, framework: str, clock: Clock | None = None) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def _held_out_errors(measured: calibration.Measured, system: str, clock: Clock) -> Any:
+def _held_out_errors(measured: Measured, system: str, clock: Clock) -> Any:
     """modelled / measured - 1 of the held-out cells."""
     from dataclasses import replace
 
     assert clock.calibration is not None
-    hardware = load_hardware(calibration.MACHINES[system])
-    gpu = replace(calibration.bare_gpu(hardware, system), l2_warm=measured.l2_warm)
+    hardware = load_hardware(MACHINES[system])
+    gpu = replace(bare_gpu(hardware, system), l2_warm=measured.l2_warm)
     record = clock.calibration.classes[measured.name]
     keep = measured.held if measured.held.any() else np.ones_like(measured.held)
-    works = [calibration.rows_of(work, keep) for work in measured.works]
-    modelled = calibration.modelled_s(record.shape, works, gpu, hardware.flops_per_s, record.values)
+    works = [rows_of(work, keep) for work in measured.works]
+    modelled = modelled_s(record.shape, works, gpu, hardware.flops_per_s, record.values)
     return modelled / measured.seconds[keep] - 1
 
 
@@ -140,7 +142,7 @@ def predict(row: Any, batch: float, clock: Clock | None = None) -> Step:
     clock = clock or load_clock(f"{row.system}-{row.framework}")
     return evaluate(
         load_model(MODELS[row.model]),
-        load_hardware(calibration.MACHINES[row.system]),
+        load_hardware(MACHINES[row.system]),
         clock,
         formats(row),
         layout_of(row, max(batch, 1.0)),
@@ -157,8 +159,6 @@ def end_to_end(*, peer: bool = False) -> pd.DataFrame:
     Columns of silicon.disaggregated_decode, and: as_given_s, as_given_low_s, as_given_high_s, effective_s, …,
     light_s (the `ideal` clock at the stated batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
     """
-    from helix_sim import silicon
-
     rows = silicon.disaggregated_decode()
     ideal = load_clock("ideal")
     columns: dict[str, list[float]] = {}
@@ -205,8 +205,6 @@ def _peer_engine(
     model: str, system: str, framework: str, tp: int, pp: int, dp: int, moe_tp: int, moe_ep: int, gemm: str, moe: str
 ) -> Any:
     from aiconfigurator_core.sdk.engine import EngineHandle
-
-    from helix_sim import silicon
 
     return EngineHandle.compile(
         model, silicon.SYSTEMS[system], framework, tp_size=tp, pp_size=pp, attention_dp_size=dp, moe_tp_size=moe_tp,
@@ -310,9 +308,7 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found[f"{title}: by half, without doubtful rows"] = _with_total(table[~doubtful], SPLIT, reading)
         found[f"{title}: DeepSeek by system"] = _with_total(_deepseek(table), ["system"], reading)
         if f"{reading}_peer_s" in table:
-            found[f"{title}: beside aiconfigurator {calibration.package_version()}, DeepSeek"] = beside_peer(
-                table, reading
-            )
+            found[f"{title}: beside aiconfigurator {silicon.VERSION}, DeepSeek"] = beside_peer(table, reading)
         found[f"{title}: by half, system, model and framework"] = scores(
             table, ["half", "system", "model", "framework"], reading
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helix_sim.calibration import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
+from helix_sim.calibration.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
 from helix_sim.kernels.measurements import Measurement, ceilings
 from helix_sim.load import load_clock, load_hardware
 from helix_sim.spec import Clock, Hardware, SpecError

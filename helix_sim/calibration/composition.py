@@ -1,0 +1,97 @@
+"""How well kernels add up: whole MLA modules, timed as one, against the sum of their kernels as the clock has them.
+
+A decode step is a sum of kernels that were each timed alone. Whole attention modules were timed as well, from the down
+projections to the output projection: what is left between the two is launches that overlap, fused passes, weights
+that stay in L2. Nothing is fitted to it. It is the one direct witness of summing, and is taken to hold for the rest of
+a step: an interval's term that all kernels share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from helix_sim import silicon
+from helix_sim.attention import Decode
+from helix_sim.calibration.classes import MATH, TABLE_FORMAT
+from helix_sim.calibration.fit import MACHINES, bare_gpu, modelled_s, residuals
+from helix_sim.kernel_time import SHAPES
+from helix_sim.layout import Layout
+from helix_sim.load import load_clock, load_hardware, load_model
+from helix_sim.roofline import measured_classes
+from helix_sim.spec import Clock, Composition, Precision
+from helix_sim.step import attention_ops
+from helix_sim.work import Work
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODULE = (
+    *("latent_down_projection", "latent_norm", "query_up_projection", "key_absorption", "rope_and_append"),
+    *("attention_core", "value_up_projection", "output_projection"),
+)
+"""Ops of a step that one measured module runs; its norm and its all-reduce lie outside."""
+
+LENDERS = {
+    **{("sglang", system): ("trtllm", system, "its own ran on a cache format this clock has no fast kernel for")
+       for system in ("h200", "h100")},
+    **{("vllm", system): ("vllm", "b200", "here the table times the host's launches, 50 µs whatever the size")
+       for system in ("gb200", "gb300", "h200", "h100")},
+}  # fmt: skip
+"""(framework, system) whose modules say nothing of its kernels: whose stand in, and why."""
+
+
+def composition(clock: Clock) -> Composition:
+    """Measured over summed time of a framework's whole modules; of another's, from its shipped clock, where named."""
+    assert clock.calibration is not None
+    system, framework = clock.calibration.system, clock.calibration.framework
+    if (framework, system) in LENDERS:
+        lender, where, why = LENDERS[framework, system]
+        lent = load_clock(f"{where}-{lender}").calibration
+        assert lent is not None
+        assert lent.composition is not None
+        return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {why}"})
+    frame = silicon.mla_module(system, framework)
+    frame = frame[frame["gemm_format"].isin(list(TABLE_FORMAT))]
+    summed = np.concatenate([_summed_s(rows, clock, *key) for key, rows in frame.groupby(["kv_format", "gemm_format"])])
+    measured = np.concatenate([rows["seconds"] for _, rows in frame.groupby(["kv_format", "gemm_format"])])
+    tables = ", ".join(sorted(frame["source"].unique()))
+    return Composition(
+        source=f"measured: {silicon.DISTRIBUTION} {silicon.VERSION}, {tables}; {len(frame)} whole modules, none fitted",
+        residuals=residuals(measured, summed, np.ones(len(measured), dtype=bool)),
+    )
+
+
+def _summed_s(rows: pd.DataFrame, clock: Clock, kv: Any, gemm_format: Any) -> Any:
+    """Seconds of the kernels of some modules of one format, one after the other; operands in L2 as the table has them.
+
+    q_heads of 128 local heads is tensor parallelism of 128 / q_heads.
+    """
+    assert clock.calibration is not None
+    weights, hopper = TABLE_FORMAT[gemm_format], clock.calibration.system in ("h200", "h100")
+    precision = Precision.model_validate(
+        {
+            "weights": weights,
+            "math": MATH[weights],
+            "kv": kv,
+            "attention_math": "bf16" if hopper or kv == "bf16" else "fp8",
+        }
+    )
+    batch, context, heads = (rows[name].to_numpy(dtype=float) for name in ("batch", "context", "q_heads"))
+    layout = Layout(batch=batch, tpa=128 / heads, tpf=128 / heads)
+    ops = attention_ops(Decode(model=load_model("deepseek-r1"), precision=precision, layout=layout, context=context))
+    return sum(_alone_s(ops[name], clock) for name in MODULE) * np.ones(len(rows))
+
+
+def _alone_s(work: Work, clock: Clock) -> Any:
+    """Seconds of one op on the fastest of its measured kernels, as a benchmark that repeats it finds it."""
+    assert clock.calibration is not None
+    hardware = load_hardware(MACHINES[clock.calibration.system])
+    gpu, best = bare_gpu(hardware, clock.calibration.system), np.inf
+    for name in measured_classes(work, clock):
+        record = clock.calibration.classes[name]
+        warm = replace(gpu, l2_warm="l2_share" in SHAPES[record.shape].parameters)
+        best = np.minimum(best, modelled_s(record.shape, [work], warm, hardware.flops_per_s, record.values))
+    return best
