@@ -150,9 +150,16 @@ def residual_range(name: str, clock: Clock) -> tuple[float, float]:
 
 
 def composition_range(clock: Clock) -> tuple[float, float]:
-    """The same centiles of measured over summed time of whole modules; none where a clock has not measured any."""
+    """The same of whole modules over the sum of their kernels, beyond the kernels' own; none where not measured."""
     found = clock.calibration.composition if clock.calibration else None
-    return (found.residuals.low, found.residuals.high) if found else (0.0, 0.0)
+    return (float(np.log1p(found.low)), float(np.log1p(found.high))) if found else (0.0, 0.0)
+
+
+def interval_deviations(parts: list[tuple[Any, tuple[float, float]]]) -> tuple[Any, Any]:
+    """Seconds below and above a sum of independent parts (seconds, (low, high) of ln): T·(1 - e^low), in squares."""
+    below = sum((seconds * -np.expm1(min(low, 0.0))) ** 2 for seconds, (low, _) in parts)
+    above = sum((seconds * np.expm1(max(high, 0.0))) ** 2 for seconds, (_, high) in parts)
+    return np.sqrt(below), np.sqrt(above)
 
 
 def _size(work: Work, name: str) -> Any:

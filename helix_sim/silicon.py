@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -70,17 +72,39 @@ def versions(system: str, family: str, framework: str, name: str) -> tuple[str, 
     return tuple(sorted((p.parent.name for p in folder.glob(f"*/{name}.parquet")), key=_version_key))
 
 
+_software: ContextVar[Mapping[str, str] | None] = ContextVar("software", default=None)
+
+
+@contextmanager
+def software(framework: str, version: str) -> Iterator[None]:
+    """Inside, this framework's tables are those of the time of a version: see `default_version`."""
+    before = _software.set({**(_software.get() or {}), framework: version})
+    try:
+        yield
+    finally:
+        _software.reset(before)
+
+
 def default_version(system: str, family: str, framework: str, name: str) -> str:
     """The version that the package declares current for this framework; where that lacks the table, the newest with it.
 
     Versions newer than the declared are partial collections for one new model (trtllm 1.3.0rc23 has 2 MoE shapes of
-    45).
+    45). Inside `software` it is the newest that is not newer than the named version, else the oldest there is.
     """
     have = versions(system, family, framework, name)
     if not have:
         raise NoSuchTable(f"{DISTRIBUTION} {VERSION} has no {family}/{name} for {framework} on {system}.")
+    if wanted := (_software.get() or {}).get(framework):
+        return max((v for v in have if _version_key(v) <= _version_key(wanted)), key=_version_key, default=have[0])
     declared = _declared_versions(system).get(framework)
     return declared if declared in have else have[-1]
+
+
+def selection(system: str, framework: str) -> dict[tuple[str, str], str]:
+    """(family, table) → version that is read, of every table that a framework has on a system."""
+    folder = root() / "data" / SYSTEMS[system]
+    tables = {(path.parts[-4], path.stem) for path in folder.glob(f"*/{framework}/*/*.parquet")}
+    return {table: default_version(system, table[0], framework, table[1]) for table in sorted(tables)}
 
 
 def read(system: str, family: str, framework: str, name: str, version: str | None = None) -> pd.DataFrame:
@@ -341,6 +365,23 @@ def end_to_end() -> pd.DataFrame:
         tpot_s=raw["silicon_tpot_ms"] * _MILLISECONDS,
         half=(even & (raw["system"] != "gb300")).map({True: "development", False: "blind"}),
     )
+
+
+DYNAMO = {
+    "0.5.1-rc0.pre3": "1.1.0rc5",
+    "0.8.1.post1": "1.2.0rc6.post1",
+    "0.8.1.post2": "1.2.0rc6.post2",
+    "0.8.1.post3": "1.2.0rc6.post3",
+    "1.1.0-dev.2": "1.3.0rc10",
+}
+"""TensorRT-LLM inside a release of Dynamo, by which the servings name it [docs.nvidia.com/dynamo, support matrix]. Not
+listed there, and put between their neighbours: 0.5.1 (0.6.0 has 1.1.0rc5) and 1.1.0-dev.2 (1.0.0 has 1.3.0rc5, 1.1.1
+has 1.3.0rc11)."""
+
+
+def served_version(framework: str, named: str) -> str:
+    """A framework's own version, of the release that a serving names."""
+    return DYNAMO.get(named, named) if framework == "trtllm" else named
 
 
 def disaggregated_decode() -> pd.DataFrame:

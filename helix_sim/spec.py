@@ -437,7 +437,11 @@ class Composition(Record):
     """How well kernels add up: whole modules of a step, timed as one, over the sum of their kernels."""
 
     source: Source
+    low: Annotated[Number, Field(gt=-1, le=0)]
+    """Of the sum: an 80 % interval's lower end, less what the kernels' own residuals explain."""
+    high: Annotated[Number, Field(ge=0)]
     residuals: Residuals
+    """Measured over summed, as it is."""
 
 
 class Calibration(Record):

@@ -18,6 +18,7 @@ from helix_sim.roofline import (
     OpTime,
     beyond_measured,
     composition_range,
+    interval_deviations,
     measured_classes,
     op_time,
     residual_range,
@@ -213,14 +214,11 @@ class Step:
         do against the sum of their kernels: the deviations T·(1 - e^low) below, and T·(e^high - 1) above, add in
         squares, T being what a class, and then all classes, add to the TTL.
         """
-        below: Any = 0.0
-        above: Any = 0.0
         by_class = self.seconds_by_class
         parts = [(seconds, residual_range(name, self.clock)) for name, seconds in by_class.items()]
-        for seconds, (low, high) in [*parts, (sum(by_class.values()), composition_range(self.clock))]:
-            below = below + (seconds * -np.expm1(min(low, 0.0))) ** 2
-            above = above + (seconds * np.expm1(max(high, 0.0))) ** 2
-        return self.ttl_s - np.sqrt(below), self.ttl_s + np.sqrt(above)
+        parts.append((sum(by_class.values()), composition_range(self.clock)))
+        below, above = interval_deviations(parts)
+        return self.ttl_s - below, self.ttl_s + above
 
     @property
     def seconds_by_class(self) -> dict[str, Any]:

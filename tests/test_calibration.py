@@ -8,6 +8,7 @@ import yaml
 
 from helix_sim import silicon
 from helix_sim.calibration import classes, fit
+from helix_sim.calibration.clock import as_served
 from helix_sim.calibration.composition import LENDERS, composition
 from helix_sim.kernel_time import SHAPES
 from helix_sim.load import check_file, data_folder, load_clock, load_hardware, parse, read_yaml, shipped
@@ -235,6 +236,16 @@ def test_summing_is_judged_by_modules_that_no_fit_has_seen():
     assert composition(clock) == clock.calibration.composition
     assert clock.calibration.composition.residuals.count > 5000
     assert not any("module" in each.source for each in clock.calibration.classes.values())
+
+
+@measured
+def test_a_clock_as_served_differs_only_where_older_tables_are():
+    shipped = load_clock("b200-trtllm")
+    assert as_served("b200-trtllm", "1.3.0rc20") is shipped
+    then = as_served("b200-trtllm", "1.2.0rc6").calibration.classes
+    today = shipped.calibration.classes
+    assert [name for name in then if then[name] != today[name]] == ["all-reduce"]
+    assert "/1.2.0rc5/" in then["all-reduce"].source
 
 
 def test_every_class_of_a_calibration_has_a_shape():

@@ -262,3 +262,26 @@ def test_the_blind_half_is_odd_ids_and_all_of_gb300():
     for row in rows.itertuples():
         even = zlib.crc32(row.id.encode()) % 2 == 0
         assert (row.half == "development") == (even and row.system != "gb300")
+
+
+@measured
+def test_tables_of_a_softwares_time_are_the_newest_not_newer_or_the_oldest_there_are():
+    table = ("h200", "comm", "trtllm", "custom_allreduce_perf")
+    have = tables.versions(*table)
+    assert tables.default_version(*table) == "1.3.0rc20"
+    for wanted, found in (("1.2.0rc6.post1", "1.2.0rc5"), ("1.1.0rc5", have[0]), ("1.3.0rc10", "1.3.0rc10")):
+        with tables.software("trtllm", wanted):
+            assert tables.default_version(*table) == found
+            assert tables.default_version("h200", "comm", "sglang", "custom_allreduce_perf") == "0.5.14"
+    assert tables.default_version(*table) == "1.3.0rc20"
+
+
+@measured
+def test_every_serving_names_a_software_older_than_the_current_tables():
+    for row in tables.disaggregated_decode().itertuples():
+        served = tables.served_version(row.framework, row.framework_version)
+        table = ("gemm", row.framework, "gemm_perf")
+        current = tables.default_version(row.system, *table)
+        with tables.software(row.framework, served):
+            assert tables._version_key(tables.default_version(row.system, *table)) <= tables._version_key(current)
+        assert tables._version_key(served) < tables._version_key(current)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -522,17 +522,16 @@ def _wire_bytes(op: str, table_format: str) -> float:
 
 # --- All of a framework ----------------------------------------------------------------------------------------------
 
-SECTIONS: tuple[Callable[[str, str], list[Measured]], ...] = (
-    mla_classes,
-    gqa_classes,
-    gemm_classes,
-    batched_classes,
-    grouped_classes,
-    elementwise_classes,
-    all_reduce_classes,
-    nccl_classes,
-    expert_exchange_classes,
-)
+SECTIONS: dict[str, tuple[Callable[[str, str], list[Measured]], ...]] = {
+    "mla": (mla_classes,),
+    "attention": (gqa_classes,),
+    "gemm": (gemm_classes,),
+    "mla_bmm": (batched_classes,),
+    "moe": (grouped_classes,),
+    "quantize": (elementwise_classes,),
+    "comm": (all_reduce_classes, nccl_classes, expert_exchange_classes),
+}
+"""What makes classes of each family of tables."""
 
 
 def check_names(system: str, framework: str) -> None:
@@ -548,7 +547,7 @@ def check_names(system: str, framework: str) -> None:
         raise SpecError(problems)
 
 
-def measurements(system: str, framework: str) -> list[Measured]:
-    """Every class's measurements of one framework on one system."""
+def measurements(system: str, framework: str, families: Iterable[str] = tuple(SECTIONS)) -> list[Measured]:
+    """Every class's measurements of one framework on one system, or those of some families of tables."""
     check_names(system, framework)
-    return [measured for section in SECTIONS for measured in section(system, framework)]
+    return [measured for family in families for section in SECTIONS[family] for measured in section(system, framework)]

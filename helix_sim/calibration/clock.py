@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
 
 from helix_sim import silicon
-from helix_sim.calibration.classes import measurements
+from helix_sim.calibration.classes import SECTIONS, measurements
 from helix_sim.calibration.composition import composition
-from helix_sim.calibration.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, bare_gpu, fit
+from helix_sim.calibration.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
+from helix_sim.kernel_time import Gpu
 from helix_sim.load import load_clock, load_hardware
-from helix_sim.spec import Calibration, Clock, KernelClass, Positive, Quantity, WholeQuantity
+from helix_sim.spec import Calibration, Clock, Hardware, KernelClass, Positive, Quantity, WholeQuantity
 
 
 def calibrate(
-    system: str,
-    framework: str,
-    say: Callable[[str], None] = lambda _: None,
+    system: str, framework: str, *, software: str | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Calibrated:
-    """Fit every class of one framework on one system, and make a clock of them."""
-    hardware = load_hardware(MACHINES[system]) if system in MACHINES else None
-    found = measurements(system, framework)
-    assert hardware is not None
+    """Fit every class of one framework on one system, and make a clock of them.
+
+    software: the framework's version whose time the tables should be of, where the package has several; its current
+    one unless given.
+    """
+    with silicon.software(framework, software) if software else nullcontext():
+        found = measurements(system, framework)
+    hardware = load_hardware(MACHINES[system])
     gpu = bare_gpu(hardware, system)
     fitted: dict[str, Fitted] = {}
     for measured in found:
@@ -30,12 +36,50 @@ def calibrate(
     made = _clock(system, framework, fitted)
     assert made.calibration is not None
     sums = composition(made)
-    say(f"whole modules over the sum of their kernels: {sums.residuals.low:+.1%} to {sums.residuals.high:+.1%}")
-    whole = made.calibration.model_copy(update={"composition": sums})
-    return Calibrated(clock=made.model_copy(update={"calibration": whole}), fitted=fitted)
+    say(f"whole modules over the sum of their kernels, beyond what each misses: {sums.low:+.1%} to {sums.high:+.1%}")
+    changed: dict[str, Any] = {"calibration": made.calibration.model_copy(update={"composition": sums})}
+    if software:
+        changed |= {"name": f"{made.name}-{software}", "description": f"{made.description}, as of {software}"}
+    return Calibrated(clock=made.model_copy(update=changed), fitted=fitted)
 
 
-STEP_OVERHEAD_US = {"trtllm": (310, 73), "sglang": (420, 32), "vllm": (810, 6)}
+def as_served(name: str, version: str) -> Clock:
+    """A shipped clock, and anew those of its classes that the package measured on software nearer to this version."""
+    calibration = load_clock(name).calibration
+    assert calibration is not None
+    today = silicon.selection(calibration.system, calibration.framework)
+    with silicon.software(calibration.framework, version):
+        then = silicon.selection(calibration.system, calibration.framework)
+    older = {family for family, table in today if then[family, table] != today[family, table]}
+    return _refitted(name, version, tuple(sorted(older & set(SECTIONS)))) if older else load_clock(name)
+
+
+@cache
+def _refitted(name: str, version: str, families: tuple[str, ...]) -> Clock:
+    clock = load_clock(name)
+    assert clock.calibration is not None
+    system, framework, classes = clock.calibration.system, clock.calibration.framework, clock.calibration.classes
+    hardware, changed = load_hardware(MACHINES[system]), {}
+    with silicon.software(framework, version):
+        for measured in measurements(system, framework, families):
+            if measured.name in classes and measured.source not in classes[measured.name].source:
+                changed[measured.name] = _fitted_once(measured, bare_gpu(hardware, system), hardware)
+    update = clock.calibration.model_copy(update={"classes": {**classes, **changed}})
+    return clock.model_copy(update={"calibration": update})
+
+
+_fits: dict[tuple[str, str], KernelClass] = {}
+
+
+def _fitted_once(measured: Measured, gpu: Gpu, hardware: Hardware) -> KernelClass:
+    """A class's record; several versions of a framework may find the same tables."""
+    key = (measured.name, measured.source)
+    if key not in _fits:
+        _fits[key] = fit(measured, gpu, hardware.flops_per_s).record
+    return _fits[key]
+
+
+STEP_OVERHEAD_US = {"trtllm": (140, 73), "sglang": (0, 32), "vllm": (690, 6)}
 """What a step takes outside of kernels, and how many development servings ask for it (studies.validate.overheads)."""
 
 

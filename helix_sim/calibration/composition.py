@@ -3,7 +3,8 @@
 A decode step is a sum of kernels that were each timed alone. Whole attention modules were timed as well, from the down
 projections to the output projection: what is left between the two is launches that overlap, fused passes, weights
 that stay in L2. Nothing is fitted to it. It is the one direct witness of summing, and is taken to hold for the rest of
-a step: an interval's term that all kernels share.
+a step: an interval's term that all kernels share. What the kernels' own residuals explain of it is taken off, in
+squares, since an interval has those already.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from helix_sim.calibration.fit import MACHINES, bare_gpu, modelled_s, residuals
 from helix_sim.kernel_time import SHAPES
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
-from helix_sim.roofline import measured_classes
+from helix_sim.roofline import interval_deviations, measured_classes, residual_range
 from helix_sim.spec import Clock, Composition, Precision
 from helix_sim.step import attention_ops
 from helix_sim.work import Work
@@ -55,19 +56,25 @@ def composition(clock: Clock) -> Composition:
         return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {why}"})
     frame = silicon.mla_module(system, framework)
     frame = frame[frame["gemm_format"].isin(list(TABLE_FORMAT))]
-    summed = np.concatenate([_summed_s(rows, clock, *key) for key, rows in frame.groupby(["kv_format", "gemm_format"])])
+    parts = [_kernels_s(rows, clock, *key) for key, rows in frame.groupby(["kv_format", "gemm_format"])]
     measured = np.concatenate([rows["seconds"] for _, rows in frame.groupby(["kv_format", "gemm_format"])])
+    summed, below, above = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     tables = ", ".join(sorted(frame["source"].unique()))
+    found = residuals(measured, summed, np.ones(len(measured), dtype=bool))
+    low = max(np.expm1(found.low) ** 2 - np.mean((below / summed) ** 2), 0.0) ** 0.5
+    high = max(np.expm1(found.high) ** 2 - np.mean((above / summed) ** 2), 0.0) ** 0.5
     return Composition(
         source=f"measured: {silicon.DISTRIBUTION} {silicon.VERSION}, {tables}; {len(frame)} whole modules, none fitted",
-        residuals=residuals(measured, summed, np.ones(len(measured), dtype=bool)),
+        low=-float(f"{low:.4g}"),
+        high=float(f"{high:.4g}"),
+        residuals=found,
     )
 
 
-def _summed_s(rows: pd.DataFrame, clock: Clock, kv: Any, gemm_format: Any) -> Any:
-    """Seconds of the kernels of some modules of one format, one after the other; operands in L2 as the table has them.
+def _kernels_s(rows: pd.DataFrame, clock: Clock, kv: Any, gemm_format: Any) -> tuple[Any, Any, Any]:
+    """Seconds of the kernels of some modules of one format, and the deviations that the kernels' own residuals explain.
 
-    q_heads of 128 local heads is tensor parallelism of 128 / q_heads.
+    Operands are in L2 as a benchmark that repeats one module has them. q_heads of 128 heads: TP of 128 / q_heads.
     """
     assert clock.calibration is not None
     weights, hopper = TABLE_FORMAT[gemm_format], clock.calibration.system in ("h200", "h100")
@@ -82,7 +89,12 @@ def _summed_s(rows: pd.DataFrame, clock: Clock, kv: Any, gemm_format: Any) -> An
     batch, context, heads = (rows[name].to_numpy(dtype=float) for name in ("batch", "context", "q_heads"))
     layout = Layout(batch=batch, tpa=128 / heads, tpf=128 / heads)
     ops = attention_ops(Decode(model=load_model("deepseek-r1"), precision=precision, layout=layout, context=context))
-    return sum(_alone_s(ops[name], clock) for name in MODULE) * np.ones(len(rows))
+    by_class: dict[str, Any] = {}
+    for name in MODULE:
+        key = measured_classes(ops[name], clock)[0].partition("/")[0]
+        by_class[key] = by_class.get(key, 0.0) + _alone_s(ops[name], clock) * np.ones(len(rows))
+    below, above = interval_deviations([(s, residual_range(name, clock)) for name, s in by_class.items()])
+    return sum(by_class.values()), below, above
 
 
 def _alone_s(work: Work, clock: Clock) -> Any:

@@ -16,6 +16,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="silicon: a folder; gpu: the YAML file, its CSV and picture beside it")],
     system: Annotated[str | None, typer.Option(help="silicon: gb200, gb300, b200, h200 or h100")] = None,
     framework: Annotated[str | None, typer.Option(help="silicon: trtllm, sglang or vllm")] = None,
+    as_of: Annotated[str | None, typer.Option(help="silicon: tables of the time of this framework version")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="gpu: refit a file of measurements instead")] = None,
 ) -> None:
     """Fit a clock to measured kernels: a YAML file that --clock reads, and measured against modelled as a picture."""
@@ -24,21 +25,21 @@ def calibrate(
     if what == "silicon":
         if system is None or framework is None or source is not None:
             raise SpecError(["calibrate silicon needs --system and --framework, and has no --from"])
-        _calibrate_silicon(system, framework, out)
+        _calibrate_silicon(system, framework, as_of, out)
     elif what == "gpu":
-        if system is not None or framework is not None:
-            raise SpecError(["calibrate gpu measures the GPU in this machine: it has no --system or --framework"])
+        if system is not None or framework is not None or as_of is not None:
+            raise SpecError(["calibrate gpu measures the GPU in this machine: no --system, --framework or --as-of"])
         _calibrate_gpu(out, source)
     else:
         raise SpecError([f"{what!r} is not one of silicon, gpu"])
 
 
-def _calibrate_silicon(system: str, framework: str, out: Path) -> None:
+def _calibrate_silicon(system: str, framework: str, as_of: str | None, out: Path) -> None:
     from helix_sim.calibration.classes import check_names
     from helix_sim.calibration.clock import calibrate
 
     check_names(system, framework)
-    made = _with_tables(lambda: calibrate(system, framework, say=remark))
+    made = _with_tables(lambda: calibrate(system, framework, software=as_of, say=remark))
     _write_calibration(made, out / f"{made.clock.name}.yaml")
 
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from helix_sim import silicon
 from helix_sim.calibration.classes import measurements
+from helix_sim.calibration.clock import as_served
 from helix_sim.calibration.fit import MACHINES, Measured, bare_gpu, modelled_s, rows_of
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
+from helix_sim.silicon import served_version
 from helix_sim.spec import Clock, Precision
 from helix_sim.step import Step, evaluate
 
@@ -156,16 +158,23 @@ BATCHES = {"as_given": "batch", "effective": "effective_batch"}
 def end_to_end(*, peer: bool = False) -> pd.DataFrame:
     """Every serving beside its prediction, under both readings of its batch; with `peer`, aiconfigurator's as well.
 
+    Kernels are those of the software that served, where the package has tables nearer to its time than today's.
+
     Columns of silicon.disaggregated_decode, and: as_given_s, as_given_low_s, as_given_high_s, effective_s, …,
-    light_s (the `ideal` clock at the stated batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
+    current_s (effective batch, on the shipped clock of today's software), light_s (the `ideal` clock at the stated
+    batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
     """
     rows = silicon.disaggregated_decode()
     ideal = load_clock("ideal")
     columns: dict[str, list[float]] = {}
     for row in cast(Any, rows.itertuples()):
-        found = {"light_s": float(predict(row, row.batch, ideal).ttl_s)}
+        served = as_served(f"{row.system}-{row.framework}", served_version(row.framework, row.framework_version))
+        found = {
+            "light_s": float(predict(row, row.batch, ideal).ttl_s),
+            "current_s": float(predict(row, row.effective_batch).ttl_s),
+        }
         for name, batch in BATCHES.items():
-            step = predict(row, getattr(row, batch))
+            step = predict(row, getattr(row, batch), served)
             low, high = step.ttl_interval_s
             found |= {f"{name}_s": float(step.ttl_s), f"{name}_low_s": float(low), f"{name}_high_s": float(high)}
             if peer:
@@ -312,6 +321,9 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found[f"{title}: by half, system, model and framework"] = scores(
             table, ["half", "system", "model", "framework"], reading
         )
+    found["batch effective, on the shipped clocks of today's software: by half"] = _with_total(
+        table.assign(current_low_s=np.nan, current_high_s=np.nan), SPLIT, "current"
+    ).drop(columns="covered")
     worst = table.assign(error=errors(table, "effective"))
     found[f"the {WORST} worst development rows, batch effective"] = _listed(worst[worst["half"] == "development"])
     found[f"the {WORST} worst blind rows, batch effective"] = _listed(worst[worst["half"] == "blind"])
