@@ -36,8 +36,8 @@ MODULE = (
 """Ops of a step that one measured module runs; its norm and its all-reduce lie outside."""
 
 LENDERS = {
-    **{("sglang", system): ("trtllm", system, "its own ran on a cache format this clock has no fast kernel for")
-       for system in ("h200", "h100")},
+    **{("sglang", system): ("trtllm", system, "SGLang's modules ran an older version of its kernels")
+       for system in ("gb200", "gb300", "b200", "h200", "h100")},
     **{("vllm", system): ("vllm", "b200", "here the table times the host's launches, 50 µs whatever the size")
        for system in ("gb200", "gb300", "h200", "h100")},
 }  # fmt: skip
