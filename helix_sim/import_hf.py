@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from helix_sim.load import MOST_BYTES
+from helix_sim.load import parse_json, read_bytes
 from helix_sim.spec import Model, Precision, SpecError
 
 Config = dict[str, Any]
@@ -149,28 +149,7 @@ def import_file(
 
 def read_json(path: Path) -> Config:
     """The mapping in a JSON file; SpecError with the place of the problem otherwise."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from None
-    if len(raw) > MOST_BYTES:
-        raise SpecError([f"{path}: {len(raw)} bytes; a config has at most {MOST_BYTES}"])
-    return parse_json(raw, str(path))
-
-
-def parse_json(raw: bytes, shown: str) -> Config:
-    """The mapping that JSON text says; SpecError with the place of the problem otherwise."""
-    try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{shown}: byte {error.start} is not UTF-8"]) from None
-    except json.JSONDecodeError as error:
-        raise SpecError([f"{shown}: line {error.lineno}, column {error.colno}: {error.msg}; it must be JSON"]) from None
-    except (RecursionError, ValueError):
-        raise SpecError([f"{shown}: not readable as JSON: nested too deeply, or a number too long"]) from None
-    if not isinstance(content, dict):
-        raise SpecError([f"{shown}: holds a {type(content).__name__}; it must hold keys and values"])
-    return content
+    return parse_json(read_bytes(path, str(path)), str(path))
 
 
 def _name_of(config: Config, path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import os
 import stat
 from itertools import pairwise
@@ -158,29 +159,54 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; SpecError with the place of the problem otherwise."""
-    shown = _shown(path)
+def read_bytes(path: Path, shown: str, most: int = MOST_BYTES) -> bytes:
+    """A file's content; SpecError where it is none, cannot be read, or holds more than any file of its kind."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
             raise SpecError([f"{shown}: cannot be read: not a file"])
         with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+            raw = file.read(most + 1)
     except OSError as error:
         raise SpecError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except ValueError as error:
         raise SpecError([f"{shown!r}: cannot be read: {error}"]) from None
-    if len(raw) > MOST_BYTES:
-        raise SpecError([f"{shown}: more than {MOST_BYTES} bytes; a spec is smaller"])
-    return parse_yaml(raw, shown)
+    if len(raw) > most:
+        raise SpecError([f"{shown}: more than {most} bytes; what is read here is smaller"])
+    return raw
+
+
+def decoded(raw: bytes, shown: str) -> str:
+    """UTF-8 text, with or without a byte order mark; SpecError with the first byte that is not."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{shown}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; SpecError with the place of the problem otherwise."""
+    shown = _shown(path)
+    return parse_yaml(read_bytes(path, shown), shown)
+
+
+def parse_json(raw: bytes, shown: str) -> dict[str, Any]:
+    """The mapping that JSON text says; SpecError with the place of the problem otherwise."""
+    try:
+        content = json.loads(decoded(raw, shown))
+    except json.JSONDecodeError as error:
+        raise SpecError([f"{shown}: line {error.lineno}, column {error.colno}: {error.msg}; it must be JSON"]) from None
+    except (RecursionError, ValueError):
+        raise SpecError([f"{shown}: not readable as JSON: nested too deeply, or a number too long"]) from None
+    if not isinstance(content, dict):
+        raise SpecError([f"{shown}: holds {_kind_of(content)}; it must hold keys and values"])
+    if b"\\u" in raw and any(0xD800 <= ord(char) <= 0xDFFF for char in json.dumps(content, ensure_ascii=False)):
+        raise SpecError([f"{shown}: holds half of a surrogate pair (\\ud800 to \\udfff), which no text can"])
+    return content
 
 
 def parse_yaml(raw: bytes, shown: str) -> dict[str, Any]:
     """The mapping that YAML text says; SpecError with the place of the problem otherwise."""
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{shown}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
+    text = decoded(raw, shown)
     try:
         content = yaml.load(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from helix_sim.layout import AXES, Layout
-from helix_sim.load import MOST_BYTES, load_clock, load_hardware, load_model, load_sweep
+from helix_sim.load import MOST_BYTES, load_clock, load_hardware, load_model, load_sweep, parse_json, read_bytes
 from helix_sim.plan import plan
 from helix_sim.spec import Hardware, Precision, SpecError
 from helix_sim.step import Step, decode_step, default_precision
@@ -92,9 +91,12 @@ def _from_json(source: str) -> dict[str, Any]:
     """The record in a file of explain, or the choice of that number in one of recommend."""
     path, _, number = source.partition(".json:")
     shown = f"{path}.json" if number else source
-    content = _read(shown)
+    return chosen(_read(shown), int(number[:9] or 1), shown)
+
+
+def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
+    """The record of an answer, or that of one of its choices, checked."""
     if isinstance(content.get("choices"), list):
-        index = int(number or 1)
         if not 1 <= index <= len(content["choices"]):
             raise SpecError([f"{shown}: has {len(content['choices'])} choices, and {index} is none of them"])
         content = content["choices"][index - 1]
@@ -102,16 +104,8 @@ def _from_json(source: str) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    try:
-        text = sys.stdin.read(MOST_BYTES) if path == "-" else Path(path).read_text(encoding="utf-8")
-        content = json.loads(text)
-    except OSError as error:
-        raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except (ValueError, RecursionError) as error:
-        raise SpecError([f"{path}: not readable as JSON: {error}"]) from None
-    if not isinstance(content, dict):
-        raise SpecError([f"{path}: holds a {type(content).__name__}; it must be what explain --json prints"])
-    return content
+    raw = sys.stdin.buffer.read(MOST_BYTES) if path == "-" else read_bytes(Path(path), path)
+    return parse_json(raw, path)
 
 
 def _checked(content: Any, shown: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic.functional_validators import BeforeValidator
 
-from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size, said
+from helix_sim.units import GIGA, MICRO, TERA, bytes_per_value, parse_size, said, shortened
 
 LIMIT = 10**12
 """The largest size that is read: beyond any machine, within double precision."""
@@ -578,8 +578,8 @@ class Stopped(Exception):
 
 
 class SpecError(ValueError):
-    """Every problem found in a file or a request, each a sentence."""
+    """Every problem found in a file or a request, each a sentence, however long the value that it quotes."""
 
     def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
+        self.problems = [shortened(problem, 900) for problem in problems]
+        super().__init__("\n".join(self.problems))

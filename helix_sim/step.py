@@ -24,7 +24,7 @@ from helix_sim.roofline import (
     residual_range,
 )
 from helix_sim.spec import LIMIT, Clock, Hardware, Model, Precision, SpecError
-from helix_sim.units import Column, ceil_div
+from helix_sim.units import Column, ceil_div, said
 from helix_sim.work import Work
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ def decode_step(
 
         clock = load_clock("paper")
     problems = [
-        f"{name} is {value}; it must be a whole number from 1 to 10^12"
+        f"{name} is {said(value)}; it must be a whole number from 1 to 10^12"
         for name, value in {**layout.columns(), "context": context}.items()
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT
     ]

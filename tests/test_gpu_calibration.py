@@ -135,7 +135,7 @@ def test_a_file_of_measurements_is_refitted_without_a_gpu(tmp_path):
     ("arguments", "sentence"),
     [
         (["gpu", "--out", "clock.txt"], "must end in .yaml"),
-        (["gpu", "--out", "clock.yaml", "--from", "nowhere.csv"], "nowhere.csv: No such file"),
+        (["gpu", "--out", "clock.yaml", "--from", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
         (["gpu", "--out", "clock.yaml", "--from", "bad.csv"], "bad.csv: no column op"),
         (["gpu", "--out", "clock.yaml", "--system", "h200"], "no --system, --framework or --as-of"),
         (["silicon", "--out", "x"], "needs --system and --framework"),

@@ -9,6 +9,8 @@ import typer
 
 from helix_sim.cli.base import JsonOption, OutOption, app, console, print_json, print_rows, remark
 
+MOST_CSV_BYTES = 2**24
+
 
 @app.command()
 def calibrate(
@@ -46,6 +48,7 @@ def _calibrate_silicon(system: str, framework: str, as_of: str | None, out: Path
 def _calibrate_gpu(out: Path, source: Path | None) -> None:
     from helix_sim.calibration import gpu
     from helix_sim.kernels import measure, measurements
+    from helix_sim.load import decoded, read_bytes
     from helix_sim.spec import SpecError
     from helix_sim.tables import appearing
 
@@ -53,7 +56,8 @@ def _calibrate_gpu(out: Path, source: Path | None) -> None:
         raise SpecError([f"--out: {str(out)!r} must end in .yaml"])
     try:
         if source is not None:
-            rows, provenance = measurements.read_csv(source)
+            raw = read_bytes(source, str(source), MOST_CSV_BYTES)
+            rows, provenance = measurements.parse_csv(decoded(raw, str(source)), str(source))
         else:
             provenance, rows = measure.provenance(), []
             for row in measure.measure():

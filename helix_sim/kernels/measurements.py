@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from helix_sim.units import said
+
 COLUMNS = {
     "op": "copy | matmul | launch | attention-gqa | attention-mla | combine",
     "stored": "format of the data in HBM: bf16, fp8 (e4m3), fp32",
@@ -140,20 +142,30 @@ def write_csv(path: Path, rows: Sequence[Measurement], provenance: Mapping[str, 
 
 def read_csv(path: Path) -> tuple[list[Measurement], dict[str, str]]:
     """Measurements and provenance of a file that `write_csv` wrote; ValueError says which line is wrong, and how."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    return parse_csv(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_csv(text: str, path: str) -> tuple[list[Measurement], dict[str, str]]:
+    """Measurements and provenance that such a file's text says."""
+    lines = text.splitlines()
     comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     stated = comments[: comments.index("")] if "" in comments else []
     provenance = {key: value for key, _, value in (comment.partition(": ") for comment in stated)}
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
-    table = csv.DictReader(line for _, line in numbered)
-    missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+    try:
+        table = csv.DictReader((line for _, line in numbered), strict=True)
+        missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+        records = list(table)
+    except csv.Error as error:
+        raise ValueError(f"{path}: not readable as CSV: {error}") from None
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}")
-    rows = [_row(path, number, record) for (number, _), record in zip(numbered[1:], table, strict=True)]
-    return rows, provenance
+    if len(records) != len(numbered) - 1:
+        raise ValueError(f"{path}: a quoted cell runs over several lines")
+    return [_row(path, number, record) for (number, _), record in zip(numbered[1:], records, strict=True)], provenance
 
 
-def _row(path: Path, number: int, record: Mapping[str, str | None]) -> Measurement:
+def _row(path: str, number: int, record: Mapping[str, str | None]) -> Measurement:
     """One line's measurement, each field read as its type."""
     readers = {"str": str, "int": int, "float": float}
     values = {}
@@ -162,7 +174,7 @@ def _row(path: Path, number: int, record: Mapping[str, str | None]) -> Measureme
         try:
             values[field.name] = readers[str(field.type)](text)
         except (TypeError, ValueError):
-            raise ValueError(f"{path}, line {number}: {field.name} is {text!r}, not {field.type}") from None
+            raise ValueError(f"{path}, line {number}: {field.name} is {said(text)}, not {field.type}") from None
     row = Measurement(**values)
     if not 0 < row.low_s <= row.median_s <= row.high_s or math.isinf(row.high_s):
         raise ValueError(f"{path}, line {number}: times must be 0 < low_s <= median_s <= high_s")

@@ -26,13 +26,14 @@ from helix_sim import __version__
 from helix_sim.attention import KV_BLOCK_TOKENS
 from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.layout import AXES, Layout
+from helix_sim.load import decoded, read_bytes
 from helix_sim.pareto import Frontier, frontier
 from helix_sim.plan import Plan
 from helix_sim.spec import Record, SpecError
 from helix_sim.step import STREAMED, Step, evaluate
 from helix_sim.sweep import SweepResult
 from helix_sim.tables import write_text
-from helix_sim.units import GIGA, MICRO, broadcast_columns
+from helix_sim.units import GIGA, MICRO, broadcast_columns, shortened
 
 FORMAT = "1"
 TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found them."
@@ -364,15 +365,14 @@ def _undated(text: str) -> str:
     return re.sub(r"^# (date|check): .*$", "", text, flags=re.MULTILINE)
 
 
+MOST_BYTES = 2**24
+
+
 def read(path: Path) -> Baseline:
     """A stored baseline; SpecError with every reason why it is not one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError([f"{path}: there is no such baseline; write it with --update"]) from None
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{path}: byte {error.start} is not UTF-8; {MEND}"]) from None
-    return parse(text, str(path))
+    if not path.exists():
+        raise SpecError([f"{path}: there is no such baseline; write it with --update"])
+    return parse(decoded(read_bytes(path, str(path), MOST_BYTES), f"{path}: {MEND}"), str(path))
 
 
 MEND = "restore the file, or write it anew with --update"
@@ -393,7 +393,7 @@ def parse(text: str, shown: str) -> Baseline:
     if problems:
         raise SpecError([f"{shown}: {problem}; {MEND}" for problem in problems])
     rows, problems = _parse_rows(table, header["terms"].split())
-    if len(table) - 1 != int(header["rows"] if header["rows"].isdecimal() else -1):
+    if len(table) - 1 != int(header["rows"] if re.fullmatch(r"[0-9]{1,9}", header["rows"]) else -1):
         problems.insert(0, f"it has {len(table) - 1} rows and its header says {header['rows']}: it is cut short")
     body = "\n".join(line for line in lines if not line.startswith("# check: "))
     if not problems and _short_hash(body) != header["check"]:
@@ -412,11 +412,14 @@ def header_of(text: str) -> dict[str, str]:
 def _parse_rows(table: list[str], names: list[str]) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems: list[str] = []
-    for number, cells in enumerate(csv.DictReader(table), 1):
-        try:
-            rows.append(_parse_row(cells, names))
-        except (ValueError, TypeError) as error:
-            problems.append(f"row {number} of its table: {error}")
+    try:
+        for number, cells in enumerate(csv.DictReader(table), 1):
+            try:
+                rows.append(_parse_row(cells, names))
+            except (ValueError, TypeError) as error:
+                problems.append(f"row {number} of its table: {shortened(str(error))}")
+    except csv.Error as error:
+        problems.append(f"its table is not CSV: {error}")
     return rows, problems
 
 
