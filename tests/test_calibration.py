@@ -8,7 +8,7 @@ import yaml
 
 from helix_sim import silicon
 from helix_sim.calibration import classes, fit
-from helix_sim.calibration.clock import as_served
+from helix_sim.calibration.clock import as_served, calibrate
 from helix_sim.calibration.composition import LENDERS, composition
 from helix_sim.kernel_time import SHAPES
 from helix_sim.load import check_file, data_folder, load_clock, load_hardware, parse, read_yaml, shipped
@@ -182,6 +182,11 @@ def test_a_skewed_load_is_whole_and_no_expert_has_more_than_every_token():
 def test_an_unknown_table_is_a_sentence(system, framework):
     with pytest.raises(SpecError, match="is not one of"):
         classes.check_names(system, framework)
+
+
+def test_a_version_that_is_none_is_a_sentence():
+    with pytest.raises(SpecError, match="is not a version of trtllm, such as"):
+        calibrate("gb200", "trtllm", software="newest")
 
 
 @measured

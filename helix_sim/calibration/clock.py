@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cache
@@ -13,7 +14,8 @@ from helix_sim.calibration.composition import composition
 from helix_sim.calibration.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
 from helix_sim.kernel_time import Gpu
 from helix_sim.load import load_clock, load_hardware
-from helix_sim.spec import Calibration, Clock, Hardware, KernelClass, Positive, Quantity, WholeQuantity
+from helix_sim.spec import Calibration, Clock, Hardware, KernelClass, Positive, Quantity, SpecError, WholeQuantity
+from helix_sim.units import said
 
 
 def calibrate(
@@ -24,6 +26,8 @@ def calibrate(
     software: the framework's version whose time the tables should be of, where the package has several; its current
     one unless given.
     """
+    if software and not re.fullmatch(r"\d+(\.\d+)+\w*(\.\w+)*", software):
+        raise SpecError([f"--as-of: {said(software)} is not a version of {framework}, such as 1.2.0rc6"])
     with silicon.software(framework, software) if software else nullcontext():
         found = measurements(system, framework)
     hardware = load_hardware(MACHINES[system])
