@@ -420,7 +420,7 @@ def checkpoint_precision(config: Config, quantisation: Config | None = None) -> 
 
     From quantization_config, else hf_quant_config.json, else the dtype. Empty where the scheme is not known.
     """
-    scheme = _mapping(config.get("quantization_config")) or _mapping((quantisation or {}).get("quantization"))
+    scheme = _mapping(config.get("quantization_config")) or _mapping(_mapping(quantisation).get("quantization"))
     if not scheme:
         stored = DTYPES.get(str(config.get("torch_dtype") or config.get("dtype")))
         return ({"weights": stored, "kv": "bf16", "math": "bf16"}, []) if stored else ({}, [])
