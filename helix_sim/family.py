@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_sim.spec import Family, Model, Sweep
+
+WIDTH = np.int16
+"""What a width is kept as: a sweep has at most 4096 GPUs, and may have millions of shapes."""
 
 SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep")
 
@@ -54,8 +58,8 @@ def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]
     """
     family = sweep.families[name]
     most_tpa = model.attention.kv_heads if family.tpa_at_most_kv_heads else sweep.gpus.last
-    rows = [
-        shape for gpus in range(sweep.gpus.first, sweep.gpus.last + 1) for shape in _shapes_of(family, gpus, most_tpa)
-    ]
-    table = np.array(sorted(rows, key=lambda row: row[1]), dtype=np.int64).reshape(-1, len(SHAPE_AXES))
+    counts = range(sweep.gpus.first, sweep.gpus.last + 1)
+    rows = (shape for gpus in counts for shape in _shapes_of(family, gpus, most_tpa))
+    table = np.fromiter(itertools.chain.from_iterable(rows), dtype=WIDTH).reshape(-1, len(SHAPE_AXES))
+    table = table[np.argsort(table[:, 1], kind="stable")]
     return dict(zip(SHAPE_AXES, table.T, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim.family import shapes
+from helix_sim.family import SHAPE_AXES, shapes
 from helix_sim.layout import Layout
 from helix_sim.load import load_clock, load_hardware, load_model
 from helix_sim.spec import Clock, Hardware, Model, Record, Sweep
@@ -68,8 +68,13 @@ class Plan:
 
     def row_shapes(self, rows: tuple[int, int]) -> dict[str, npt.NDArray[Any]]:
         """The widths of a range of rows."""
-        per_family = list(self.shapes.values())
-        return {axis: np.concatenate([part[axis] for part in per_family])[slice(*rows)] for axis in per_family[0]}
+        found: dict[str, list[npt.NDArray[Any]]] = {axis: [] for axis in SHAPE_AXES}
+        first = 0
+        for shapes_of_family in self.shapes.values():
+            for axis, column in shapes_of_family.items():
+                found[axis].append(column[max(rows[0] - first, 0) : max(rows[1] - first, 0)])
+            first += len(shapes_of_family["tpa"])
+        return {axis: np.concatenate(parts).astype(np.int64) for axis, parts in found.items()}
 
     def ids(self, context_index: int, rows: Any, batch: Any, chunk: Any) -> npt.NDArray[np.int64]:
         """Flat indices of layouts, by row, place of the batch in the list, and place of the chunk count in its axis."""

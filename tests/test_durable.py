@@ -1,10 +1,12 @@
 """A sweep stopped in any way loses nothing, harms nobody's files, and ends as if it had never been stopped."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -410,3 +412,23 @@ print(layouts, status.split("VmHWM:")[1].split()[0])
     assert many > 10**8
     assert found[many] < 500_000
     assert found[many] < 1.2 * found[few]
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_progress_on_a_terminal_fits_it_and_says_speed_dropped_share_frontier_and_time_left(tmp_path, columns):
+    pty = pytest.importorskip("pty")
+    child, terminal = pty.fork()
+    if not child:
+        environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
+        command = [sys.executable, "-m", "helix_sim", "sweep", "paper-deepseek-r1", "--out", str(tmp_path / "out")]
+        os.execve(sys.executable, command, environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal goes with the child
+        while part := os.read(terminal, 65536):
+            shown += part
+    assert os.waitpid(child, 0)[1] == 0
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()))
+    (last,) = {line.rstrip() for line in lines if "100%" in line}
+    assert re.search(r"100% 5\.4M layouts, \d+M/s, \d+% dropped, \d+ points (--|\d\d):", last), last
+    assert len(last) <= columns
+    assert ("━" in last) == (columns == 120)

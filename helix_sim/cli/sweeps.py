@@ -105,11 +105,21 @@ def _progress(kind: str) -> Iterator[Callable[[Progress], None]]:
 
 
 def _bar() -> rich.progress.Progress:
+    """Percentage, counts and time left, behind a bar where the terminal has room for one."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [
+        TaskProgressColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+    ]
+    return Progress(*([BarColumn()] if console.width >= WIDE else []), *columns, console=console)
+
+
+WIDE = 110
+"""Columns of a terminal that shows a bar."""
 
 
 def _progress_record(now: Progress) -> dict[str, Any]:
@@ -120,8 +130,8 @@ def _progress_record(now: Progress) -> dict[str, Any]:
 
 def _progress_note(now: Progress) -> str:
     return (
-        f"{now.layouts:,} of {now.layouts_in_all:,} layouts, {now.layouts_per_s / 1e6:.1f} M/s, "
-        f"{now.dropped_share:.0%} dropped, {now.frontier_points} points"
+        f"{now.layouts / 1e6:,.1f}M layouts, {now.layouts_per_s / 1e6:.0f}M/s, {now.dropped_share:.0%} dropped, "
+        f"{now.frontier_points} points"
     )
 
 

@@ -275,7 +275,7 @@ def _candidates(planned: Plan, context: int) -> tuple[list[str], Layout]:
     for family in planned.sweep.families:
         hop_b = planned.sweep.families[family].hop_b
         chunks = [np.ones_like(batch), *([np.full_like(batch, 2), batch] if hop_b else [])]
-        shape = {name: column[:, None, None] for name, column in planned.shapes[family].items()}
+        shape = {name: column[:, None, None].astype(np.int64) for name, column in planned.shapes[family].items()}
         part = broadcast_columns({"batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
         families += [family] * len(part["batch"])
         parts.append(part)
