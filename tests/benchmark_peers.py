@@ -4,9 +4,11 @@
     python -m venv genz && genz/bin/pip install genz-llm
     python tests/benchmark_peers.py --aiconfigurator aic/bin/python --genz genz/bin/python
 
-Llama-3.1-70B on H100, 8,000 tokens of context, eight GPUs for the peers. Rounds take turns, so that a noisy machine is
-noisy for all. Each peer runs as its documentation says, and then as fast as we found it can: aiconfigurator with its
-session kept and only the batch changed, once with its memory check and once for the latency alone.
+Llama-3.1-70B on H100 at 8,000 tokens, the search of paper-llama-3.1-405b, eight GPUs for the peers; DeepSeek-R1 on
+GB200 at a million tokens, the search of paper-deepseek-r1, 64 GPUs (dp = ep = 64, a layout that aiconfigurator has
+tables for), without genz-llm, which knows neither. Rounds take turns, so that a noisy machine is noisy for all. Each
+peer runs as its documentation says, and then as fast as we found it can: aiconfigurator with its session kept and only
+the batch changed, once with its memory check and once for the latency alone. InferSim and LLM-Viewer are not on PyPI.
 """
 
 import argparse
@@ -40,8 +42,7 @@ def spy(session, *arguments, **options):
     return real(session, *arguments, **options)
 InferenceSession.run_static = spy
 def estimate(batch):
-    return api.cli_estimate("meta-llama/Meta-Llama-3.1-70B", "h100_sxm", mode="static_gen", batch_size=batch,
-                            isl=8000, osl=2, tp_size=8)
+    return api.cli_estimate(mode="static_gen", batch_size=batch, osl=2, **WHAT)
 estimate(8)
 session, options = kept[0]
 def at(batch):
@@ -71,44 +72,60 @@ HELIX_SIM = (
     COMMON
     + """
 from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, load_model, load_sweep, parse
+from helix_sim.load import load_sweep, parse
 from helix_sim.plan import plan
 from helix_sim.spec import Sweep
 from helix_sim.step import decode_step
 from helix_sim.sweep import run_plan
-spec = load_sweep("paper-llama-3.1-405b").model_dump(by_alias=True) | {
-    "model": "llama-3.1-70b", "hardware": "h100-hgx", "contexts": [8000],
-    "precision": {"weights": "bf16", "kv": "bf16", "math": "bf16"}}
-planned = plan(parse(Sweep, spec, "benchmark"))
-model, hardware, clock = load_model("llama-3.1-70b"), load_hardware("h100-hgx"), load_clock("paper")
-def sweep(_): return run_plan(planned)
-def one(batch): return decode_step(model, hardware, Layout(batch=batch, tpa=8, tpf=8), 8000, clock=clock,
-                                   precision=planned.sweep.precision)
-found = sweep(0)
+planned = plan(parse(Sweep, load_sweep(SWEEP).model_dump(by_alias=True) | CHANGED, "benchmark"))
+def one(batch): return decode_step(planned.model, planned.hardware, Layout(batch=batch, **LAYOUT),
+                                   planned.sweep.contexts[0], clock=planned.clock, precision=planned.sweep.precision)
+found = run_plan(planned)
 dropped = sum(sum(reasons.values()) for reasons in found.dropped.values())
-def sweeps(times):
+def sweeps(layouts):
     begun = time.perf_counter()
     run_plan(planned)
-    print(json.dumps(times / (time.perf_counter() - begun)))
+    print(json.dumps(layouts / (time.perf_counter() - begun)))
 """
 )
 
-BATCHES = "range(1, 33)"
-DISTINCT = "range(1, 200_001)"
+SUBJECTS = {
+    "Llama-3.1-70B, H100, 8,000 tokens": {
+        "ours": """
+SWEEP, LAYOUT = "paper-llama-3.1-405b", dict(tpa=8, tpf=8)
+CHANGED = {"model": "llama-3.1-70b", "hardware": "h100-hgx", "contexts": [8000],
+           "precision": {"weights": "bf16", "kv": "bf16", "math": "bf16"}}
+""",
+        "aiconfigurator": """
+WHAT = dict(model_path="meta-llama/Meta-Llama-3.1-70B", system_name="h100_sxm", isl=8000, tp_size=8)
+""",
+        "genz": "",
+    },
+    "DeepSeek-R1, GB200, 1,000,000 tokens": {
+        "ours": """
+SWEEP, LAYOUT, CHANGED = "paper-deepseek-r1", dict(dp=64, ep=64), {}
+""",
+        "aiconfigurator": """
+WHAT = dict(model_path="deepseek-ai/DeepSeek-R1", system_name="gb200", isl=1_000_000, tp_size=1, attention_dp_size=64,
+            moe_tp_size=1, moe_ep_size=64)
+""",
+    },
+}
+"""What is asked of each: model, machine, context, and the peers' layout."""
+
+BATCHES = {"Llama-3.1-70B, H100, 8,000 tokens": "range(1, 33)", "DeepSeek-R1, GB200, 1,000,000 tokens": "range(1, 5)"}
+"""Those that fit, for what is asked again and again."""
+DISTINCT = "map(at, range(1, 200_001))"
 """Each batch once: a peer that remembers its answers gets no credit for being asked again, as a sweep never asks."""
 
 CASES = {
     "helix_sim, a sweep: layouts that run": ("ours", HELIX_SIM, "sweeps(found.layouts - dropped)"),
     "helix_sim, a sweep: all layouts": ("ours", HELIX_SIM, "sweeps(found.layouts)"),
-    "helix_sim, one layout at a time": ("ours", HELIX_SIM, f"rate(one, {BATCHES})"),
-    "aiconfigurator, its API": ("aiconfigurator", AICONFIGURATOR, f"rate(estimate, {BATCHES})"),
-    "aiconfigurator, session kept": ("aiconfigurator", AICONFIGURATOR, f"rate(with_memory, map(at, {DISTINCT}))"),
-    "aiconfigurator, session kept, latency alone": (
-        "aiconfigurator",
-        AICONFIGURATOR,
-        f"rate(latency, map(at, {DISTINCT}))",
-    ),
-    "genz-llm": ("genz", GENZ, f"rate(estimate, {BATCHES})"),
+    "helix_sim, one layout at a time": ("ours", HELIX_SIM, "rate(one, {batches})"),
+    "aiconfigurator, its API": ("aiconfigurator", AICONFIGURATOR, "rate(estimate, {batches})"),
+    "aiconfigurator, session kept": ("aiconfigurator", AICONFIGURATOR, f"rate(with_memory, {DISTINCT})"),
+    "aiconfigurator, session kept, latency alone": ("aiconfigurator", AICONFIGURATOR, f"rate(latency, {DISTINCT})"),
+    "genz-llm": ("genz", GENZ, "rate(estimate, {batches})"),
 }
 """Name: (whose interpreter, what to import, what to measure)."""
 
@@ -122,22 +139,29 @@ def measured(python, setup, call):
 
 
 def main():
-    """Print each case's median, its extremes, and how many times the first case is faster."""
+    """Print each case's median, its extremes, and how many times faster a sweep is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--aiconfigurator", metavar="PYTHON", help="an interpreter that has aiconfigurator")
     parser.add_argument("--genz", metavar="PYTHON", help="an interpreter that has genz-llm")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     pythons = {"ours": sys.executable, "aiconfigurator": options.aiconfigurator, "genz": options.genz}
-    found = {name: [] for name, (whose, _, _) in CASES.items() if pythons[whose]}
+    found = {
+        subject: {name: [] for name, (whose, _, _) in CASES.items() if pythons[whose] and whose in asked}
+        for subject, asked in SUBJECTS.items()
+    }
     for _ in range(options.rounds):
-        for name, rates in found.items():
-            whose, setup, call = CASES[name]
-            rates.append(measured(pythons[whose], setup, call))
-    first = statistics.median(next(iter(found.values())))
-    for name, rates in found.items():
-        middle = statistics.median(rates)
-        print(f"{name:45} {middle:14,.0f}/s  ({min(rates):,.0f} to {max(rates):,.0f})  {first / middle:12,.1f}x")
+        for subject, cases in found.items():
+            for name, rates in cases.items():
+                whose, setup, call = CASES[name]
+                setup = SUBJECTS[subject][whose] + setup
+                rates.append(measured(pythons[whose], setup, call.format(batches=BATCHES[subject])))
+    for subject, cases in found.items():
+        print(f"{subject}: rate, its extremes, how many times more layouts that run, and all, a sweep does")
+        run, every, *_ = (statistics.median(rates) for rates in cases.values())
+        for name, rates in cases.items():
+            middle, extremes = statistics.median(rates), f"({min(rates):,.0f} to {max(rates):,.0f})"
+            print(f"  {name:45} {middle:13,.0f}/s  {extremes:28} {run / middle:11,.1f}x {every / middle:11,.1f}x")
     print(json.dumps(found))
 
 
