@@ -162,14 +162,16 @@ class _StrictLoader(yaml.SafeLoader):
 def read_bytes(path: Path, shown: str, most: int = MOST_BYTES) -> bytes:
     """A file's content; SpecError where it is none, cannot be read, or holds more than any file of its kind."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
-            raise SpecError([f"{shown}: cannot be read: not a file"])
-        with path.open("rb") as file:
-            raw = file.read(most + 1)
+        raw = None
+        if stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
+            with path.open("rb") as file:
+                raw = file.read(most + 1)
     except OSError as error:
         raise SpecError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except ValueError as error:
         raise SpecError([f"{shown!r}: cannot be read: {error}"]) from None
+    if raw is None:
+        raise SpecError([f"{shown}: cannot be read: not a file"])
     if len(raw) > most:
         raise SpecError([f"{shown}: more than {most} bytes; what is read here is smaller"])
     return raw
