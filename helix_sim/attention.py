@@ -270,14 +270,13 @@ def spread_to_shards(d: Decode) -> Work:
     shard in turn, it would cost the owner KVP - 1 times as much.
     """
     x = d.layout
-    idle = (x.token_group < x.attention_group) * 1
     return Work(
         op_class="broadcast",
         kernels=0,
         collective=direct(
             "broadcast",
             payload=x.batch * d.model.hidden_size * d.wire_bytes,
-            group=1 + idle * (x.kvp - 1),
+            group=1 + x.idle_shards,
             stride=x.tpa,
         ),
         rows=x.batch,

@@ -116,11 +116,12 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
 
 def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
     """The exact sum, for columns of n up to EXACT_UP_TO."""
+    least = np.exp2(-60 / ranks)  # its power vanishes beside 1; numpy takes 40 times as long where a power underflows
     q = np.minimum(p, 1 - 1e-12)
     pmf = (1 - q) ** n
     below, largest = pmf, np.zeros_like(pmf)
     for j in range(int(np.max(n, initial=0))):
-        largest += (n > j) * (1 - np.minimum(below, 1.0) ** ranks)
+        largest += (n > j) * (1 - np.clip(below, least, 1.0) ** ranks)
         pmf = pmf * (n - j) / (j + 1) * q / (1 - q)
         below = below + pmf
     return largest
@@ -128,11 +129,15 @@ def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusiestRank:
-    """Routing as the busiest EP rank sees it: experts it holds and reads, token-expert pairs it computes."""
+    """Routing as the busiest EP rank sees it: experts it holds and reads, token-expert pairs it computes.
+
+    foreign: tokens of other attention groups that picked an expert here, each once.
+    """
 
     held: Column
     read: Column
     pairs: Column
+    foreign: Column
 
 
 def busiest_rank(d: Decode, moe: Experts) -> BusiestRank:
@@ -154,7 +159,9 @@ def busiest_rank(d: Decode, moe: Experts) -> BusiestRank:
     z = ndtri((x.ep - 0.375) / (x.ep + 0.25))
     skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = x.tokens * moe.top_k * held / moe.routed + deviation * z + skewness
-    return BusiestRank(held=held, read=read, pairs=np.clip(pairs, read, x.tokens * np.minimum(held, moe.top_k)))
+    pairs = np.clip(pairs, read, x.tokens * np.minimum(held, moe.top_k))
+    foreign = largest_binomial(x.batch * (x.dp - 1), share_of_tokens_here(d, moe), x.ep)
+    return BusiestRank(held=held, read=read, pairs=pairs, foreign=foreign)
 
 
 def share_of_tokens_here(d: Decode, moe: Experts) -> Any:
@@ -193,34 +200,34 @@ def top_k(d: Decode, moe: Experts) -> Work:
     )
 
 
-def dispatch(d: Decode, moe: Experts) -> Work:
+def dispatch(d: Decode, rank: BusiestRank) -> Work:
     """Tokens of other attention groups that picked an expert here arrive, each once per rank, at the busiest of ep.
 
     Without their expert numbers and gates, top_k of each beside H values.
     """
-    return _route(d, moe, "dispatch", d.precision.bytes_of("dispatch"))
+    return _route(d, rank, "dispatch", d.precision.bytes_of("dispatch"))
 
 
-def combine(d: Decode, moe: Experts) -> Work:
+def combine(d: Decode, rank: BusiestRank) -> Work:
     """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token.
 
     The sums themselves, and the gates' weighting, ride in the kernels around it.
     """
-    return _route(d, moe, "combine", d.wire_bytes)
+    return _route(d, rank, "combine", d.wire_bytes)
 
 
-def _route(d: Decode, moe: Experts, op_class: str, value_bytes: float) -> Work:
+def _route(d: Decode, rank: BusiestRank, op_class: str, value_bytes: float) -> Work:
     x = d.layout
-    others = x.batch * (x.dp - 1)
-    foreign = largest_binomial(others, share_of_tokens_here(d, moe), x.ep)
     return Work(
         op_class=op_class,
         kernels=0,
         collective=direct(
-            "all-to-all", payload=foreign * d.model.hidden_size * value_bytes, group=1 + (x.ffn_group - 1) * (x.dp > 1)
+            "all-to-all",
+            payload=rank.foreign * d.model.hidden_size * value_bytes,
+            group=1 + (x.ffn_group - 1) * (x.dp > 1),
         ),
         rows=x.batch,
-        needed=foreign / np.maximum(others, 1),
+        needed=rank.foreign / np.maximum(x.batch * (x.dp - 1), 1),
     )
 
 

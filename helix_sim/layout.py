@@ -61,6 +61,11 @@ class Layout:
         return self.ffn_group // self.dp
 
     @property
+    def idle_shards(self) -> Any:
+        """KV shards of an attention group whose GPUs have no part in the FFN: none in Helix, all but one in Medha."""
+        return (self.token_group < self.attention_group) * (self.kvp - 1)
+
+    @property
     def dense_group(self) -> Any:
         """GPUs that a dense FFN is sharded over: its token group, widened to tpf where tpf spans several groups."""
         return self.token_group * self.pooled_groups

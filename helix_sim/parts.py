@@ -9,7 +9,7 @@ Columns are shapes (n, 1), batches (b,) and HOP-B chunk counts (c, 1, b); a part
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,9 @@ def parts_of(model: Model) -> dict[str, Part]:
         "attention": Part(ops=attention_ops, sees=lambda x: (x.tpa, x.kvp, x.token_group)),
     }
     if model.dense_layers:
-        found["dense"] = Part(ops=dense_ops, sees=lambda x: (x.tpa, x.kvp, x.token_group, x.pooled_groups))
+        found["dense"] = Part(ops=dense_ops, sees=lambda x: (x.token_group, x.idle_shards, x.pooled_groups))
     if model.moe_layers:
-        found["moe"] = Part(ops=_moe_ops, sees=lambda x: (x.tpa, x.kvp, x.dp, x.tpf, x.ep))
+        found["moe"] = Part(ops=_moe_ops, sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards))
     return found
 
 
@@ -63,7 +63,8 @@ def _moe_ops(d: Decode) -> dict[str, Work]:
         ffn.busiest_rank(replace(d, layout=Layout(batch=x.batch, dp=dp[rows, None], ep=ep[rows, None])), moe)
         for rows in (first[:few], first[few:])
     ]
-    spread = {name: np.concatenate([getattr(r, name) for r in ranks])[place] for name in ("held", "read", "pairs")}
+    names = [field.name for field in fields(ffn.BusiestRank)]
+    spread = {name: np.concatenate([getattr(r, name) for r in ranks])[place] for name in names}
     return moe_ops(d, ffn.BusiestRank(**spread))
 
 

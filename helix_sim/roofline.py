@@ -183,14 +183,14 @@ def _collective_time(work: Work, hardware: Hardware, clock: Clock) -> OpTime:
     nvlink = hardware.nvlink_bytes_per_s * constants.nvlink_share.value
     network = hardware.network_bytes_per_s * constants.network_share.value
     launches = _launches(work, clock)
-    latency: Any = np.inf
-    link: Any = np.inf
-    for form in work.collective.forms(hardware.domain, hardware.nvlink_switch_reduces.value):
-        form_latency = launches * (
-            form.phases * constants.latency_s + form.network_phases * constants.network_latency_s
+    (latency, link), *others = (
+        (
+            launches * (form.phases * constants.latency_s + form.network_phases * constants.network_latency_s),
+            np.maximum(form.nvlink_bytes / nvlink, form.network_bytes / network),
         )
-        form_link = np.maximum(form.nvlink_bytes / nvlink, form.network_bytes / network)
-        better = form_latency + form_link < latency + link
-        latency = np.where(better, form_latency, latency)
-        link = np.where(better, form_link, link)
+        for form in work.collective.forms(hardware.domain, hardware.nvlink_switch_reduces.value)
+    )
+    for other_latency, other_link in others:
+        better = other_latency + other_link < latency + link
+        latency, link = np.where(better, other_latency, latency), np.where(better, other_link, link)
     return OpTime(latency_s=latency, math_s=0.0, hbm_s=0.0, link_s=link)
