@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from helix_sim.collectives import all_reduce, direct
 from helix_sim.layout import Layout
 from helix_sim.spec import MlaAttention, Model, Precision
-from helix_sim.units import Column, bytes_per_value, ceil_div
+from helix_sim.units import Column, bytes_per_value, ceil_div, larger, smaller
 from helix_sim.work import Work
 
 KV_BLOCK_TOKENS = 16
@@ -50,7 +48,7 @@ def q_heads_per_rank(d: Decode) -> Any:
     Q/TPA where it divides. Past TPA = K each KV head has floor(TPA/K) copies, over which its Q/K queries are dealt.
     """
     a = d.model.attention
-    copies = np.maximum(d.layout.tpa // a.kv_heads, 1)
+    copies = larger(d.layout.tpa // a.kv_heads, 1)
     return kv_heads_per_rank(d) * ceil_div(a.q_heads // a.kv_heads, copies)
 
 
@@ -65,7 +63,7 @@ def kv_tokens_per_rank(d: Decode) -> Any:
     S/KVP rounded up by less than one block [Helix 2025, section 2.3].
     """
     one_round = KV_BLOCK_TOKENS * d.layout.kvp
-    return d.context // one_round * KV_BLOCK_TOKENS + np.minimum(d.context % one_round, KV_BLOCK_TOKENS)
+    return d.context // one_round * KV_BLOCK_TOKENS + smaller(d.context % one_round, KV_BLOCK_TOKENS)
 
 
 def output_heads_per_rank(d: Decode) -> Any:

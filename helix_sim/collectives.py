@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from helix_sim.units import Column, ceil_div
+from helix_sim.units import Column, ceil_div, larger, smaller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +57,8 @@ class Collective:
         Ranks are placed in order, so `domain // stride` neighbours of a group share a domain; a group that starts in
         the middle of one is not told apart from an aligned one.
         """
-        local = np.minimum(self.group, np.maximum(domain // self.stride, 1))
-        outside = (self.group - local) / np.maximum(self.group - 1, 1)
+        local = smaller(self.group, larger(domain // self.stride, 1))
+        outside = (self.group - local) / larger(self.group - 1, 1)
         if self.kind != "all-reduce":
             return (_direct(self.calls * self.payload, self.calls, outside),)
         one_shot = _direct((self.group - 1) * self.payload, self.calls, outside)

@@ -17,7 +17,7 @@ from scipy.special import ndtri
 from helix_sim.attention import Decode, matmul
 from helix_sim.collectives import direct
 from helix_sim.spec import Experts
-from helix_sim.units import Column, ceil_div
+from helix_sim.units import Column, ceil_div, larger, smaller
 from helix_sim.work import Work
 
 # --- Dense -----------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     largest = np.array(np.clip(normal, 0, n))
     few = np.broadcast_to(n <= EXACT_UP_TO, np.shape(largest))
     largest[few] = _largest_of_few(*(np.broadcast_to(size, np.shape(largest))[few] for size in (n, p, ranks)))
-    return largest
+    return largest[()]
 
 
 def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
@@ -150,7 +150,7 @@ def busiest_rank(d: Decode, moe: Experts) -> BusiestRank:
     held = ceil_div(moe.routed, x.ep)
     classes, share = expert_popularity(moe), moe.top_k / moe.routed
     hit = sum(count / moe.routed * -np.expm1(x.tokens * np.log1p(-min(picked, 1 - 1e-12))) for count, picked in classes)
-    read = np.clip(largest_binomial(held, hit, x.ep), 1, np.minimum(held, x.tokens * moe.top_k))
+    read = np.clip(largest_binomial(held, hit, x.ep), 1, smaller(held, x.tokens * moe.top_k))
 
     picked_or_not = sum(count * picked * (1 - picked) for count, picked in classes) / moe.routed
     popularity = sum(count * (picked - share) ** 2 for count, picked in classes) / moe.routed
@@ -159,7 +159,7 @@ def busiest_rank(d: Decode, moe: Experts) -> BusiestRank:
     z = ndtri((x.ep - 0.375) / (x.ep + 0.25))
     skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = x.tokens * moe.top_k * held / moe.routed + deviation * z + skewness
-    pairs = np.clip(pairs, read, x.tokens * np.minimum(held, moe.top_k))
+    pairs = np.clip(pairs, read, x.tokens * smaller(held, moe.top_k))
     foreign = largest_binomial(x.batch * (x.dp - 1), share_of_tokens_here(d, moe), x.ep)
     return BusiestRank(held=held, read=read, pairs=pairs, foreign=foreign)
 
@@ -172,7 +172,7 @@ def share_of_tokens_here(d: Decode, moe: Experts) -> Any:
     local = ceil_div(moe.routed, d.layout.ep)
     missed: Any = 1.0
     for pick in range(moe.top_k):
-        missed = missed * np.maximum(1 - local / (moe.routed - pick), 0)
+        missed = missed * larger(1 - local / (moe.routed - pick), 0)
     return 1 - missed
 
 
@@ -227,7 +227,7 @@ def _route(d: Decode, rank: BusiestRank, op_class: str, value_bytes: float) -> W
             group=1 + (x.ffn_group - 1) * (x.dp > 1),
         ),
         rows=x.batch,
-        needed=rank.foreign / np.maximum(x.batch * (x.dp - 1), 1),
+        needed=rank.foreign / larger(x.batch * (x.dp - 1), 1),
     )
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from helix_sim.units import Column
+from helix_sim.units import Column, common_divisor, larger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +77,7 @@ class Layout:
         >>> [int(Layout(dp=dp, tpa=2, tpf=2 * dp // ep, ep=ep).pooled_groups) for dp, ep in ((4, 8), (4, 2), (5, 2))]
         [1, 2, 1]
         """
-        spanned = np.maximum(self.tpf // self.token_group, 1)
-        return np.gcd(np.asarray(spanned, dtype=np.int64), np.asarray(self.dp, dtype=np.int64))
+        return common_divisor(larger(self.tpf // self.token_group, 1), self.dp)
 
     @property
     def tokens(self) -> Any:
@@ -99,7 +96,7 @@ class Layout:
 
     def as_floats(self) -> Layout:
         """The same sizes in double precision: whole up to 2^53, and products of them that cannot wrap around."""
-        return Layout(**{name: np.multiply(value, 1.0) for name, value in self.columns().items()})
+        return Layout(**{name: value * 1.0 for name, value in self.columns().items()})
 
     def columns(self) -> dict[str, Column]:
         """The fields by name, in order."""

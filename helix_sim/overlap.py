@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from helix_sim.units import Column
+from helix_sim.units import Column, larger, smaller
 
 
 def pipelined(a: Column, c: Column, chunks: Column) -> Any:
@@ -19,7 +17,7 @@ def pipelined(a: Column, c: Column, chunks: Column) -> Any:
     >>> float(round(pipelined(16.0, 9.6, chunks=1), 6))
     25.6
     """
-    return a + c + (chunks - 1) * np.maximum(a, c)
+    return a + c + (chunks - 1) * larger(a, c)
 
 
 def hidden_by_pipelining(compute: Column, communication: Column, chunks: Column) -> Any:
@@ -39,4 +37,4 @@ def hidden_by_streaming(compute: Column, communication: Column, overlap: float) 
     >>> float(hidden_by_streaming(3.0, 2.0, overlap=1.0))
     2.0
     """
-    return overlap * np.minimum(compute, communication)
+    return overlap * smaller(compute, communication)

@@ -9,7 +9,7 @@ import numpy as np
 
 from helix_sim.kernel_time import SHAPES, Gpu, one_piece
 from helix_sim.spec import Calibration, Clock, Hardware, KernelClass
-from helix_sim.units import MEGA, MICRO, Column
+from helix_sim.units import MEGA, MICRO, Column, chosen, larger
 from helix_sim.work import Work
 
 TERMS = ("latency", "math", "hbm", "link")
@@ -27,7 +27,7 @@ class OpTime:
     @property
     def body_s(self) -> Any:
         """Time at full rate: the slowest of arithmetic, memory and link."""
-        return np.maximum(np.maximum(self.math_s, self.hbm_s), self.link_s)
+        return larger(larger(self.math_s, self.hbm_s), self.link_s)
 
     @property
     def seconds(self) -> Any:
@@ -186,11 +186,11 @@ def _collective_time(work: Work, hardware: Hardware, clock: Clock) -> OpTime:
     (latency, link), *others = (
         (
             launches * (form.phases * constants.latency_s + form.network_phases * constants.network_latency_s),
-            np.maximum(form.nvlink_bytes / nvlink, form.network_bytes / network),
+            larger(form.nvlink_bytes / nvlink, form.network_bytes / network),
         )
         for form in work.collective.forms(hardware.domain, hardware.nvlink_switch_reduces.value)
     )
     for other_latency, other_link in others:
         better = other_latency + other_link < latency + link
-        latency, link = np.where(better, other_latency, latency), np.where(better, other_link, link)
+        latency, link = chosen(better, other_latency, latency), chosen(better, other_link, link)
     return OpTime(latency_s=latency, math_s=0.0, hbm_s=0.0, link_s=link)

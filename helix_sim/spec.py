@@ -266,6 +266,20 @@ class Model(Record):
         return self.attention.kv_heads * self.attention.cache_width
 
 
+FOLLOWS = {
+    "attention_weights": "weights",
+    "head_weights": "weights",
+    "attention_math": "math",
+    "projection_math": "math",
+    "output_weights": "attention_weights",
+    "output_math": "projection_math",
+    "head_math": "math",
+    "dispatch": "wire",
+    "router_weights": "activations",
+}
+"""Which format a tensor or an arithmetic has where the file is silent."""
+
+
 class Precision(Record):
     """Number formats of weights, KV cache, arithmetic and wire; the optional ones follow the first four."""
 
@@ -286,20 +300,10 @@ class Precision(Record):
 
     def format_of(self, tensor: str) -> str:
         """The format of a tensor or an arithmetic, following its default where the file is silent."""
-        default = {
-            "attention_weights": self.weights,
-            "head_weights": self.weights,
-            "attention_math": self.math,
-            "projection_math": self.math,
-            "output_weights": self.attention_weights or self.weights,
-            "output_math": self.projection_math or self.math,
-            "head_math": self.math,
-            "dispatch": self.wire,
-            "router_weights": self.activations,
-            "router_math": "bf16",
-        }
-        named: str | None = getattr(self, tensor, None)
-        return named or default[tensor]
+        if tensor == "router_math":
+            return "bf16"
+        named: str | None = None if tensor == "router_weights" else getattr(self, tensor)
+        return named or self.format_of(FOLLOWS[tensor])
 
     def bytes_of(self, tensor: str) -> float:
         """Bytes a value of that tensor takes, block scales included."""

@@ -24,7 +24,7 @@ from helix_sim.roofline import (
     residual_range,
 )
 from helix_sim.spec import LIMIT, Clock, Hardware, Model, Precision, SpecError
-from helix_sim.units import Column, ceil_div, said
+from helix_sim.units import Column, ceil_div, said, smaller
 from helix_sim.work import Work
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def stage_repeats(model: Model, pp: Column) -> dict[str, Any]:
     The largest stage holds layers/PP, its MoE layers first, and is charged with both ends of the model.
     """
     layers = stage_layers(model.layers, pp)
-    moe_layers = np.minimum(model.moe_layers, layers)
+    moe_layers = smaller(model.moe_layers, layers)
     return {"ends": 1, "attention": layers, "dense": layers - moe_layers, "moe": moe_layers}
 
 
@@ -176,7 +176,7 @@ def hidden_times(d: Decode, ops: dict[str, Work], times: dict[str, OpTime], cloc
             hidden[reduced] = ops[reduced].repeats * saved * (1 - apart)
     for shared, routed in BESIDE:
         if shared in ops:
-            saved = np.minimum(times[shared].latency_s, times[routed].seconds) * clock.shared_expert_overlap.value
+            saved = smaller(times[shared].latency_s, times[routed].seconds) * clock.shared_expert_overlap.value
             hidden[shared] = ops[shared].repeats * saved
     return hidden
 
@@ -315,7 +315,7 @@ def evaluate(
     model: Model, hardware: Hardware, clock: Clock, precision: Precision, layout: Layout, context: Column
 ) -> Step:
     """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
-    d = Decode(model=model, precision=precision, layout=layout.as_floats(), context=np.multiply(context, 1.0))
+    d = Decode(model=model, precision=precision, layout=layout.as_floats(), context=context * 1.0)
     ops = layer_ops(d) | host_ops(clock)
     times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
     return Step(

@@ -5,6 +5,7 @@ Inside helix_sim everything is bytes, FLOP and seconds; prefixes are decimal (GB
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from typing import Any
@@ -109,6 +110,36 @@ def ceil_div(a: Column, b: Column) -> Any:
     (3, 1)
     """
     return -(-a // b)
+
+
+def larger(a: Column, b: Column) -> Any:
+    """np.maximum, ten times as fast for two numbers."""
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return a if a > b else b
+    return np.maximum(a, b)
+
+
+def smaller(a: Column, b: Column) -> Any:
+    """np.minimum, ten times as fast for two numbers."""
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return a if a < b else b
+    return np.minimum(a, b)
+
+
+def chosen(first: Any, a: Column, b: Column) -> Any:
+    """np.where, ten times as fast for one condition."""
+    return (a if first else b) if isinstance(first, bool | np.bool_) else np.where(first, a, b)
+
+
+def common_divisor(a: Column, b: Column) -> Any:
+    """The greatest common divisor of whole numbers, whatever their type.
+
+    >>> common_divisor(12.0, 8), common_divisor(np.array([4.0, 6.0]), 4).tolist()
+    (4, [4, 2])
+    """
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return math.gcd(int(a), int(b))
+    return np.gcd(np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64))
 
 
 def broadcast_columns(columns: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
