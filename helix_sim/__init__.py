@@ -4,14 +4,14 @@ An analytical simulator of LLM decoding and an explorer of its layouts: tensor, 
 and KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machines, at contexts of millions of tokens.
 
     >>> import helix_sim as hs
-    >>> model, hardware = hs.load_model("llama-3.1-405b"), hs.load_hardware("gb200-nvl72")
-    >>> step = hs.decode_step(model, hardware, hs.Layout(batch=8, tpa=8, kvp=8, tpf=64), context=1_000_000)
+    >>> model, machine = hs.load_model("llama-3.1-405b"), hs.load_machine("gb200-nvl72")
+    >>> step = hs.decode_step(model, machine, hs.Layout(batch=8, tpa=8, kvp=8, tpf=64), context=1_000_000)
     >>> step.layout.gpus, f"{step.ttl_s * 1e3:.2f} ms"
     (64, '7.39 ms')
 
 Start here:
-    load_model, load_hardware, load_clock, load_sweep    a shipped name, or the path of your own YAML file
-    decode_step(model, hardware, layout, context)        one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
+    load_model, load_machine, load_timing, load_sweep    a shipped name, or the path of your own YAML file
+    decode_step(model, machine, layout, context)        one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
     run_sweep(name_or_sweep)                             a search: .group("helix") is a Frontier; .to_frame()
     frontier(columns)                                    the Pareto frontier of any table of points
     parse_size("1M")                                     1000000
@@ -26,45 +26,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from helix_sim.layout import Layout
-    from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
-    from helix_sim.pareto import Frontier, frontier
-    from helix_sim.spec import Clock, Hardware, Model, Precision, SpecError, Sweep
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.layout import Layout
+    from helix_sim.core.units import parse_size
+    from helix_sim.search.pareto import Frontier, frontier
+    from helix_sim.search.sweep import SweepResult, run_sweep
+    from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
+    from helix_sim.specs.machine import Machine
+    from helix_sim.specs.model import Model
+    from helix_sim.specs.precision import Precision
+    from helix_sim.specs.sweep import Sweep
+    from helix_sim.specs.timing import Timing
     from helix_sim.step import LayoutError, Step, decode_step
-    from helix_sim.sweep import SweepResult, run_sweep
-    from helix_sim.units import parse_size
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "pareto": ("Frontier", "frontier"),
-    "layout": ("Layout",),
-    "load": ("load_clock", "load_hardware", "load_model", "load_sweep"),
-    "spec": ("Clock", "Hardware", "Model", "Precision", "SpecError", "Sweep"),
+    "core.errors": ("SpecError",),
+    "core.layout": ("Layout",),
+    "core.units": ("parse_size",),
+    "search.pareto": ("Frontier", "frontier"),
+    "search.sweep": ("SweepResult", "run_sweep"),
+    "specs.load": ("load_machine", "load_model", "load_sweep", "load_timing"),
+    "specs.machine": ("Machine",),
+    "specs.model": ("Model",),
+    "specs.precision": ("Precision",),
+    "specs.sweep": ("Sweep",),
+    "specs.timing": ("Timing",),
     "step": ("LayoutError", "Step", "decode_step"),
-    "sweep": ("SweepResult", "run_sweep"),
-    "units": ("parse_size",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Clock",
     "Frontier",
-    "Hardware",
     "Layout",
     "LayoutError",
+    "Machine",
     "Model",
     "Precision",
     "SpecError",
     "Step",
     "Sweep",
     "SweepResult",
+    "Timing",
     "decode_step",
     "frontier",
-    "load_clock",
-    "load_hardware",
+    "load_machine",
     "load_model",
     "load_sweep",
+    "load_timing",
     "parse_size",
     "run_sweep",
 ]

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim.attention import KV_BLOCK_TOKENS
-from helix_sim.layout import Layout
-from helix_sim.memory import Memory
-from helix_sim.spec import Hardware, Model
-from helix_sim.units import GIGA, Column
+from helix_sim.core.layout import Layout
+from helix_sim.core.numeric import Column
+from helix_sim.core.units import GIGA
+from helix_sim.ops.attention import KV_BLOCK_TOKENS
+from helix_sim.ops.memory import Memory
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
 
 
 class Reason(IntFlag):
@@ -29,7 +31,7 @@ class Reason(IntFlag):
     OUT_OF_MEMORY = auto()
 
 
-def shape_reasons(model: Model, hardware: Hardware, x: Layout, context: Column) -> Any:
+def shape_reasons(model: Model, machine: Machine, x: Layout, context: Column) -> Any:
     """Reasons that need no memory count: widths against the model and the machine. One flag, or a column of them."""
     a, moe = model.attention, model.experts
     experts = moe.routed if moe else 1
@@ -38,7 +40,7 @@ def shape_reasons(model: Model, hardware: Hardware, x: Layout, context: Column) 
     one_shard = x.ffn_group == x.dp * x.tpa
     checks = {
         Reason.FFN_GRID: ~np.logical_or(full_grid, one_shard),
-        Reason.TOO_MANY_GPUS: np.asarray(x.gpus > hardware.gpus.value),
+        Reason.TOO_MANY_GPUS: np.asarray(x.gpus > machine.gpus.value),
         Reason.MORE_RANKS_THAN_HEADS: np.asarray(np.maximum(x.tpa, x.ffn_group // x.dp) > a.q_heads),
         Reason.EP_WITHOUT_EXPERTS: np.asarray(x.ep > experts),
         Reason.FFN_TOO_NARROW: np.asarray(x.tpf > width),
@@ -53,13 +55,13 @@ def shape_reasons(model: Model, hardware: Hardware, x: Layout, context: Column) 
     return flags
 
 
-def memory_reason(memory: Memory, hardware: Hardware) -> Any:
+def memory_reason(memory: Memory, machine: Machine) -> Any:
     """OUT_OF_MEMORY where the fullest GPU holds more than it has."""
-    return np.asarray(memory.resident_bytes > hardware.memory_bytes) * int(Reason.OUT_OF_MEMORY)
+    return np.asarray(memory.resident_bytes > machine.memory_bytes) * int(Reason.OUT_OF_MEMORY)
 
 
 def sentences(
-    flags: int, model: Model, hardware: Hardware, x: Layout, context: int, memory: Memory | None = None
+    flags: int, model: Model, machine: Machine, x: Layout, context: int, memory: Memory | None = None
 ) -> list[str]:
     """Each reason of one layout as a sentence with its numbers and the way out."""
     a, moe = model.attention, model.experts
@@ -68,7 +70,7 @@ def sentences(
     texts = {
         Reason.FFN_GRID: f"tpf·ep = {x.ffn_group} spans neither all {x.dp * x.attention_group} GPUs of a stage "
         f"(dp·tpa·kvp) nor the {x.dp * x.tpa} of one KV shard (dp·tpa); set --tpf and --ep so that it does",
-        Reason.TOO_MANY_GPUS: f"the layout needs {x.gpus} GPUs, and {hardware.name} has {hardware.gpus.value}",
+        Reason.TOO_MANY_GPUS: f"the layout needs {x.gpus} GPUs, and {machine.name} has {machine.gpus.value}",
         Reason.MORE_RANKS_THAN_HEADS: f"{max(x.tpa, group)} ranks share {a.q_heads} query heads, so some would have "
         f"none; lower tpa, or tpf·ep/dp, to {a.q_heads} at most",
         Reason.EP_WITHOUT_EXPERTS: f"ep = {x.ep} is more than the {moe.routed} routed experts of {model.name}"
@@ -80,7 +82,7 @@ def sentences(
         f"{context}; lower kvp",
         Reason.MORE_CHUNKS_THAN_BATCH: f"chunks = {x.chunks} is more than the batch of {x.batch}",
         Reason.NOTHING_TO_OVERLAP: f"chunks = {x.chunks} has nothing to overlap: kvp is 1, so there is no exchange",
-        Reason.OUT_OF_MEMORY: f"it needs {resident:.1f} GB on the fullest GPU, and {hardware.name} has "
-        f"{hardware.memory_bytes / GIGA:.1f} GB after its reserve",
+        Reason.OUT_OF_MEMORY: f"it needs {resident:.1f} GB on the fullest GPU, and {machine.name} has "
+        f"{machine.memory_bytes / GIGA:.1f} GB after its reserve",
     }
     return [texts[reason] for reason in Reason if flags & reason]

@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from helix_sim import attention, feasibility, ffn
-from helix_sim.attention import Decode, matmul
-from helix_sim.collectives import direct
-from helix_sim.layout import Layout
-from helix_sim.memory import Memory, memory_of, stage_layers
-from helix_sim.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.roofline import (
+from helix_sim import feasibility
+from helix_sim.core.collectives import direct
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
+from helix_sim.core.numeric import Column, ceil_div, smaller
+from helix_sim.core.text import said
+from helix_sim.core.work import Work
+from helix_sim.ops import attention, ffn
+from helix_sim.ops.attention import Decode, matmul
+from helix_sim.ops.memory import Memory, memory_of, stage_layers
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
+from helix_sim.specs.precision import Precision
+from helix_sim.specs.timing import Timing
+from helix_sim.specs.values import LIMIT
+from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
+from helix_sim.timing.roofline import (
     HOST,
     OpTime,
     beyond_measured,
@@ -23,9 +33,6 @@ from helix_sim.roofline import (
     op_time,
     residual_range,
 )
-from helix_sim.spec import LIMIT, Clock, Hardware, Model, Precision, SpecError
-from helix_sim.units import Column, ceil_div, said, smaller
-from helix_sim.work import Work
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +169,7 @@ BESIDE = (("shared_up", "routed_up"), ("shared_down", "routed_down"))
 """(op of the shared experts, op of the routed ones that it runs beside): they share HBM, but not their latencies."""
 
 
-def hidden_times(d: Decode, ops: dict[str, Work], times: dict[str, OpTime], clock: Clock) -> dict[str, Any]:
+def hidden_times(d: Decode, ops: dict[str, Work], times: dict[str, OpTime], timing: Timing) -> dict[str, Any]:
     """Seconds per step that overlap hides among these ops, under the name of the op whose time disappears."""
     hidden: dict[str, Any] = {}
     if "exchange" in ops:
@@ -171,12 +178,12 @@ def hidden_times(d: Decode, ops: dict[str, Work], times: dict[str, OpTime], cloc
         hidden["exchange"] = ops["exchange"].repeats * hop_b
     for product, reduced, between in STREAMED:
         if product in ops:
-            saved = hidden_by_streaming(times[product].body_s, times[reduced].body_s, clock.all_reduce_overlap.value)
+            saved = hidden_by_streaming(times[product].body_s, times[reduced].body_s, timing.all_reduce_overlap.value)
             apart = ops[between].collective.calls if between else 0  # type: ignore[union-attr]
             hidden[reduced] = ops[reduced].repeats * saved * (1 - apart)
     for shared, routed in BESIDE:
         if shared in ops:
-            saved = smaller(times[shared].latency_s, times[routed].seconds) * clock.shared_expert_overlap.value
+            saved = smaller(times[shared].latency_s, times[routed].seconds) * timing.shared_expert_overlap.value
             hidden[shared] = ops[shared].repeats * saved
     return hidden
 
@@ -190,8 +197,8 @@ class Step:
     """
 
     model: Model
-    hardware: Hardware
-    clock: Clock
+    machine: Machine
+    timing: Timing
     precision: Precision
     layout: Layout
     context: Column
@@ -215,8 +222,8 @@ class Step:
         squares, T being what a class, and then all classes, add to the TTL.
         """
         by_class = self.seconds_by_class
-        parts = [(seconds, residual_range(name, self.clock)) for name, seconds in by_class.items()]
-        parts.append((sum(by_class.values()), composition_range(self.clock)))
+        parts = [(seconds, residual_range(name, self.timing)) for name, seconds in by_class.items()]
+        parts.append((sum(by_class.values()), composition_range(self.timing)))
         below, above = interval_deviations(parts)
         return self.ttl_s - below, self.ttl_s + above
 
@@ -225,7 +232,7 @@ class Step:
         """Seconds that each measured class adds to the TTL, less what overlap hides."""
         by_class: dict[str, Any] = {}
         for name, work in self.ops.items():
-            if names := measured_classes(work, self.clock):
+            if names := measured_classes(work, self.timing):
                 exposed = work.repeats * self.times[name].seconds - self.hidden_s.get(name, 0.0)
                 key = names[0].partition("/")[0]
                 by_class[key] = by_class.get(key, 0.0) + self.layout.pp * exposed
@@ -234,10 +241,10 @@ class Step:
     @property
     def extrapolated(self) -> dict[str, Any]:
         """Whether each op that runs is larger than anything its class was measured at."""
-        calibration = self.clock.calibration
+        calibration = self.timing.calibration
         found: dict[str, Any] = {}
         for name, work in self.ops.items() if calibration else ():
-            for measured in measured_classes(work, self.clock)[:1]:
+            for measured in measured_classes(work, self.timing)[:1]:
                 beyond = beyond_measured(work, calibration.classes[measured])  # type: ignore[union-attr]
                 found[name] = beyond & (np.asarray(work.repeats * self.times[name].seconds) > 0)
         return found
@@ -301,40 +308,40 @@ def op_rows(step: Step) -> list[dict[str, Any]]:
     return rows
 
 
-def host_ops(clock: Clock) -> dict[str, Work]:
+def host_ops(timing: Timing) -> dict[str, Work]:
     """What a step takes outside of its kernels, where a calibration says so."""
-    return {"host": Work(op_class=HOST)} if clock.calibration else {}
+    return {"host": Work(op_class=HOST)} if timing.calibration else {}
 
 
-def host_seconds(hardware: Hardware, clock: Clock) -> Any:
+def host_seconds(machine: Machine, timing: Timing) -> Any:
     """Seconds of it, once a step and stage."""
-    return sum(op_time(work, hardware, clock).seconds for work in host_ops(clock).values())
+    return sum(op_time(work, machine, timing).seconds for work in host_ops(timing).values())
 
 
 def evaluate(
-    model: Model, hardware: Hardware, clock: Clock, precision: Precision, layout: Layout, context: Column
+    model: Model, machine: Machine, timing: Timing, precision: Precision, layout: Layout, context: Column
 ) -> Step:
     """The step of a layout (or of columns of layouts) that is known to be well formed; memory is not checked."""
     d = Decode(model=model, precision=precision, layout=layout.as_floats(), context=context * 1.0)
-    ops = layer_ops(d) | host_ops(clock)
-    times = {name: op_time(work, hardware, clock) for name, work in ops.items()}
+    ops = layer_ops(d) | host_ops(timing)
+    times = {name: op_time(work, machine, timing) for name, work in ops.items()}
     return Step(
         model=model,
-        hardware=hardware,
-        clock=clock,
+        machine=machine,
+        timing=timing,
         precision=precision,
         layout=layout,
         context=context,
         ops=ops,
         times=times,
-        hidden_s=hidden_times(d, ops, times, clock),
+        hidden_s=hidden_times(d, ops, times, timing),
         memory=memory_of(d, ops),
     )
 
 
-def default_precision(hardware: Hardware) -> Precision:
+def default_precision(machine: Machine) -> Precision:
     """The narrowest arithmetic of the machine for weights, KV cache and products; BF16 on the wire."""
-    narrow = hardware.math_formats[0]
+    narrow = machine.math_formats[0]
     return Precision.model_validate({"weights": narrow, "kv": narrow, "math": narrow})
 
 
@@ -344,22 +351,22 @@ class LayoutError(SpecError):
 
 def decode_step(
     model: Model,
-    hardware: Hardware,
+    machine: Machine,
     layout: Layout,
     context: int,
     *,
     precision: Precision | None = None,
-    clock: Clock | None = None,
+    timing: Timing | None = None,
 ) -> Step:
     """One decode step of one layout; raises LayoutError with every reason where it cannot run.
 
-    context: tokens in each request's KV cache. precision: the machine's narrowest formats unless given. clock: the
-    `paper` clock unless given.
+    context: tokens in each request's KV cache. precision: the machine's narrowest formats unless given. timing: the
+    `paper` timing unless given.
     """
-    if clock is None:
-        from helix_sim.load import load_clock
+    if timing is None:
+        from helix_sim.specs.load import load_timing
 
-        clock = load_clock("paper")
+        timing = load_timing("paper")
     problems = [
         f"{name} is {said(value)}; it must be a whole number from 1 to 10^12"
         for name, value in {**layout.columns(), "context": context}.items()
@@ -367,11 +374,11 @@ def decode_step(
     ]
     if problems:
         raise LayoutError(problems)
-    flags = int(feasibility.shape_reasons(model, hardware, layout, context))
+    flags = int(feasibility.shape_reasons(model, machine, layout, context))
     if flags:
-        raise LayoutError(feasibility.sentences(flags, model, hardware, layout, context))
-    step = evaluate(model, hardware, clock, precision or default_precision(hardware), layout, context)
-    flags = int(feasibility.memory_reason(step.memory, hardware))
+        raise LayoutError(feasibility.sentences(flags, model, machine, layout, context))
+    step = evaluate(model, machine, timing, precision or default_precision(machine), layout, context)
+    flags = int(feasibility.memory_reason(step.memory, machine))
     if flags:
-        raise LayoutError(feasibility.sentences(flags, model, hardware, layout, context, step.memory))
+        raise LayoutError(feasibility.sentences(flags, model, machine, layout, context, step.memory))
     return step

@@ -71,15 +71,15 @@ estimate(8)
 HELIX_SIM = (
     COMMON
     + """
-from helix_sim.layout import Layout
-from helix_sim.load import load_sweep, parse
-from helix_sim.plan import plan
-from helix_sim.spec import Sweep
+from helix_sim.core.layout import Layout
+from helix_sim.specs.load import load_sweep, parse
+from helix_sim.search.plan import plan
+from helix_sim.specs.values import Sweep
 from helix_sim.step import decode_step
-from helix_sim.sweep import run_plan
+from helix_sim.search.sweep import run_plan
 planned = plan(parse(Sweep, load_sweep(SWEEP).model_dump(by_alias=True) | CHANGED, "benchmark"))
-def one(batch): return decode_step(planned.model, planned.hardware, Layout(batch=batch, **LAYOUT),
-                                   planned.sweep.contexts[0], clock=planned.clock, precision=planned.sweep.precision)
+def one(batch): return decode_step(planned.model, planned.machine, Layout(batch=batch, **LAYOUT),
+                                   planned.sweep.contexts[0], timing=planned.timing, precision=planned.sweep.precision)
 found = run_plan(planned)
 dropped = sum(sum(reasons.values()) for reasons in found.dropped.values())
 def sweeps(layouts):
@@ -93,7 +93,7 @@ SUBJECTS = {
     "Llama-3.1-70B, H100, 8,000 tokens": {
         "ours": """
 SWEEP, LAYOUT = "paper-llama-3.1-405b", dict(tpa=8, tpf=8)
-CHANGED = {"model": "llama-3.1-70b", "hardware": "h100-hgx", "contexts": [8000],
+CHANGED = {"model": "llama-3.1-70b", "machine": "h100-hgx", "contexts": [8000],
            "precision": {"weights": "bf16", "kv": "bf16", "math": "bf16"}}
 """,
         "aiconfigurator": """

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every file that the tool reads: `python tests/fuzz.py KIND [atheris options]`.
 
-KIND, as bytes: model, hardware, clock, sweep, check (a spec of any kind), config (Hugging Face's), answer (of explain
+KIND, as bytes: model, machine, timing, sweep, check (a spec of any kind), config (Hugging Face's), answer (of explain
 or recommend), baseline, measurements. Or hostile values in the places of files that are right, past YAML, JSON and CSV:
 values (specs), config-values, answer-values, baseline-values, measurements-values. Needs `pip install atheris`. What
 gets anything but a record or sentences is a crash, which atheris keeps as crash-*; move it to tests/crashes.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SPECS = ("model", "hardware", "clock", "sweep", "check")
+SPECS = ("model", "machine", "timing", "sweep", "check")
 FILES = ("config", "answer", "baseline", "measurements")
 KINDS = (*SPECS, *FILES, "values", *(f"{kind}-values" for kind in FILES))
 HOSTILE = [
@@ -67,8 +67,8 @@ def sentences(problems):
 
 def read(kind, raw):
     """What the tool does with a file of a kind that holds these bytes, short of running it."""
-    from helix_sim.load import KINDS, check_content, parse, parse_yaml
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.specs.load import KINDS, check_content, parse, parse_yaml
 
     try:
         content = parse_yaml(raw, "file")
@@ -105,8 +105,8 @@ def edited(data, content):
 
 def read_values(data, contents):
     """The reader's checks on an edited file."""
-    from helix_sim.load import KINDS, parse
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.specs.load import KINDS, parse
 
     kind, content = contents[data[0] % len(contents)] if data else contents[0]
     try:
@@ -120,8 +120,8 @@ def read_values(data, contents):
 
 def read_file(kind, raw):
     """What the tool does with a config, an answer, a baseline or measurements that hold these bytes."""
-    from helix_sim.load import decoded, parse_json
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.specs.load import decoded, parse_json
 
     try:
         return use(kind, parse_json(raw, "file") if kind in ("config", "answer") else decoded(raw, "file"))
@@ -131,11 +131,11 @@ def read_file(kind, raw):
 
 def use(kind, content):
     """The reader's work past JSON, or past the decoding of a CSV file."""
-    from helix_sim.import_hf import import_config
+    from helix_sim.core.errors import SpecError
+    from helix_sim.gate import baseline
     from helix_sim.kernels.measurements import parse_csv
-    from helix_sim.pick import FORMATS, Options, _step, chosen
-    from helix_sim.spec import SpecError
-    from helix_sim.studies import baseline
+    from helix_sim.search.layout_source import FORMATS, Options, _step, chosen
+    from helix_sim.specs.import_hf import import_config
 
     unsaid = Options(widths={}, formats=dict.fromkeys(FORMATS))
     try:
@@ -174,11 +174,11 @@ def right_files():
     """Contents that are right, by kind: JSON as data, CSV as its comments and a table."""
     import helix_sim as hs
     from helix_sim.cli.steps import step_record
-    from helix_sim.load import data_folder
+    from helix_sim.specs.load import data_folder
 
     folder = data_folder("sweeps") / "baselines"
     texts = [path.read_text() for path in folder.glob("*.csv")]
-    model, machine = hs.load_model("llama-3.1-8b"), hs.load_hardware("gb200-nvl72")
+    model, machine = hs.load_model("llama-3.1-8b"), hs.load_machine("gb200-nvl72")
     answer = step_record(hs.decode_step(model, machine, hs.Layout(tpa=2, tpf=2), 8192))
     answer = json.loads(json.dumps(answer)) | {"model": "llama-3.1-8b"}
     return {
@@ -238,7 +238,7 @@ attention-gqa,bf16,bf16,8,4096,64,8,128,128,8,1.3e8,2.1e9,5e-5,4.9e-5,5.2e-5,30
 
 def seeds():
     """Shipped files, the broken ones of the tests, and earlier crashes, by kind."""
-    from helix_sim.load import FOLDERS, data_folder
+    from helix_sim.specs.load import FOLDERS, data_folder
 
     here = Path(__file__).parent
     found = {kind: list(data_folder(folder).glob("*.yaml")) for kind, folder in FOLDERS.items()}
@@ -259,10 +259,6 @@ def main():
     with atheris.instrument_imports(include=["helix_sim", "yaml", "json"]):
         import yaml
 
-        import helix_sim.import_hf
-        import helix_sim.kernels.measurements
-        import helix_sim.pick
-        import helix_sim.studies.baseline  # noqa: F401
     kind = sys.argv.pop(1)
     files = seeds()
     contents = [
@@ -291,7 +287,7 @@ def main():
 
 def dictionary():
     """Keys of every record and scraps of YAML that matter."""
-    from helix_sim import spec
+    from helix_sim.specs import values as spec
 
     records = [value for value in vars(spec).values() if isinstance(value, type) and issubclass(value, spec.Record)]
     keys = {name for record in records for name in record.model_fields}

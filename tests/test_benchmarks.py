@@ -1,16 +1,16 @@
 """How long the main jobs take: `pytest tests/test_benchmarks.py --benchmark-enable`. Nothing asserts a time."""
 
-from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, load_model, load_sweep
-from helix_sim.plan import plan
+from helix_sim.core.layout import Layout
+from helix_sim.search.plan import plan
+from helix_sim.search.sweep import run_plan
+from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
 from helix_sim.step import decode_step
-from helix_sim.sweep import run_plan
 
 
 def test_explain_of_one_layout(benchmark):
-    model, hardware, clock = load_model("deepseek-r1"), load_hardware("gb200-nvl72"), load_clock("paper")
+    model, machine, timing = load_model("deepseek-r1"), load_machine("gb200-nvl72"), load_timing("paper")
     layout = Layout(batch=8, kvp=64, tpf=2, ep=32)
-    step = benchmark(decode_step, model, hardware, layout, 1_000_000, clock=clock)
+    step = benchmark(decode_step, model, machine, layout, 1_000_000, timing=timing)
     assert step.layout.gpus == 64
 
 

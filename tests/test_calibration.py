@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import yaml
 
-from helix_sim import silicon
-from helix_sim.calibration import classes, fit
-from helix_sim.calibration.clock import as_served, calibrate
-from helix_sim.calibration.composition import LENDERS, composition
-from helix_sim.kernel_time import SHAPES
-from helix_sim.load import check_file, data_folder, load_clock, load_hardware, parse, read_yaml, shipped
-from helix_sim.spec import Clock, SpecError
-from helix_sim.work import Work
+from helix_sim.core.errors import SpecError
+from helix_sim.core.work import Work
+from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon import fit
+from helix_sim.silicon import measured_kernels as classes
+from helix_sim.silicon.calibrate import as_served, calibrate
+from helix_sim.silicon.composition import LENDERS, composition
+from helix_sim.specs.load import check_file, data_folder, load_machine, load_timing, parse, read_yaml, shipped
+from helix_sim.specs.timing import Timing
+from helix_sim.timing.kernel_shapes import SHAPES
 
 try:
     installed = metadata.version(silicon.DISTRIBUTION)
@@ -25,10 +27,10 @@ measured = pytest.mark.skipif(
     reason=f"needs {silicon.DISTRIBUTION} {silicon.VERSION} (pip install 'helix-sim[silicon]'), found {installed}",
 )
 
-FOLDER = data_folder("hardware_profiles/calibrations")
+FOLDER = data_folder("hardware_profiles/measured_timings")
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-GPU = fit.bare_gpu(load_hardware("gb200-nvl72"), "gb200")
-RATE = load_hardware("gb200-nvl72").flops_per_s
+GPU = fit.bare_gpu(load_machine("gb200-nvl72"), "gb200")
+RATE = load_machine("gb200-nvl72").flops_per_s
 
 
 def test_every_system_has_a_calibration_of_every_framework():
@@ -37,11 +39,11 @@ def test_every_system_has_a_calibration_of_every_framework():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_calibration_loads_by_name_and_says_where_its_numbers_come_from(name):
-    clock = load_clock(name)
-    assert name in shipped("clock")
-    assert check_file(FOLDER / f"{name}.yaml") == clock
-    assert f"{clock.calibration.system}-{clock.calibration.framework}" == name == clock.name
-    for label, each in clock.calibration.classes.items():
+    timing = load_timing(name)
+    assert name in shipped("timing")
+    assert check_file(FOLDER / f"{name}.yaml") == timing
+    assert f"{timing.calibration.system}-{timing.calibration.framework}" == name == timing.name
+    for label, each in timing.calibration.classes.items():
         assert f"{silicon.DISTRIBUTION} {silicon.VERSION}" in each.source, label
         assert "rows fitted" in each.source
         assert each.residuals.count > 0
@@ -50,15 +52,15 @@ def test_a_shipped_calibration_loads_by_name_and_says_where_its_numbers_come_fro
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_share_of_a_datasheet_rate_is_above_one(name):
-    for each in load_clock(name).calibration.classes.values():
+    for each in load_timing(name).calibration.classes.values():
         for parameter, value in each.values.items():
             if parameter.endswith("_share") and not parameter.startswith(("l2", "load", "reread")):
                 assert 0 < value <= 1
 
 
-def test_a_clock_survives_being_written_and_read():
-    clock = load_clock("gb200-trtllm")
-    assert parse(Clock, yaml.safe_load(fit.yaml_text(clock)), "again") == clock
+def test_a_timing_survives_being_written_and_read():
+    timing = load_timing("gb200-trtllm")
+    assert parse(Timing, yaml.safe_load(fit.yaml_text(timing)), "again") == timing
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_a_wrong_class_is_a_sentence_with_its_place(change, sentence):
     content = read_yaml(FOLDER / "gb200-trtllm.yaml")
     change(content["calibration"]["classes"]["gemm-bf16"])
     with pytest.raises(SpecError, match=r"gemm-bf16") as error:
-        parse(Clock, content, "mine.yaml")
+        parse(Timing, content, "mine.yaml")
     assert sentence in str(error.value)
 
 
@@ -118,7 +120,7 @@ def test_a_fit_recovers_what_binds_in_attention():
         heads=heads,
         tokens=context,
     )
-    truth = load_clock("gb200-trtllm").calibration.classes["attention-mla-fp8"].values
+    truth = load_timing("gb200-trtllm").calibration.classes["attention-mla-fp8"].values
     truth |= {"math_share": 0.6}
     found = fit.fit(synthetic("latent-attention", (work,), truth), GPU, RATE).record
     assert found.residuals.median_error < 0.03
@@ -192,7 +194,7 @@ def test_a_version_that_is_none_is_a_sentence():
 @measured
 @pytest.mark.parametrize("section", [classes.elementwise_classes, classes.all_reduce_classes])
 def test_a_refit_gives_the_shipped_parameters(section):
-    classes = load_clock("gb200-trtllm").calibration.classes
+    classes = load_timing("gb200-trtllm").calibration.classes
     for each in section("gb200", "trtllm"):
         found = fit.fit(each, GPU, RATE).record
         for name, value in found.values.items():
@@ -209,7 +211,7 @@ def test_every_system_and_framework_has_measurements_of_every_group():
 
 @measured
 def test_no_balanced_row_that_is_fitted_reads_faster_than_hbm():
-    rate = load_hardware("gb200-nvl72").hbm_bytes_per_s
+    rate = load_machine("gb200-nvl72").hbm_bytes_per_s
     for each in classes.grouped_classes("gb200", "trtllm"):
         moved = sum(work.weight_bytes for work in each.works) / each.seconds
         assert np.mean(moved > rate) < 0.002, each.name  # a skewed row times one draw of its loads
@@ -228,24 +230,24 @@ def test_what_is_lent_says_so():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_clock_says_how_well_its_kernels_add_up(name):
+def test_every_shipped_timing_says_how_well_its_kernels_add_up(name):
     system, framework = name.split("-")
-    sums = load_clock(name).calibration.composition
+    sums = load_timing(name).calibration.composition
     assert sums.residuals.low < 0 < sums.residuals.high
     assert ("borrowed" in sums.source) == ((framework, system) in LENDERS)
 
 
 @measured
 def test_summing_is_judged_by_modules_that_no_fit_has_seen():
-    clock = load_clock("gb200-trtllm")
-    assert composition(clock) == clock.calibration.composition
-    assert clock.calibration.composition.residuals.count > 5000
-    assert not any("module" in each.source for each in clock.calibration.classes.values())
+    timing = load_timing("gb200-trtllm")
+    assert composition(timing) == timing.calibration.composition
+    assert timing.calibration.composition.residuals.count > 5000
+    assert not any("module" in each.source for each in timing.calibration.classes.values())
 
 
 @measured
-def test_a_clock_as_served_differs_only_where_older_tables_are():
-    shipped = load_clock("b200-trtllm")
+def test_a_timing_as_served_differs_only_where_older_tables_are():
+    shipped = load_timing("b200-trtllm")
     assert as_served("b200-trtllm", "1.3.0rc20") is shipped
     then = as_served("b200-trtllm", "1.2.0rc6").calibration.classes
     today = shipped.calibration.classes
@@ -255,4 +257,4 @@ def test_a_clock_as_served_differs_only_where_older_tables_are():
 
 def test_every_class_of_a_calibration_has_a_shape():
     for name in SHIPPED:
-        assert {each.shape for each in load_clock(name).calibration.classes.values()} <= set(SHAPES)
+        assert {each.shape for each in load_timing(name).calibration.classes.values()} <= set(SHAPES)

@@ -19,7 +19,7 @@ def helix_sim(*arguments, cwd=None):
 def test_help_lists_the_verbs():
     shown = helix_sim("--help")
     assert shown.returncode == 0
-    for verb in ("explain", "sweep", "reproduce", "models", "hardware", "check"):
+    for verb in ("explain", "sweep", "reproduce", "models", "machine", "check"):
         assert verb in shown.stdout
 
 
@@ -75,7 +75,7 @@ def test_explain_json_sums_to_its_ttl():
         (["explain", "deepseek-r1", "gb200-nvl72", "--ep", 0], "ep is 0"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--ep", -3], "ep is -3"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--weights", "fp5"], "--weights: fp5 is not one of"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--clock", "papier"], "did you mean paper?"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--timing", "papier"], "did you mean paper?"),
         (["explain", "llama-3.1-8b", "h200-hgx", "--math", "fp4"], "has no fp4 arithmetic"),
         (["explain", "nowhere/model.yaml", "gb200-nvl72"], "there is no such file"),
         (["sweep", "paper-deepseek", "--out", "x"], "did you mean paper-deepseek-r1?"),
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 def test_check_says_what_is_right_and_what_is_not(tmp_path):
     good = helix_sim("models", "--json")
     assert {row["name"] for row in json.loads(good.stdout)} >= {"deepseek-r1", "llama-3.1-405b"}
-    (tmp_path / "bad.yaml").write_text("kind: hardware\nname: mine\n")
+    (tmp_path / "bad.yaml").write_text("kind: machine\nname: mine\n")
     shown = helix_sim("check", "bad.yaml", cwd=tmp_path)
     assert shown.returncode == 2
     assert "hbm_bandwidth_GBps: missing" in shown.stderr
@@ -115,8 +115,8 @@ kind: sweep
 name: small
 description: a few hundred layouts
 model: llama-3.1-8b
-hardware: gb200-nvl72
-clock: paper
+machine: gb200-nvl72
+timing: paper
 precision: {weights: fp4, kv: fp4, math: fp4}
 contexts: [128K, 1M]
 gpus: {from: 1, to: 8}

@@ -17,21 +17,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helix_sim import executors, journal
-from helix_sim.journal import Exit, Journal, Outcome, told
-from helix_sim.load import load_sweep, parse, parse_yaml
-from helix_sim.plan import blocks, plan
-from helix_sim.spec import SpecError, Stopped, Sweep
-from helix_sim.studies.explore import explore
-from helix_sim.sweep import evaluate_block
+from helix_sim.core.errors import SpecError, Stopped
+from helix_sim.output.sweep_folder import explore
+from helix_sim.search import executors, journal
+from helix_sim.search.journal import Exit, Journal, Outcome, told
+from helix_sim.search.plan import blocks, plan
+from helix_sim.search.sweep import evaluate_block
+from helix_sim.specs.load import load_sweep, parse, parse_yaml
+from helix_sim.specs.sweep import Sweep
 
 SMALL = b"""
 kind: sweep
 name: small
 description: some ten thousand layouts
 model: llama-3.1-8b
-hardware: gb200-nvl72
-clock: paper
+machine: gb200-nvl72
+timing: paper
 precision: {weights: fp4, kv: fp4, math: fp4}
 contexts: [128K, 300K, 1M]
 gpus: {from: 1, to: 8}
@@ -231,7 +232,7 @@ def test_ctrl_c_is_one_sentence_and_loses_nothing(whole, tmp_path):
 
 @pytest.mark.parametrize("moment", range(0, 60, 3))
 def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tmp_path):
-    from helix_sim import tables
+    from helix_sim.core import files as tables
 
     real, calls = tables.tempfile.mkstemp, []
 
@@ -241,11 +242,11 @@ def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tm
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(**options)
 
-    monkeypatch.setattr("helix_sim.tables.tempfile.mkstemp", full)
+    monkeypatch.setattr("helix_sim.core.files.tempfile.mkstemp", full)
     with pytest.raises(Stopped, match="the disk is full; what is done is kept") as caught:
         explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK)
     assert caught.value.code == Exit.DISK_FULL
-    monkeypatch.setattr("helix_sim.tables.tempfile.mkstemp", real)
+    monkeypatch.setattr("helix_sim.core.files.tempfile.mkstemp", real)
     explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, resume=True)
     assert contents(tmp_path / "out") == whole
 
@@ -278,9 +279,9 @@ def test_a_folder_of_another_sweep_is_left_alone(resume, tmp_path):
     assert code == Exit.OTHER_SWEEP
     assert "its sweep differs" in sentence
     interrupted(tmp_path / "unfinished")
-    code, sentence = stopped(tmp_path / "unfinished", small(clock="ideal"), resume=resume)
+    code, sentence = stopped(tmp_path / "unfinished", small(timing="ideal"), resume=resume)
     assert code == Exit.OTHER_SWEEP
-    assert "its sweep and clock differs" in sentence
+    assert "its sweep and timing differs" in sentence
 
 
 def test_a_sweep_is_resumed_only_by_the_code_that_began_it(monkeypatch, tmp_path):
@@ -396,8 +397,8 @@ def test_progress_for_programs_is_a_json_line_a_block(tmp_path):
 def test_memory_is_flat_in_the_number_of_layouts():
     code = """
 import sys
-from helix_sim.load import load_sweep
-from helix_sim.sweep import run_sweep
+from helix_sim.specs.load import load_sweep
+from helix_sim.search.sweep import run_sweep
 spec = load_sweep("paper-deepseek-r1").model_copy(update={"contexts": [50_000 * i for i in range(1, int(sys.argv[1]))]})
 layouts = run_sweep(spec).layouts
 status = open("/proc/self/status").read()  # ru_maxrss would count what the parent held before this program was started

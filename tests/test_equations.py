@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from helix_sim import attention, ffn
-from helix_sim.attention import Decode
-from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, load_model
-from helix_sim.overlap import hidden_by_pipelining, pipelined
-from helix_sim.spec import Experts, Precision
+from helix_sim.core.layout import Layout
+from helix_sim.ops import attention, ffn
+from helix_sim.ops.attention import Decode
+from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.model import Experts
+from helix_sim.specs.precision import Precision
 from helix_sim.step import LayoutError, decode_step, evaluate, layer_ops
+from helix_sim.timing.overlap import hidden_by_pipelining, pipelined
 
 FP4 = Precision(weights="fp4", kv="fp4", math="fp4")
-GB200 = load_hardware("gb200-nvl72")
-PAPER = load_clock("paper")
-IDEAL = load_clock("ideal")
+GB200 = load_machine("gb200-nvl72")
+PAPER = load_timing("paper")
+IDEAL = load_timing("ideal")
 R1 = load_model("deepseek-r1")
 LLAMA = load_model("llama-3.1-405b")
 MILLION = 1_000_000
@@ -27,8 +28,8 @@ def decode(model, context=MILLION, precision=FP4, **sizes):
     return Decode(model=model, precision=precision, layout=Layout(**sizes), context=context)
 
 
-def step(model, context=MILLION, clock=PAPER, precision=FP4, hardware=GB200, **sizes):
-    return decode_step(model, hardware, Layout(**sizes), context, precision=precision, clock=clock)
+def step(model, context=MILLION, timing=PAPER, precision=FP4, machine=GB200, **sizes):
+    return decode_step(model, machine, Layout(**sizes), context, precision=precision, timing=timing)
 
 
 # --- Hand numbers ----------------------------------------------------------------------------------------------------
@@ -166,7 +167,9 @@ SHARDED = [
 
 @pytest.mark.parametrize(("model", "sizes", "gpus"), SHARDED)
 def test_weights_on_one_gpu_are_those_of_the_unsharded_model(model, sizes, gpus):
-    weights = step(model, clock=IDEAL, precision=Precision(weights="fp8", kv="fp4", math="fp4"), **sizes).memory.weights
+    weights = step(
+        model, timing=IDEAL, precision=Precision(weights="fp8", kv="fp4", math="fp4"), **sizes
+    ).memory.weights
     assert gpus * weights >= (model.total_parameters - model.parameters()["norms"]) * 0.999
     if model.attention.kind == "gqa" and sizes.get("kvp", 1) == 1:
         # every weight is on exactly one GPU: the shards sum to the model
@@ -212,15 +215,15 @@ def test_pipeline_stages_pass_a_token_on_and_keep_all_users_in_flight():
 # --- Laws ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_ideal_clock_is_a_bound():
+def test_the_ideal_timing_is_a_bound():
     for sizes in ({"batch": 8, "tpa": 8, "kvp": 8, "tpf": 64}, {"batch": 1, "tpa": 64, "tpf": 64}):
-        assert step(LLAMA, clock=IDEAL, **sizes).ttl_s < step(LLAMA, clock=PAPER, **sizes).ttl_s
+        assert step(LLAMA, timing=IDEAL, **sizes).ttl_s < step(LLAMA, timing=PAPER, **sizes).ttl_s
 
 
 def test_without_latencies_helix_wins_as_much_as_a_plain_roofline_says():
     # the paper's digest: no fixed latencies at all gives 2.7x (Llama) and 6.6x (R1); attention and weight reads alone
     def ratio(model, tp, helix):
-        return float(step(model, clock=IDEAL, **tp).ttl_s / step(model, clock=IDEAL, **helix).ttl_s)
+        return float(step(model, timing=IDEAL, **tp).ttl_s / step(model, timing=IDEAL, **helix).ttl_s)
 
     llama = ratio(LLAMA, {"tpa": 64, "tpf": 64}, {"tpa": 8, "kvp": 8, "tpf": 64})
     assert llama == pytest.approx(2.7, rel=0.25)
@@ -248,11 +251,11 @@ def test_a_chunk_pays_its_own_latencies():
 
 
 def test_twice_the_gpus_beyond_the_domain_pay_the_network():
-    h100 = load_hardware("h100-hgx")
+    h100 = load_machine("h100-hgx")
     fp8 = Precision(weights="fp8", kv="fp8", math="fp8")
     model = load_model("llama-3.1-70b")
-    inside = step(model, 100_000, hardware=h100, precision=fp8, tpa=8, tpf=8)
-    outside = step(model, 100_000, hardware=h100, precision=fp8, tpa=16, tpf=16)
+    inside = step(model, 100_000, machine=h100, precision=fp8, tpa=8, tpf=8)
+    outside = step(model, 100_000, machine=h100, precision=fp8, tpa=16, tpf=16)
     assert outside.times["attention_all_reduce"].seconds > inside.times["attention_all_reduce"].seconds
 
 
@@ -281,8 +284,8 @@ def test_a_layout_that_cannot_run_says_why(model, sizes, sentence):
 
 def test_sizes_beyond_any_machine_do_not_wrap_around():
     roomy = GB200.model_copy(update={"memory_GB": GB200.memory_GB.model_copy(update={"value": 1e30})})
-    one = step(LLAMA, 10**9, hardware=roomy, batch=10**3, tpa=8, tpf=8)
-    many = step(LLAMA, 10**12, hardware=roomy, batch=10**9, tpa=8, tpf=8)
+    one = step(LLAMA, 10**9, machine=roomy, batch=10**3, tpa=8, tpf=8)
+    many = step(LLAMA, 10**12, machine=roomy, batch=10**9, tpa=8, tpf=8)
     core = "attention_core"
     assert many.ops[core].flops == pytest.approx(one.ops[core].flops * 1e9, rel=1e-9)
     with pytest.raises(LayoutError, match="context is 1000000000001; it must be a whole number from 1 to 10"):
@@ -297,7 +300,7 @@ def test_every_reason_is_told_at_once():
 
 def test_a_format_the_machine_cannot_multiply_is_named_with_those_it_can():
     with pytest.raises(ValueError, match="h200-hgx has no fp4 arithmetic; use fp8 or bf16"):
-        step(load_model("llama-3.1-8b"), 1000, hardware=load_hardware("h200-hgx"))
+        step(load_model("llama-3.1-8b"), 1000, machine=load_machine("h200-hgx"))
 
 
 def test_op_names_are_those_of_the_model_never_of_the_layout():

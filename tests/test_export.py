@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from helix_sim.cli import app
-from helix_sim.export import GPUS_OF_A_HOST, STACKS, Launch, launch
-from helix_sim.layout import Layout
-from helix_sim.load import load_hardware, load_model
-from helix_sim.spec import Precision, SpecError
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
+from helix_sim.output.export import GPUS_OF_A_HOST, STACKS, Launch, launch
+from helix_sim.specs.load import load_machine, load_model
+from helix_sim.specs.precision import Precision
 from helix_sim.step import LayoutError, Step, decode_step
 
 POSITIVE = "whole number of at least 1"
@@ -98,7 +99,7 @@ def parsed(written: Launch) -> dict[str, Any]:
 def step_of(model: str, *, machine: str = "gb200-nvl72", context: int = 100_000, **widths: int) -> Step:
     formats = Precision(weights="nvfp4", kv="fp8", math="fp4")
     widths.setdefault("tpf", widths.get("dp", 1) * widths.get("tpa", 1) * widths.get("kvp", 1) // widths.get("ep", 1))
-    return decode_step(load_model(model), load_hardware(machine), Layout(**widths), context, precision=formats)
+    return decode_step(load_model(model), load_machine(machine), Layout(**widths), context, precision=formats)
 
 
 def gpus(stack: str, options: dict[str, Any]) -> int:
@@ -192,7 +193,7 @@ def test_what_a_stack_cannot_run_is_refused_with_the_reason(
 
 
 def test_four_bit_formats_of_the_paper_become_those_that_stacks_store() -> None:
-    model, machine = load_model("deepseek-r1"), load_hardware("gb200-nvl72")
+    model, machine = load_model("deepseek-r1"), load_machine("gb200-nvl72")
     step = decode_step(model, machine, Layout(batch=4, kvp=8, ep=8), 10**6)
     assert (step.precision.weights, step.precision.kv) == ("fp4", "fp4")
     written = launch(step, "trtllm")
@@ -202,7 +203,7 @@ def test_four_bit_formats_of_the_paper_become_those_that_stacks_store() -> None:
 
 
 def test_a_layout_that_fits_only_in_a_format_the_stack_lacks_is_refused() -> None:
-    model, machine = load_model("llama-3.1-405b"), load_hardware("gb200-nvl72")
+    model, machine = load_model("llama-3.1-405b"), load_machine("gb200-nvl72")
     formats = Precision(weights="nvfp4", kv="fp4", math="fp4")
     step = decode_step(model, machine, Layout(batch=9, tpa=8, tpf=8), 10**6, precision=formats)
     with pytest.raises(SpecError, match="GB"):

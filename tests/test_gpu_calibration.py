@@ -1,4 +1,4 @@
-"""A GPU's own measurements become a clock that predicts them; synthetic ones, whose truth is known, come back."""
+"""A GPU's own measurements become a timing that predicts them; synthetic ones, whose truth is known, come back."""
 
 import os
 import shutil
@@ -10,16 +10,18 @@ from itertools import product
 import numpy as np
 import pytest
 
-from helix_sim.calibration.fit import MACHINES, bare_gpu, modelled_s, yaml_text
-from helix_sim.calibration.gpu import calibrate, measured_classes, system_of
-from helix_sim.kernel_time import SHAPES
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
 from helix_sim.kernels.measurements import Cell, Measurement, attention_cell, combine_cell, write_csv
-from helix_sim.layout import Layout
-from helix_sim.load import load_hardware, load_model, parse, parse_yaml
-from helix_sim.spec import Clock, Precision, SpecError
+from helix_sim.silicon.fit import MACHINES, bare_gpu, modelled_s, yaml_text
+from helix_sim.silicon.gpu import calibrate, measured_classes, system_of
+from helix_sim.specs.load import load_machine, load_model, parse, parse_yaml
+from helix_sim.specs.precision import Precision
+from helix_sim.specs.timing import Timing
 from helix_sim.step import decode_step
+from helix_sim.timing.kernel_shapes import SHAPES
 
-H200 = load_hardware("h200-hgx")
+H200 = load_machine("h200-hgx")
 TAKEN = {"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.13.0", "date": "2026-01-02", "commit": "abc"}
 TRUTH = {"latency_us": 7.0, "bandwidth_share": 0.8, "math_share": 0.5}
 
@@ -72,37 +74,37 @@ def made():
 
 def test_the_fit_predicts_cells_that_it_never_saw(made):
     for name in ("attention-gqa-bf16", "attention-mla-bf16", "elementwise"):
-        residuals = made.clock.calibration.classes[name].residuals
+        residuals = made.timing.calibration.classes[name].residuals
         assert residuals.count >= 3
         assert residuals.mean_error < 0.05, name
 
 
 def test_the_fit_finds_the_rates_that_the_measurements_were_made_with(made):
     for name in ("attention-gqa-bf16", "attention-mla-bf16"):
-        assert made.clock.calibration.classes[name].values["bandwidth_share"] == pytest.approx(0.8, rel=0.08)
-    stream = made.clock.calibration.classes["elementwise"].values
+        assert made.timing.calibration.classes[name].values["bandwidth_share"] == pytest.approx(0.8, rel=0.08)
+    stream = made.timing.calibration.classes["elementwise"].values
     assert stream["latency_us"] == pytest.approx(3.0, rel=0.02)
     assert stream["bandwidth_share"] == pytest.approx(0.7, rel=0.02)
 
 
 def test_ceilings_and_the_launch_set_the_other_kernels(made):
-    kernel = made.clock.kernel
+    kernel = made.timing.kernel
     assert kernel.bandwidth_share.value == pytest.approx(4.2 / 4.8, rel=1e-3)
     assert kernel.math_share.value == pytest.approx(700 / 989, rel=1e-3)
     assert kernel.latency_us.value == pytest.approx(2.1)
 
 
 def test_the_file_says_where_its_numbers_come_from_and_reads_back(made):
-    text = yaml_text(made.clock)
+    text = yaml_text(made.timing)
     for value in TAKEN.values():
         assert value in text
-    assert parse(Clock, parse_yaml(text.encode(), "clock.yaml"), "clock.yaml") == made.clock
+    assert parse(Timing, parse_yaml(text.encode(), "timing.yaml"), "timing.yaml") == made.timing
 
 
-def test_the_clock_runs_a_step_with_an_interval(made):
+def test_the_timing_runs_a_step_with_an_interval(made):
     bf16 = Precision(weights="bf16", kv="bf16", math="bf16")
     model, layout = load_model("llama-3.1-8b"), Layout(batch=8)
-    step = decode_step(model, H200, layout, 100_000, precision=bf16, clock=made.clock)
+    step = decode_step(model, H200, layout, 100_000, precision=bf16, timing=made.timing)
     low, high = step.ttl_interval_s
     assert low < step.ttl_s < high
 
@@ -125,19 +127,19 @@ def run(*arguments, cwd):
 
 def test_a_file_of_measurements_is_refitted_without_a_gpu(tmp_path):
     write_csv(tmp_path / "measured.csv", measurements(noise=0.02), TAKEN)
-    done = run("gpu", "--from", "measured.csv", "--out", "clock.yaml", cwd=tmp_path)
+    done = run("gpu", "--from", "measured.csv", "--out", "timing.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"measured.csv", "clock.yaml", "clock.png"}
-    assert parse(Clock, parse_yaml((tmp_path / "clock.yaml").read_bytes(), "x"), "x").name == "h200-reference"
+    assert {path.name for path in tmp_path.iterdir()} == {"measured.csv", "timing.yaml", "timing.png"}
+    assert parse(Timing, parse_yaml((tmp_path / "timing.yaml").read_bytes(), "x"), "x").name == "h200-reference"
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["gpu", "--out", "clock.txt"], "must end in .yaml"),
-        (["gpu", "--out", "clock.yaml", "--from", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
-        (["gpu", "--out", "clock.yaml", "--from", "bad.csv"], "bad.csv: no column op"),
-        (["gpu", "--out", "clock.yaml", "--system", "h200"], "no --system, --framework or --as-of"),
+        (["gpu", "--out", "timing.txt"], "must end in .yaml"),
+        (["gpu", "--out", "timing.yaml", "--from", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
+        (["gpu", "--out", "timing.yaml", "--from", "bad.csv"], "bad.csv: no column op"),
+        (["gpu", "--out", "timing.yaml", "--system", "h200"], "no --system, --framework or --as-of"),
         (["silicon", "--out", "x"], "needs --system and --framework"),
         (["tpu", "--out", "x"], "'tpu' is not one of silicon, gpu"),
     ],
@@ -153,7 +155,7 @@ def test_a_mistake_is_one_sentence(arguments, sentence, tmp_path):
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
     if shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU")
-    done = run("gpu", "--out", "clock.yaml", cwd=tmp_path)
+    done = run("gpu", "--out", "timing.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("helix-sim: No GPU to measure")
     assert list(tmp_path.iterdir()) == []

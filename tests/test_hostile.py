@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helix_sim.load import FOLDERS, KINDS, MOST_BYTES, check_file, data_folder, find, parse, parse_yaml
-from helix_sim.spec import SpecError, Sweep
-from helix_sim.units import parse_size
+from helix_sim.core.errors import SpecError
+from helix_sim.core.units import parse_size
+from helix_sim.specs.load import FOLDERS, KINDS, MOST_BYTES, check_file, data_folder, find, parse, parse_yaml
+from helix_sim.specs.sweep import Sweep
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("fuzz", HERE / "fuzz.py")
@@ -207,7 +208,7 @@ FILE_BOMBS = {
     "a cell never closed": b'op,stored\n"a\nb,c\n',
     "many commas": b"," * 200_000,
     "many lines": b"\n" * 200_000,
-    "a path for a model": b'{"model": "/dev/zero", "hardware": "../../etc/passwd.yaml", "layout": {}}',
+    "a path for a model": b'{"model": "/dev/zero", "machine": "../../etc/passwd.yaml", "layout": {}}',
 }
 
 

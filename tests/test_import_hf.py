@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from helix_sim.cli import app
-from helix_sim.import_hf import import_config, import_file, number_in_name
-from helix_sim.load import load_model
-from helix_sim.spec import SpecError
+from helix_sim.core.errors import SpecError
+from helix_sim.specs.import_hf import import_config, import_file, number_in_name
+from helix_sim.specs.load import load_model
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helix_sim.attention import Decode, kv_tokens_per_rank
-from helix_sim.calibration.fit import MACHINES
-from helix_sim.kernel_time import SHAPES, norm
-from helix_sim.layout import Layout
-from helix_sim.load import data_folder, load_clock, load_hardware, load_model
-from helix_sim.plan import digest
-from helix_sim.roofline import measured_classes, op_time
-from helix_sim.spec import Precision
+from helix_sim.core.layout import Layout
+from helix_sim.ops.attention import Decode, kv_tokens_per_rank
+from helix_sim.search.plan import digest
+from helix_sim.silicon.fit import MACHINES
+from helix_sim.specs.load import data_folder, load_machine, load_model, load_timing
+from helix_sim.specs.precision import Precision
 from helix_sim.step import default_precision, evaluate, layer_ops
+from helix_sim.timing.kernel_shapes import SHAPES, norm
+from helix_sim.timing.roofline import measured_classes, op_time
 
-CALIBRATIONS = sorted(path.stem for path in data_folder("hardware_profiles/calibrations").glob("*.yaml"))
+CALIBRATIONS = sorted(path.stem for path in data_folder("hardware_profiles/measured_timings").glob("*.yaml"))
 MODELS = ("deepseek-r1", "llama-3.1-405b", "qwen3-235b-a22b", "qwen3-32b")
 FORMATS = (
     {"weights": "bf16", "kv": "bf16", "math": "bf16"},
@@ -37,16 +37,16 @@ layouts = st.builds(
     st.sampled_from([1, 4]),
     widths,
 )
-clocks = st.sampled_from(CALIBRATIONS)
+timings = st.sampled_from(CALIBRATIONS)
 models = st.sampled_from(MODELS)
 
 
-def machine(clock):
-    return load_hardware(MACHINES[load_clock(clock).calibration.system])
+def machine_of(timing):
+    return load_machine(MACHINES[load_timing(timing).calibration.system])
 
 
-def precision_for(hardware, index):
-    narrow = index if "fp4" in hardware.math_formats else min(index, 1)
+def precision_for(machine, index):
+    narrow = index if "fp4" in machine.math_formats else min(index, 1)
     return Precision.model_validate(FORMATS[narrow])
 
 
@@ -55,71 +55,71 @@ def ops_of(model, layout, context, precision):
 
 
 @SEEN
-@given(clocks, models, layouts, st.integers(64, 4_000_000), st.integers(0, 2))
-def test_no_measured_op_is_faster_than_the_datasheet(clock, model, layout, context, formats):
-    hardware = machine(clock)
-    for name, work in ops_of(model, layout, context, precision_for(hardware, formats)).items():
-        measured = float(op_time(work, hardware, load_clock(clock)).seconds)
-        light = float(op_time(work, hardware, load_clock("ideal")).seconds)
+@given(timings, models, layouts, st.integers(64, 4_000_000), st.integers(0, 2))
+def test_no_measured_op_is_faster_than_the_datasheet(timing, model, layout, context, formats):
+    machine = machine_of(timing)
+    for name, work in ops_of(model, layout, context, precision_for(machine, formats)).items():
+        measured = float(op_time(work, machine, load_timing(timing)).seconds)
+        light = float(op_time(work, machine, load_timing("ideal")).seconds)
         assert measured >= light * (1 - 1e-9), name
 
 
 @SEEN
-@given(clocks, models, layouts, st.integers(64, 4_000_000), st.integers(0, 2), st.integers(1, 200))
-def test_more_requests_never_take_less_time(clock, model, layout, context, formats, more):
-    hardware = machine(clock)
-    precision = precision_for(hardware, formats)
+@given(timings, models, layouts, st.integers(64, 4_000_000), st.integers(0, 2), st.integers(1, 200))
+def test_more_requests_never_take_less_time(timing, model, layout, context, formats, more):
+    machine = machine_of(timing)
+    precision = precision_for(machine, formats)
     fewer = ops_of(model, layout, context, precision)
     greater = ops_of(model, replace(layout, batch=layout.batch + more), context, precision)
     for name, work in fewer.items():
         if name in ("routed_up", "routed_down"):
             continue  # experts read and rows move together there; their own law is below
-        before, after = (float(op_time(w, hardware, load_clock(clock)).seconds) for w in (work, greater[name]))
+        before, after = (float(op_time(w, machine, load_timing(timing)).seconds) for w in (work, greater[name]))
         assert after >= before * (1 - 1e-9), name
 
 
 @SEEN
-@given(clocks, st.integers(1, 2000), st.integers(1, 256), st.floats(1.0, 50.0), st.floats(1.0, 8.0))
-def test_more_rows_or_more_experts_never_take_less_time(clock, batch, ep, rows, experts):
-    hardware = machine(clock)
-    work = ops_of("deepseek-r1", Layout(batch=batch, ep=ep, tpa=ep), 4096, precision_for(hardware, 1))["routed_up"]
+@given(timings, st.integers(1, 2000), st.integers(1, 256), st.floats(1.0, 50.0), st.floats(1.0, 8.0))
+def test_more_rows_or_more_experts_never_take_less_time(timing, batch, ep, rows, experts):
+    machine = machine_of(timing)
+    work = ops_of("deepseek-r1", Layout(batch=batch, ep=ep, tpa=ep), 4096, precision_for(machine, 1))["routed_up"]
     more_rows = replace(
         work, rows=work.rows * rows, flops=work.flops * rows, activation_bytes=work.activation_bytes * rows
     )
     read = np.minimum(work.experts_read * experts, work.rows)
     more_experts = replace(work, experts_read=read, weight_bytes=work.weight_bytes * read / work.experts_read)
-    base, *others = (float(op_time(w, hardware, load_clock(clock)).seconds) for w in (work, more_rows, more_experts))
+    base, *others = (float(op_time(w, machine, load_timing(timing)).seconds) for w in (work, more_rows, more_experts))
     for other in others:
         assert other >= base * (1 - 1e-9)
 
 
 @SEEN
-@given(clocks, models, layouts, st.integers(64, 2_000_000), st.integers(1, 2_000_000), st.integers(0, 2))
-def test_a_longer_context_never_takes_less_time(clock, model, layout, context, more, formats):
-    hardware = machine(clock)
-    precision = precision_for(hardware, formats)
+@given(timings, models, layouts, st.integers(64, 2_000_000), st.integers(1, 2_000_000), st.integers(0, 2))
+def test_a_longer_context_never_takes_less_time(timing, model, layout, context, more, formats):
+    machine = machine_of(timing)
+    precision = precision_for(machine, formats)
     seconds = [
-        float(op_time(ops_of(model, layout, tokens, precision)["attention_core"], hardware, load_clock(clock)).seconds)
+        float(op_time(ops_of(model, layout, tokens, precision)["attention_core"], machine, load_timing(timing)).seconds)
         for tokens in (context, context + more)
     ]
     assert seconds[1] >= seconds[0] * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("clock", CALIBRATIONS)
-def test_one_layout_equals_its_row_in_a_column_of_layouts(clock):
-    hardware = machine(clock)
+@pytest.mark.parametrize("timing", CALIBRATIONS)
+def test_one_layout_equals_its_row_in_a_column_of_layouts(timing):
+    machine = machine_of(timing)
     column = Layout(
         batch=np.array([[1, 8, 64, 300]]), tpa=np.array([[1], [8], [2]]), dp=1, ep=1, tpf=np.array([[1], [8], [2]])
     )
-    many = evaluate(load_model("deepseek-r1"), hardware, load_clock(clock), precision_for(hardware, 1), column, 100_000)
+    many = evaluate(load_model("deepseek-r1"), machine, load_timing(timing), precision_for(machine, 1), column, 100_000)
     low, high = many.ttl_interval_s
     for i, tpa in enumerate((1, 8, 2)):
         for j, batch in enumerate((1, 8, 64, 300)):
             one = evaluate(
                 load_model("deepseek-r1"),
-                hardware,
-                load_clock(clock),
-                precision_for(hardware, 1),
+                machine,
+                load_timing(timing),
+                precision_for(machine, 1),
                 Layout(batch=batch, tpa=tpa, tpf=tpa),
                 100_000,
             )
@@ -134,24 +134,24 @@ def test_a_smooth_maximum_is_at_least_the_maximum_and_at_most_the_sum(terms, p):
 
 
 def test_the_257th_row_opens_a_second_row_of_tiles():
-    clock, hardware = load_clock("gb200-trtllm"), load_hardware("gb200-nvl72")
+    timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
     precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8")
 
     def seconds(rows):
         work = ops_of("llama-3.1-405b", Layout(batch=rows), 4096, precision)["dense_up"]
-        return float(op_time(work, hardware, clock).seconds)
+        return float(op_time(work, machine, timing).seconds)
 
     assert seconds(257) / seconds(256) > 1.2
     assert seconds(256) / seconds(255) < 1.02
 
 
 def test_what_leaves_the_board_pays_for_it():
-    clock, hardware = load_clock("gb200-trtllm"), load_hardware("gb200-nvl72")
-    precision = default_precision(hardware)
+    timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
+    precision = default_precision(machine)
 
     def seconds(dp):
         layout = Layout(batch=1, dp=dp, ep=dp)
-        return float(op_time(ops_of("deepseek-r1", layout, 4096, precision)["combine"], hardware, clock).seconds)
+        return float(op_time(ops_of("deepseek-r1", layout, 4096, precision)["combine"], machine, timing).seconds)
 
     steps = [seconds(2 * dp) - seconds(dp) for dp in (2, 4, 8)]
     assert steps[1] > steps[0] + 3e-6
@@ -159,20 +159,20 @@ def test_what_leaves_the_board_pays_for_it():
 
 
 def test_long_contexts_bind_on_hbm_and_short_ones_on_latency():
-    clock, hardware = load_clock("gb200-trtllm"), load_hardware("gb200-nvl72")
+    timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
     precision = Precision(weights="fp8-block", kv="fp8", math="fp8")
     for context, batch, binds in ((131_072, 64, "hbm"), (512, 1, "latency")):
         work = ops_of("llama-3.1-405b", Layout(batch=batch, tpa=8, tpf=8), context, precision)["attention_core"]
-        assert op_time(work, hardware, clock).binds == binds
+        assert op_time(work, machine, timing).binds == binds
 
 
 def test_a_step_beyond_the_measured_context_says_so():
-    clock, hardware = load_clock("gb200-trtllm"), load_hardware("gb200-nvl72")
+    timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
     for context, beyond in ((131_072, False), (262_144, True)):
         step = evaluate(
             load_model("llama-3.1-405b"),
-            hardware,
-            clock,
+            machine,
+            timing,
             Precision(weights="fp8-block", kv="fp8", math="fp8"),
             Layout(batch=4, tpa=4, tpf=4),
             context,
@@ -183,7 +183,7 @@ def test_a_step_beyond_the_measured_context_says_so():
 
 
 def test_hop_b_pieces_of_a_measured_kernel_each_pay_their_latency():
-    clock, hardware = load_clock("gb200-trtllm"), load_hardware("gb200-nvl72")
+    timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
     precision = Precision(weights="fp8-block", kv="fp8", math="fp8")
     whole, pieces = (
         ops_of("llama-3.1-405b", Layout(batch=8, tpa=8, kvp=4, tpf=32, chunks=chunks), 100_000, precision)
@@ -191,20 +191,20 @@ def test_hop_b_pieces_of_a_measured_kernel_each_pay_their_latency():
     )
     one = ops_of("llama-3.1-405b", Layout(batch=1, tpa=8, kvp=4, tpf=32), 100_000, precision)
     for name in ("attention_core", "exchange"):
-        times = [float(op_time(ops[name], hardware, clock).seconds) for ops in (whole, pieces, one)]
+        times = [float(op_time(ops[name], machine, timing).seconds) for ops in (whole, pieces, one)]
         assert times[1] == pytest.approx(8 * times[2])
         assert times[1] > times[0]
 
 
 def test_every_op_of_a_step_has_a_measured_class():
-    clock, hardware = load_clock("gb200-trtllm"), load_hardware("gb200-nvl72")
-    ops = ops_of("deepseek-r1", Layout(batch=8, kvp=4, dp=2, ep=8), 100_000, default_precision(hardware))
-    assert [name for name, work in ops.items() if not measured_classes(work, clock)] == []
+    timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
+    ops = ops_of("deepseek-r1", Layout(batch=8, kvp=4, dp=2, ep=8), 100_000, default_precision(machine))
+    assert [name for name, work in ops.items() if not measured_classes(work, timing)] == []
 
 
-def test_clocks_without_a_calibration_keep_their_digest():
-    assert digest(load_clock("paper")) == "f149ce5c4cec"
-    assert digest(load_clock("ideal")) == "cdb9fc02781b"
+def test_timings_without_a_calibration_keep_their_digest():
+    assert digest(load_timing("paper")) == "f149ce5c4cec"
+    assert digest(load_timing("ideal")) == "cdb9fc02781b"
 
 
 def test_every_parameter_of_a_shape_may_start_where_it_is_allowed():

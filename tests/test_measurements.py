@@ -190,8 +190,8 @@ def test_every_kind_of_cell_can_be_prepared_and_timed():
         attention_cell(**small | {"stored": "fp8"}, kv_heads=2, score_width=64, value_width=64),
     ]
     native = torch.cuda.is_available()
-    clock = measuring.device_clock if native else host_clock
-    rows = list(measuring._measured(cells, device="cuda" if native else "cpu", clock=clock))
+    timing = measuring.device_clock if native else host_clock
+    rows = list(measuring._measured(cells, device="cuda" if native else "cpu", timing=timing))
     assert [row.op for row in rows] == [cell.op for cell in cells]
     assert all(0 < row.low_s <= row.median_s <= row.high_s for row in rows)
     assert all(row.partials >= 1 for row in rows if row.op.startswith("attention"))

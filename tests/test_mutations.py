@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helix_sim import attention, ffn, memory, parts, step, sweep
-from helix_sim.layout import Layout
-from helix_sim.load import load_sweep, shipped
-from helix_sim.plan import Plan, plan
-from helix_sim.spec import Hardware
-from helix_sim.studies import baseline, regress
-from helix_sim.studies.blame import evaluate_today
-from helix_sim.sweep import SweepResult, run_plan
-from helix_sim.work import Work
+from helix_sim import step
+from helix_sim.core.layout import Layout
+from helix_sim.core.work import Work
+from helix_sim.gate import baseline, regress
+from helix_sim.gate.blame import evaluate_today
+from helix_sim.ops import attention, ffn, memory
+from helix_sim.search import shared_parts as parts
+from helix_sim.search import sweep
+from helix_sim.search.plan import Plan, plan
+from helix_sim.search.sweep import SweepResult, run_plan
+from helix_sim.specs.load import load_sweep, shipped
+from helix_sim.specs.machine import Machine
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]
 Patch = pytest.MonkeyPatch
@@ -125,7 +128,7 @@ def every_other_shape(_: Patch, planned: Plan) -> Plan:
 MUTATIONS = [
     Mutation(
         what="HBM bandwidth −1 %",
-        apply=value("hardware", "hbm_bandwidth_GBps.value", lambda v: v * 0.99),
+        apply=value("machine", "hbm_bandwidth_GBps.value", lambda v: v * 0.99),
         term="op.attention_core",
         changed="hbm_bandwidth_GBps",
         alone=True,
@@ -168,7 +171,7 @@ MUTATIONS = [
     ),
     Mutation(
         what="memory reserve +1 GB, in the machine's file",
-        apply=value("hardware", "memory_reserve_GB.value", lambda v: v + 1),
+        apply=value("machine", "memory_reserve_GB.value", lambda v: v + 1),
         term="memory.room",
         changed="memory_reserve_GB",
         fate="infeasible",
@@ -176,26 +179,26 @@ MUTATIONS = [
     ),
     Mutation(
         what="memory reserve forgotten, in the code",
-        apply=patched((Hardware, "memory_bytes", property(lambda hardware: hardware.memory_GB.value * 1e9))),
+        apply=patched((Machine, "memory_bytes", property(lambda machine: machine.memory_GB.value * 1e9))),
         term="memory.room",
         fate="better",
         alone=True,
     ),
     Mutation(
         what="kernel latency +1 %",
-        apply=value("clock", "kernel.latency_us.value", lambda v: v * 1.01),
+        apply=value("timing", "kernel.latency_us.value", lambda v: v * 1.01),
         term="op.output_projection",
         changed="kernel.latency_us",
     ),
     Mutation(
         what="collective latency +1 %",
-        apply=value("clock", "collective.latency_us.value", lambda v: v * 1.01),
+        apply=value("timing", "collective.latency_us.value", lambda v: v * 1.01),
         term="op.exchange",
         changed="collective.latency_us",
     ),
     Mutation(
         what="NVLink bandwidth −1 %",
-        apply=value("hardware", "nvlink_per_direction_GBps.value", lambda v: v * 0.99),
+        apply=value("machine", "nvlink_per_direction_GBps.value", lambda v: v * 0.99),
         term="op.exchange",
         changed="nvlink_per_direction_GBps",
     ),
@@ -250,13 +253,13 @@ MUTATIONS = [
     ),
     Mutation(
         what="HOP-B chunks share one latency",
-        apply=value("clock", "chunk_latency.value", lambda _: 0.0),
+        apply=value("timing", "chunk_latency.value", lambda _: 0.0),
         term="op.exchange",
         changed="chunk_latency",
     ),
     Mutation(
         what="all-reduces not behind the products before them",
-        apply=value("clock", "all_reduce_overlap.value", lambda _: 0.0),
+        apply=value("timing", "all_reduce_overlap.value", lambda _: 0.0),
         term="hidden.attention_all_reduce",
         changed="all_reduce_overlap",
     ),
@@ -399,13 +402,13 @@ def test_ops_that_no_stored_layout_runs_are_run_by_no_layout_of_the_sweep(name: 
 
 
 def constants(name: str) -> dict[str, Edit]:
-    """Each number of a sweep's machine and clock made 1 % smaller (a whole number by one, a zero one larger)."""
+    """Each number of a sweep's machine and timing made 1 % smaller (a whole number by one, a zero one larger)."""
 
     def smaller(old: float) -> float:
         return old - 1 if isinstance(old, int) else old * 0.99 if old else 1.0
 
     planned, found = true_result(name).plan, {}
-    for part in ("hardware", "clock"):
+    for part in ("machine", "timing"):
         for key, text in baseline.provenance(planned).items():
             path = key.removeprefix(f"{part}.")
             if path != key and text.replace(".", "").isdigit():

@@ -20,7 +20,7 @@ QUESTIONS += ["which-layout-for-my-budget", "what-limits-me"]
 MOST_BYTES = 300_000
 MAY_IMPORT = {"helix_sim", "matplotlib", "numpy", "pandas"}
 MAY_DEFINE = {"better"}
-"""Helpers of a notebook: `better` copies a machine or a clock with one value changed. No equation is among them."""
+"""Helpers of a notebook: `better` copies a machine or a timing with one value changed. No equation is among them."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

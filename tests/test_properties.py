@@ -5,13 +5,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, shipped
-from helix_sim.spec import Hardware, Model, Precision
+from helix_sim.core.layout import Layout
+from helix_sim.specs.load import load_machine, load_timing, shipped
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
+from helix_sim.specs.precision import Precision
 from helix_sim.step import LayoutError, decode_step
 
-CLOCKS = {name: load_clock(name) for name in ("ideal", "paper")}
-MACHINES = {name: load_hardware(name) for name in shipped("hardware")}
+TIMINGS = {name: load_timing(name) for name in ("ideal", "paper")}
+MACHINES = {name: load_machine(name) for name in shipped("machine")}
 ROOMY = {"value": 1e9, "source": "assumed: memory is not what these laws are about"}
 
 
@@ -82,18 +84,18 @@ def cases(draw):
     """A model, a machine, a layout that runs on it, a context and formats."""
     model = draw(models())
     machine = MACHINES[draw(st.sampled_from(sorted(MACHINES)))]
-    machine = Hardware.model_validate(machine.model_dump() | {"memory_GB": ROOMY})
+    machine = Machine.model_validate(machine.model_dump() | {"memory_GB": ROOMY})
     narrow = machine.math_formats[0]
     formats = Precision(weights=draw(st.sampled_from(["nvfp4", "fp8", "bf16"])), kv="fp8", math=narrow)
     return model, machine, draw(layouts(model)), draw(st.integers(200, 4_000_000)), formats
 
 
-def run(case, clock="paper", **changes):
+def run(case, timing="paper", **changes):
     model, machine, layout, context, formats = case
-    machine = Hardware.model_validate(machine.model_dump() | changes.pop("machine", {}))
+    machine = Machine.model_validate(machine.model_dump() | changes.pop("machine", {}))
     context = changes.pop("context", context)
     try:
-        return decode_step(model, machine, layout, context, precision=formats, clock=CLOCKS[clock])
+        return decode_step(model, machine, layout, context, precision=formats, timing=TIMINGS[timing])
     except LayoutError:
         assume(False)
 
@@ -104,8 +106,8 @@ def scaled(quantity, factor):
 
 @settings(max_examples=300, deadline=None)
 @given(cases(), st.sampled_from(["ideal", "paper"]))
-def test_no_time_is_negative_or_nan(case, clock):
-    step = run(case, clock)
+def test_no_time_is_negative_or_nan(case, timing):
+    step = run(case, timing)
     for name, time in step.times.items():
         for term in (time.latency_s, time.math_s, time.hbm_s, time.link_s):
             assert np.isfinite(term), name
@@ -140,7 +142,7 @@ def test_twice_the_context_is_never_faster_and_never_smaller(case):
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_the_ideal_clock_is_never_slower_than_the_papers(case):
+def test_the_ideal_timing_is_never_slower_than_the_papers(case):
     assert run(case, "ideal").ttl_s <= run(case).ttl_s * (1 + 1e-12)
 
 
@@ -161,7 +163,7 @@ def test_a_column_of_batches_equals_each_batch(case, count):
     run(case)
     batches = np.arange(1, count + 1)
     sizes = layout.columns() | {"chunks": 1}
-    many = evaluate(model, machine, CLOCKS["paper"], formats, Layout(**sizes | {"batch": batches}), context)
+    many = evaluate(model, machine, TIMINGS["paper"], formats, Layout(**sizes | {"batch": batches}), context)
     for i in (0, count // 2, count - 1):
-        one = evaluate(model, machine, CLOCKS["paper"], formats, Layout(**sizes | {"batch": int(batches[i])}), context)
+        one = evaluate(model, machine, TIMINGS["paper"], formats, Layout(**sizes | {"batch": int(batches[i])}), context)
         assert float(one.ttl_s) == pytest.approx(float(np.broadcast_to(many.ttl_s, count)[i]), rel=1e-12)

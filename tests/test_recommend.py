@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from helix_sim.answers.recommend import Limits, Mix, Request, parse_mix, recommend, search_plan
 from helix_sim.cli import app
-from helix_sim.load import data_folder
-from helix_sim.pick import Options, pick
-from helix_sim.spec import SpecError
+from helix_sim.core.errors import SpecError
+from helix_sim.search.layout_source import Options, pick
+from helix_sim.search.sweep import run_plan, run_sweep
+from helix_sim.specs.load import data_folder
 from helix_sim.step import LayoutError, decode_step
-from helix_sim.studies.recommend import Limits, Mix, Request, parse_mix, recommend, search_plan
-from helix_sim.sweep import run_plan, run_sweep
 
-SMALL = Request(model="llama-3.1-8b", hardware="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8))
-LARGE = Request(model="deepseek-r1", hardware="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16))
+SMALL = Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8))
+LARGE = Request(model="deepseek-r1", machine="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16))
 NOTHING = Options(widths={}, formats={})
 
 
@@ -40,7 +40,7 @@ def test_every_choice_runs_and_keeps_every_limit(request_: Request) -> None:
     for choice in found.choices + found.by_family:
         step = choice.step
         again = decode_step(
-            step.model, step.hardware, step.layout, int(step.context), precision=step.precision, clock=step.clock
+            step.model, step.machine, step.layout, int(step.context), precision=step.precision, timing=step.timing
         )
         assert float(again.ttl_s) == pytest.approx(float(step.ttl_s), rel=1e-12)
         assert float(again.ttl_s) <= request_.ttl_s
@@ -66,7 +66,7 @@ def test_one_more_request_breaks_what_the_choice_says() -> None:
         step = choice.step
         larger = replace(step.layout, batch=step.layout.batch + 1)
         try:
-            ttl = float(decode_step(step.model, step.hardware, larger, 10**6, precision=step.precision).ttl_s)
+            ttl = float(decode_step(step.model, step.machine, larger, 10**6, precision=step.precision).ttl_s)
             broken = "ttl" if ttl > LARGE.ttl_s else "nothing"
         except LayoutError:
             broken = "memory"
@@ -174,7 +174,7 @@ def relaxed(request: Request, limit: str, amount: float) -> Request:
 def test_a_limit_relaxed_as_said_lets_a_layout_through_and_less_does_not(
     limit: str, just_short: float, machine: Callable[..., str]
 ) -> None:
-    request = replace(IMPOSSIBLE[limit], hardware=machine())
+    request = replace(IMPOSSIBLE[limit], machine=machine())
     found = recommend(request)
     assert not found.choices
     (answer,) = [r for r in found.relaxations if r.limit == limit]
@@ -186,19 +186,19 @@ def test_a_limit_relaxed_as_said_lets_a_layout_through_and_less_does_not(
 
 def test_the_memory_needed_is_that_of_a_machine_on_which_a_layout_fits(machine: Callable[..., str]) -> None:
     request = IMPOSSIBLE["memory_GB"]
-    (answer,) = [r for r in recommend(replace(request, hardware=machine())).relaxations if r.limit == "memory_GB"]
-    assert recommend(replace(request, hardware=machine(answer.needed * (1 + 1e-9)))).choices
-    assert not recommend(replace(request, hardware=machine(answer.needed * 0.999))).choices
+    (answer,) = [r for r in recommend(replace(request, machine=machine())).relaxations if r.limit == "memory_GB"]
+    assert recommend(replace(request, machine=machine(answer.needed * (1 + 1e-9)))).choices
+    assert not recommend(replace(request, machine=machine(answer.needed * 0.999))).choices
 
 
 def test_families_are_a_limit_like_any_other(machine: Callable[..., str]) -> None:
-    request = replace(IMPOSSIBLE["families"], hardware=machine())
+    request = replace(IMPOSSIBLE["families"], machine=machine())
     assert "families" in [relaxation.limit for relaxation in recommend(request).relaxations]
     assert recommend(replace(request, families=())).choices
 
 
 def test_relaxations_come_with_the_least_move_first(machine: Callable[..., str]) -> None:
-    factors = [r.factor for r in recommend(replace(IMPOSSIBLE["gpus"], hardware=machine())).relaxations]
+    factors = [r.factor for r in recommend(replace(IMPOSSIBLE["gpus"], machine=machine())).relaxations]
     assert len(factors) > 1
     assert factors == sorted(factors)
 
@@ -248,9 +248,9 @@ def test_a_layout_is_picked_by_its_number_in_a_sweep() -> None:
 
 def test_options_go_before_what_a_source_says() -> None:
     said = pick("paper-llama-3.1-405b:0", None, Options(widths={"tpa": 8}, formats={}, context=1000))
-    more = Options(widths={"tpa": 8, "pp": 2}, formats={"kv": "fp8"}, context=1000, clock="ideal")
+    more = Options(widths={"tpa": 8, "pp": 2}, formats={"kv": "fp8"}, context=1000, timing="ideal")
     step = pick("paper-llama-3.1-405b:0", None, more)
-    assert (step.layout, step.precision.kv, step.clock.name) == (replace(said.layout, pp=2), "fp8", "ideal")
+    assert (step.layout, step.precision.kv, step.timing.name) == (replace(said.layout, pp=2), "fp8", "ideal")
     assert step.precision.weights == said.precision.weights
 
 
@@ -265,9 +265,9 @@ def test_a_source_that_is_no_layout_is_refused(source: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{}", "{", '{"choices": []}', '{"choices": [3]}', '{"model": "m", "hardware": "h", "layout": {"tpa": 1.5}}',
-     '{"model": "deepseek-r1", "hardware": "gb200-nvl72", "layout": {"wide": 2}}',
-     '{"model": "deepseek-r1", "hardware": "gb200-nvl72", "layout": {}, "precision": {"kv": "fp3"}}'],
+    ["[]", "{}", "{", '{"choices": []}', '{"choices": [3]}', '{"model": "m", "machine": "h", "layout": {"tpa": 1.5}}',
+     '{"model": "deepseek-r1", "machine": "gb200-nvl72", "layout": {"wide": 2}}',
+     '{"model": "deepseek-r1", "machine": "gb200-nvl72", "layout": {}, "precision": {"kv": "fp3"}}'],
 )  # fmt: skip
 def test_json_that_holds_no_layout_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "step.json"

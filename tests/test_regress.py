@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from helix_sim import cli
 from helix_sim.cli.base import BAD_INPUT
 from helix_sim.cli.sweeps import MOVED
-from helix_sim.layout import Layout
-from helix_sim.load import data_folder, load_sweep
-from helix_sim.pareto import Frontier, frontier
-from helix_sim.plan import plan
-from helix_sim.spec import SpecError
-from helix_sim.studies import baseline, regress, verdict
-from helix_sim.sweep import run_plan, run_sweep
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
+from helix_sim.gate import baseline, regress, verdict
+from helix_sim.search.pareto import Frontier, frontier
+from helix_sim.search.plan import plan
+from helix_sim.search.sweep import run_plan, run_sweep
+from helix_sim.specs.load import data_folder, load_sweep
 
 BASELINES = data_folder("sweeps") / "baselines"
 
@@ -38,8 +38,8 @@ SWEEP = {
     "name": "small",
     "description": "a search of a second's fraction",
     "model": "llama-3.1-8b",
-    "hardware": "gb200-nvl72",
-    "clock": "paper",
+    "machine": "gb200-nvl72",
+    "timing": "paper",
     "precision": {"weights": "fp4", "kv": "fp4", "math": "fp4", "wire": "bf16"},
     "contexts": ["64K", "1M"],
     "gpus": {"from": 1, "to": 16},
@@ -55,7 +55,7 @@ def small(tmp_path: Path) -> Path:
     """The file of a small sweep on a machine whose file can be edited."""
     machine = (data_folder("hardware_profiles") / "gb200-nvl72.yaml").read_text(encoding="utf-8")
     (tmp_path / "machine.yaml").write_text(machine, encoding="utf-8")
-    return write_sweep(tmp_path, hardware=str(tmp_path / "machine.yaml"))
+    return write_sweep(tmp_path, machine=str(tmp_path / "machine.yaml"))
 
 
 def write_sweep(folder: Path, **changed: object) -> Path:
@@ -178,14 +178,14 @@ def kinds(found: regress.Verdict) -> set[str]:
 def test_a_point_that_no_longer_fits_is_told_apart_from_one_that_got_slower(small: Path) -> None:
     planned = plan(load_sweep(small))
     stored = baseline.snapshot(run_plan(planned), str(small), "2025-01-01")
-    memory, bandwidth = planned.hardware.memory_GB, planned.hardware.hbm_bandwidth_GBps
-    less = planned.hardware.model_copy(update={"memory_GB": memory.model_copy(update={"value": 60.0})})
-    lost = regress.compare(stored, run_plan(replace(planned, hardware=less)))
+    memory, bandwidth = planned.machine.memory_GB, planned.machine.hbm_bandwidth_GBps
+    less = planned.machine.model_copy(update={"memory_GB": memory.model_copy(update={"value": 60.0})})
+    lost = regress.compare(stored, run_plan(replace(planned, machine=less)))
     assert kinds(lost) == {"infeasible"}
     why = next(move.why for curve in lost.moved_curves for move in curve.moves)
     assert re.match(r"OUT_OF_MEMORY: it needs \d+\.\d GB on the fullest GPU, and gb200-nvl72 has 50\.0 GB", why)
-    slow = planned.hardware.model_copy(update={"hbm_bandwidth_GBps": bandwidth.model_copy(update={"value": 4000.0})})
-    assert kinds(regress.compare(stored, run_plan(replace(planned, hardware=slow)))) == {"slower"}
+    slow = planned.machine.model_copy(update={"hbm_bandwidth_GBps": bandwidth.model_copy(update={"value": 4000.0})})
+    assert kinds(regress.compare(stored, run_plan(replace(planned, machine=slow)))) == {"slower"}
 
 
 def test_a_point_that_the_search_no_longer_visits_is_told_apart(small: Path) -> None:
@@ -203,10 +203,10 @@ def test_a_better_frontier_is_a_move_too(small: Path) -> None:
 
 def test_a_family_without_any_layout_that_runs_holds_and_one_that_begins_to_run_is_a_move(small: Path) -> None:
     planned = plan(load_sweep(small))
-    tiny = planned.hardware.model_copy(
-        update={"memory_GB": planned.hardware.memory_GB.model_copy(update={"value": 10.5})}
+    tiny = planned.machine.model_copy(
+        update={"memory_GB": planned.machine.memory_GB.model_copy(update={"value": 10.5})}
     )
-    nothing = run_plan(replace(planned, hardware=tiny))
+    nothing = run_plan(replace(planned, machine=tiny))
     stored = baseline.parse(baseline.render(baseline.snapshot(nothing, "small", "2025-01-01")), "small")
     assert regress.compare(stored, nothing).held
     assert kinds(regress.compare(stored, run_plan(planned))) == {"better"}

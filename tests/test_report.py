@@ -12,15 +12,15 @@ import sys
 
 import pytest
 
-from helix_sim import report
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import AXES, Layout
 from helix_sim.feasibility import Reason
-from helix_sim.layout import AXES, Layout
-from helix_sim.load import load_sweep
-from helix_sim.plot import COLOURS
-from helix_sim.roofline import TERMS
-from helix_sim.spec import SpecError
+from helix_sim.output import report
+from helix_sim.output.plot import COLOURS
+from helix_sim.search.sweep import run_sweep
+from helix_sim.specs.load import load_sweep
 from helix_sim.step import evaluate, op_rows
-from helix_sim.sweep import run_sweep
+from helix_sim.timing.roofline import TERMS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -31,8 +31,8 @@ kind: sweep
 name: small
 description: "a few hundred layouts, A&B </script><b>not markup</b>"
 model: llama-3.1-8b
-hardware: gb200-nvl72
-clock: paper
+machine: gb200-nvl72
+timing: paper
 precision: {weights: fp4, kv: fp4, math: fp4}
 contexts: [1M, 128K]
 gpus: {from: 1, to: 8}
@@ -67,7 +67,7 @@ def expected_rows(result, context, family, index):
     """The library's own op table of a point of a frontier."""
     planned, point = result.plan, result.frontiers[context][family].point(index)
     layout = Layout(**{axis: point[axis] for axis in AXES})
-    return op_rows(evaluate(planned.model, planned.hardware, planned.clock, planned.sweep.precision, layout, context))
+    return op_rows(evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, layout, context))
 
 
 # --- The file --------------------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helix_sim.load import load_clock
-from helix_sim.pareto import frontier
-from helix_sim.studies import reproduce
-from helix_sim.studies.redraw import redraw
+from helix_sim.paper import reproduce
+from helix_sim.paper.redraw import redraw
+from helix_sim.search.pareto import frontier
+from helix_sim.specs.load import load_timing
 
-PAPER = load_clock("paper")
+PAPER = load_timing("paper")
 
-# Which claims the `paper` clock holds today. A change here is a change of what the README says.
+# Which claims the `paper` timing holds today. A change here is a change of what the README says.
 HELD = {
     "r1_interactivity": True,
     "r1_users": True,

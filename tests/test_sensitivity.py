@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from helix_sim.cli import app
-from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, load_model
-from helix_sim.plan import Plan
-from helix_sim.spec import SpecError
-from helix_sim.step import LayoutError, Step, decode_step
-from helix_sim.studies.recommend import Request, parse_mix, search_plan
-from helix_sim.studies.sensitivity import (
+from helix_sim.answers.recommend import Request, parse_mix, search_plan
+from helix_sim.answers.sensitivity import (
     KNOBS,
     SEARCH_KNOBS,
     Change,
@@ -29,16 +23,22 @@ from helix_sim.studies.sensitivity import (
     scaled_plan,
     what_if,
 )
-from helix_sim.sweep import run_plan
+from helix_sim.cli import app
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
+from helix_sim.search.plan import Plan
+from helix_sim.search.sweep import run_plan
+from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.step import LayoutError, Step, decode_step
 
 TIMES = ("kernel_latency", "collective_latency")
 RATES = ("hbm_bandwidth", "nvlink_bandwidth", "network_bandwidth", "math_rate")
 
 
-def step_of(model: str, clock: str = "paper", context: int = 10**6, **widths: int) -> Step:
+def step_of(model: str, timing: str = "paper", context: int = 10**6, **widths: int) -> Step:
     widths.setdefault("tpf", widths.get("dp", 1) * widths.get("tpa", 1) * widths.get("kvp", 1) // widths.get("ep", 1))
-    machine = load_hardware("gb200-nvl72")
-    return decode_step(load_model(model), machine, Layout(**widths), context, clock=load_clock(clock))
+    machine = load_machine("gb200-nvl72")
+    return decode_step(load_model(model), machine, Layout(**widths), context, timing=load_timing(timing))
 
 
 def ttl_of(step: Step) -> dict[str, float]:
@@ -49,7 +49,7 @@ def ttl_of(step: Step) -> dict[str, float]:
 def planned() -> Plan:
     """A small search: Llama-8B on up to 8 GPUs."""
     return search_plan(
-        Request(model="llama-3.1-8b", hardware="h100-hgx", mix=parse_mix("64K"), ttl_s=1.0, gpus=(1, 8),
+        Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=1.0, gpus=(1, 8),
                 families=("tp", "helix"))
     )  # fmt: skip
 
@@ -58,15 +58,15 @@ def planned() -> Plan:
     model=st.sampled_from(["deepseek-r1", "llama-3.1-70b"]),
     widths=st.fixed_dictionaries({axis: st.sampled_from([1, 2, 4]) for axis in ("tpa", "kvp", "dp", "ep", "pp")}),
     batch=st.integers(1, 32),
-    clock=st.sampled_from(["paper", "ideal"]),
+    timing=st.sampled_from(["paper", "ideal"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_what_takes_time_and_what_saves_it_add_up_to_one(
-    model: str, widths: dict[str, int], batch: int, clock: str
+    model: str, widths: dict[str, int], batch: int, timing: str
 ) -> None:
     """All latencies twice as long and all rates half as high double the TTL: it is homogeneous (Euler's theorem)."""
     try:
-        step = step_of(model, clock, 100_000, batch=batch, **widths)
+        step = step_of(model, timing, 100_000, batch=batch, **widths)
     except LayoutError:
         return
     ttl = ttl_of(step)
@@ -167,7 +167,7 @@ def test_changing_nothing_changes_nothing(planned: Plan) -> None:
 
 
 def test_a_value_and_the_factor_it_means_are_one_change(planned: Plan) -> None:
-    now = planned.hardware.hbm_bandwidth_GBps.value
+    now = planned.machine.hbm_bandwidth_GBps.value
     assert parse_change(f"hbm_bandwidth={2 * now}", planned) == parse_change("hbm_bandwidth=2x", planned)
     assert parse_change("context=128K", planned).factor == 2
 

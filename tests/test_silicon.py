@@ -9,7 +9,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from helix_sim import silicon as tables
+from helix_sim.silicon import aic_tables as tables
 
 try:
     installed = metadata.version(tables.DISTRIBUTION)

@@ -6,9 +6,11 @@ from typing import get_args
 import pytest
 import yaml
 
-from helix_sim.load import FOLDERS, check_file, data_folder, load_hardware, load_model, load_sweep, parse, shipped
-from helix_sim.spec import MathFormat, Model, NumberFormat, SpecError
-from helix_sim.units import FORMAT_BITS
+from helix_sim.core.errors import SpecError
+from helix_sim.core.units import FORMAT_BITS
+from helix_sim.specs.load import FOLDERS, check_file, data_folder, load_machine, load_model, load_sweep, parse, shipped
+from helix_sim.specs.model import Model
+from helix_sim.specs.values import MathFormat, NumberFormat
 
 BROKEN = Path(__file__).parent / "broken"
 
@@ -34,7 +36,7 @@ def test_kv_values_per_token_are_the_known_ones(name, values):
     assert load_model(name).kv_values_per_token == values
 
 
-@pytest.mark.parametrize("kind", ["model", "hardware", "clock", "sweep"])
+@pytest.mark.parametrize("kind", ["model", "machine", "timing", "sweep"])
 def test_every_shipped_file_loads_and_is_named_after_itself(kind):
     assert shipped(kind)
     for path in (path for folder in FOLDERS[kind] for path in data_folder(folder).glob("*.yaml")):
@@ -48,16 +50,16 @@ def test_every_rate_and_constant_has_a_source():
             if isinstance(value, dict):
                 yield from [value["source"]] if "source" in value else sources(value)
 
-    for name in shipped("hardware"):
-        found = list(sources(load_hardware(name)))
+    for name in shipped("machine"):
+        found = list(sources(load_machine(name)))
         assert len(found) >= 9
         assert all(source.split(":")[0] in ("datasheet", "measured", "assumed") for source in found)
 
 
 def test_datasheet_rates_are_the_dense_ones():
     # sparse rates are twice as large: 20 PFLOP/s of FP4 on GB200, 3,958 TFLOP/s of FP8 on H100
-    assert load_hardware("gb200-nvl72").fp4_dense_TFLOPs.value == 10_000
-    assert load_hardware("h100-hgx").fp8_dense_TFLOPs.value == 1979
+    assert load_machine("gb200-nvl72").fp4_dense_TFLOPs.value == 10_000
+    assert load_machine("h100-hgx").fp8_dense_TFLOPs.value == 1979
 
 
 def test_formats_of_the_spec_are_those_of_the_units():
@@ -110,12 +112,12 @@ def test_one_error_lists_every_problem():
     ("kind", "name", "suggestion"),
     [
         ("model", "deepseek-r2", "did you mean deepseek-r1?"),
-        ("hardware", "gb200", "did you mean gb200-nvl72?"),
+        ("machine", "gb200", "did you mean gb200-nvl72?"),
         ("sweep", "paper-deepseek", "did you mean paper-deepseek-r1?"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(kind, name, suggestion):
-    load = {"model": load_model, "hardware": load_hardware, "sweep": load_sweep}[kind]
+    load = {"model": load_model, "machine": load_machine, "sweep": load_sweep}[kind]
     with pytest.raises(SpecError, match=suggestion.replace("?", r"\?")):
         load(name)
 

@@ -5,16 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from helix_sim.family import divisors
+from helix_sim.core.layout import AXES, Layout
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
-from helix_sim.layout import AXES, Layout
-from helix_sim.load import load_sweep, parse, shipped
-from helix_sim.pareto import SAMPLED, frontier, merge, pareto_order
-from helix_sim.parts import distinct
-from helix_sim.plan import blocks, layouts_of, plan, ranges
-from helix_sim.spec import Sweep
+from helix_sim.search.family import divisors
+from helix_sim.search.pareto import SAMPLED, frontier, merge, pareto_order
+from helix_sim.search.plan import blocks, layouts_of, plan, ranges
+from helix_sim.search.shared_parts import distinct
+from helix_sim.search.sweep import Evaluated, Total, evaluate_block, run_plan, run_sweep
+from helix_sim.specs.load import load_sweep, parse, shipped
+from helix_sim.specs.sweep import Sweep
 from helix_sim.step import LayoutError, decode_step, evaluate
-from helix_sim.sweep import Evaluated, Total, evaluate_block, run_plan, run_sweep
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]
 
@@ -50,13 +50,13 @@ def test_one_layout_equals_its_row_in_a_sweep_op_by_op(name):
         picks = rng.choice(len(columns["id"]), size=min(200, len(columns["id"])), replace=False)
         x = Layout(**{axis: columns[axis][picks] for axis in AXES})
         context = int(columns["context"][0])
-        many = evaluate(planned.model, planned.hardware, planned.clock, planned.sweep.precision, x, context)
+        many = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, x, context)
         for i, pick in enumerate(picks):
             family, at, layout = planned.layout_at(int(columns["id"][pick]))
             assert (list(planned.sweep.families).index(family), at) == (columns["family"][pick], context)
             assert layout == Layout(**{axis: int(columns[axis][pick]) for axis in AXES})
             one = decode_step(
-                planned.model, planned.hardware, layout, at, precision=planned.sweep.precision, clock=planned.clock
+                planned.model, planned.machine, layout, at, precision=planned.sweep.precision, timing=planned.timing
             )
             assert float(one.ttl_s) == pytest.approx(columns["ttl_s"][pick], rel=1e-12)
             assert float(one.tokens_per_s_gpu) == pytest.approx(columns["tokens_per_s_gpu"][pick], rel=1e-12)
@@ -73,11 +73,11 @@ def test_one_layout_equals_its_row_in_a_sweep_op_by_op(name):
     pytest.fail(f"only {compared} rows compared")
 
 
-@pytest.mark.parametrize("clock", ["paper", "ideal"])
+@pytest.mark.parametrize("timing", ["paper", "ideal"])
 @pytest.mark.parametrize("name", SWEEPS)
-def test_the_sum_of_shared_parts_is_the_step_evaluated_directly(name, clock):
+def test_the_sum_of_shared_parts_is_the_step_evaluated_directly(name, timing):
     every = [family for file in SWEEPS for family in load_sweep(file).families]
-    spec = load_sweep(name).model_dump(by_alias=True) | {"families": every, "groups": {}, "clock": clock}
+    spec = load_sweep(name).model_dump(by_alias=True) | {"families": every, "groups": {}, "timing": timing}
     spec |= {
         "contexts": ["1M", 100_001],
         "gpus": {"from": 1, "to": 24},
@@ -88,7 +88,7 @@ def test_the_sum_of_shared_parts_is_the_step_evaluated_directly(name, clock):
     assert len(rows["id"]) > 5000
     x = Layout(**{axis: rows[axis] for axis in AXES})
     step = evaluate(
-        planned.model, planned.hardware, planned.clock, planned.sweep.precision, x, rows["context"].astype(float)
+        planned.model, planned.machine, planned.timing, planned.sweep.precision, x, rows["context"].astype(float)
     )
     np.testing.assert_allclose(rows["ttl_s"], step.ttl_s, rtol=1e-12, atol=0)
     np.testing.assert_allclose(rows["tokens_per_s_gpu"], step.tokens_per_s_gpu, rtol=1e-12, atol=0)
@@ -102,11 +102,11 @@ def test_layouts_are_dropped_for_their_first_reason():
     expected = {name: dict.fromkeys(Reason, 0) for name in planned.sweep.families}
     for index in range(planned.layouts):
         family, context, x = planned.layout_at(index)
-        flags = int(shape_reasons(planned.model, planned.hardware, x, context))
+        flags = int(shape_reasons(planned.model, planned.machine, x, context))
         if not flags:
-            clock, precision = planned.clock, planned.sweep.precision
-            step = evaluate(planned.model, planned.hardware, clock, precision, x, context)
-            flags = int(memory_reason(step.memory, planned.hardware))
+            timing, precision = planned.timing, planned.sweep.precision
+            step = evaluate(planned.model, planned.machine, timing, precision, x, context)
+            flags = int(memory_reason(step.memory, planned.machine))
         if flags:
             expected[family][Reason(flags & -flags)] += 1
     assert counted == {name: {r.name: n for r, n in found.items() if n} for name, found in expected.items()}
@@ -167,7 +167,7 @@ def test_a_dropped_layout_alone_is_refused_for_the_same_reason():
     for index in lost:
         _, context, layout = planned.layout_at(int(index))
         with pytest.raises(LayoutError):
-            decode_step(planned.model, planned.hardware, layout, context, precision=planned.sweep.precision)
+            decode_step(planned.model, planned.machine, layout, context, precision=planned.sweep.precision)
 
 
 def test_the_batch_that_memory_allows_is_the_same_in_the_sweep_and_alone():
@@ -178,10 +178,10 @@ def test_the_batch_that_memory_allows_is_the_same_in_the_sweep_and_alone():
         mine = (rows["family"] == index) & (rows["tpa"] == tpa) & (rows["kvp"] == kvp) & (rows["dp"] == dp)
         largest = int(rows["batch"][mine & (rows["ep"] == 1)].max())
         fits = Layout(batch=largest, tpa=tpa, kvp=kvp, dp=dp, tpf=6)
-        decode_step(planned.model, planned.hardware, fits, 10**6, precision=planned.sweep.precision)
+        decode_step(planned.model, planned.machine, fits, 10**6, precision=planned.sweep.precision)
         beyond = Layout(batch=largest + 1, tpa=tpa, kvp=kvp, dp=dp, tpf=6)
         with pytest.raises(LayoutError, match="fullest GPU"):
-            decode_step(planned.model, planned.hardware, beyond, 10**6, precision=planned.sweep.precision)
+            decode_step(planned.model, planned.machine, beyond, 10**6, precision=planned.sweep.precision)
 
 
 def test_denser_batches_move_no_frontier_by_more_than_their_step():
@@ -196,10 +196,10 @@ def test_blocks_of_any_size_find_the_same_frontier_and_the_same_points(monkeypat
     planned = plan(small(contexts=["1M", "200K", "3M"], gpus={"from": 1, "to": 9}))
     expected, points = run_plan(planned), rows_of(planned)
     for contexts, rows, layouts, cells in [(1, 70, 2000, 50), (2, 100, 3000, 2**16), (9, 10**6, 10**9, 1)]:
-        monkeypatch.setattr("helix_sim.plan.CONTEXTS", contexts)
-        monkeypatch.setattr("helix_sim.plan.ROWS", rows)
-        monkeypatch.setattr("helix_sim.sweep.CELLS", cells)
-        monkeypatch.setattr("helix_sim.sweep.blocks", lambda planned, layouts=layouts: blocks(planned, layouts))
+        monkeypatch.setattr("helix_sim.search.plan.CONTEXTS", contexts)
+        monkeypatch.setattr("helix_sim.search.plan.ROWS", rows)
+        monkeypatch.setattr("helix_sim.search.sweep.CELLS", cells)
+        monkeypatch.setattr("helix_sim.search.sweep.blocks", lambda planned, layouts=layouts: blocks(planned, layouts))
         sizes = [layouts_of(planned, block) for block in blocks(planned, layouts)]
         assert sum(sizes) == planned.layouts
         assert max(sizes) <= layouts
@@ -210,7 +210,7 @@ def test_blocks_of_any_size_find_the_same_frontier_and_the_same_points(monkeypat
 
 
 def test_blocks_added_in_any_order_are_the_same_sweep(monkeypatch):
-    monkeypatch.setattr("helix_sim.plan.ROWS", 40)
+    monkeypatch.setattr("helix_sim.search.plan.ROWS", 40)
     planned = plan(small(contexts=["1M", "200K"]))
     parts = [evaluate_block(planned, block) for block in blocks(planned)]
     expected = run_plan(planned)

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from helix_sim.cli import app
-from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, load_model
-from helix_sim.overlap import pipelined
+from helix_sim.core.layout import Layout
+from helix_sim.output.trace import TRACKS, Slice, chrome_trace, timeline
+from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.step import LayoutError, Step, decode_step
-from helix_sim.trace import TRACKS, Slice, chrome_trace, timeline
+from helix_sim.timing.overlap import pipelined
 
 
-def step_of(model: str, clock: str = "paper", context: int = 10**6, **widths: int) -> Step:
+def step_of(model: str, timing: str = "paper", context: int = 10**6, **widths: int) -> Step:
     widths.setdefault("tpf", widths.get("dp", 1) * widths.get("tpa", 1) * widths.get("kvp", 1) // widths.get("ep", 1))
     return decode_step(
-        load_model(model), load_hardware("gb200-nvl72"), Layout(**widths), context, clock=load_clock(clock)
+        load_model(model), load_machine("gb200-nvl72"), Layout(**widths), context, timing=load_timing(timing)
     )
 
 
@@ -34,7 +34,7 @@ STEPS = [
     pytest.param(step_of("llama-3.1-405b", **HELIX), id="Helix, HOP-B"),
     pytest.param(step_of("llama-3.1-405b", tpa=8, kvp=4, tpf=8, batch=4), id="Medha"),
     pytest.param(step_of("deepseek-r1", kvp=8, ep=8, batch=16, chunks=4), id="MoE, HOP-B"),
-    pytest.param(step_of("deepseek-r1", kvp=4, dp=4, ep=16, batch=8, clock="ideal"), id="groups, ideal clock"),
+    pytest.param(step_of("deepseek-r1", kvp=4, dp=4, ep=16, batch=8, timing="ideal"), id="groups, ideal timing"),
     pytest.param(step_of("deepseek-r1", kvp=4, pp=3, ep=4, batch=2), id="three stages"),
     pytest.param(step_of("llama-3.1-8b", batch=1), id="one GPU"),
 ]
@@ -87,14 +87,14 @@ def test_the_critical_path_has_no_gap_and_sums_to_the_ttl(step: Step) -> None:
     batch=st.integers(1, 12),
     chunks=st.integers(1, 12),
     context=st.sampled_from([1000, 50_000, 400_000]),
-    clock=st.sampled_from(["paper", "ideal"]),
+    timing=st.sampled_from(["paper", "ideal"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_every_layout_that_runs_has_such_a_timeline(
-    model: str, widths: dict[str, int], batch: int, chunks: int, context: int, clock: str
+    model: str, widths: dict[str, int], batch: int, chunks: int, context: int, timing: str
 ) -> None:
     try:
-        step = step_of(model, clock, context, batch=batch, chunks=chunks, **widths)
+        step = step_of(model, timing, context, batch=batch, chunks=chunks, **widths)
     except LayoutError:
         return
     assert_is_timeline_of(step)

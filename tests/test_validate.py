@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helix_sim import silicon
-from helix_sim.layout import Layout
-from helix_sim.load import load_clock, load_hardware, load_model
-from helix_sim.roofline import composition_range, residual_range
-from helix_sim.spec import Precision
+from helix_sim.core.layout import Layout
+from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon import validate
+from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.precision import Precision
 from helix_sim.step import evaluate
-from helix_sim.studies import validate
+from helix_sim.timing.roofline import composition_range, residual_range
 
 try:
     installed = metadata.version(silicon.DISTRIBUTION)
@@ -48,15 +48,15 @@ def table():
 
 
 def test_an_interval_agrees_with_a_simulation_of_its_classes_and_of_their_sum():
-    clock = load_clock("gb200-trtllm")
+    timing = load_timing("gb200-trtllm")
     precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8", head_weights="bf16")
     for layout in (Layout(batch=64, dp=8, ep=8), Layout(batch=2, tpa=8, ep=8)):
-        step = evaluate(load_model("deepseek-r1"), load_hardware("gb200-nvl72"), clock, precision, layout, 8192)
+        step = evaluate(load_model("deepseek-r1"), load_machine("gb200-nvl72"), timing, precision, layout, 8192)
         rng = np.random.default_rng(5)
         total = np.full(200_000, float(step.ttl_s))
         kernels = step.seconds_by_class
-        parts = [(seconds, residual_range(name, clock)) for name, seconds in kernels.items()]
-        for seconds, (low, high) in [*parts, (sum(kernels.values()), composition_range(clock))]:
+        parts = [(seconds, residual_range(name, timing)) for name, seconds in kernels.items()]
+        for seconds, (low, high) in [*parts, (sum(kernels.values()), composition_range(timing))]:
             drawn = rng.normal(size=len(total))
             logs = np.where(drawn < 0, -drawn * min(low, 0), drawn * max(high, 0)) / 1.2816
             total += float(seconds) * np.expm1(logs)
@@ -65,11 +65,11 @@ def test_an_interval_agrees_with_a_simulation_of_its_classes_and_of_their_sum():
         assert np.abs(stated - simulated).max() < 0.2 * (stated[1] - stated[0])
 
 
-def test_an_interval_holds_its_prediction_and_a_clock_without_residuals_has_none():
+def test_an_interval_holds_its_prediction_and_a_timing_without_residuals_has_none():
     for name, widens in (("gb200-trtllm", True), ("paper", False)):
         precision = Precision(weights="fp8-block", kv="fp8", math="fp8")
         step = evaluate(
-            load_model("llama-3.1-405b"), load_hardware("gb200-nvl72"), load_clock(name), precision,
+            load_model("llama-3.1-405b"), load_machine("gb200-nvl72"), load_timing(name), precision,
             Layout(batch=8, tpa=8, tpf=8), 100_000,
         )  # fmt: skip
         low, high = (float(end) for end in step.ttl_interval_s)
@@ -148,7 +148,7 @@ def test_the_blind_half_sets_nothing(table):
 def test_the_shipped_overheads_are_those_the_development_half_asks_for(table):
     for asked in validate.overheads(table):
         shipped = {
-            load_clock(f"{system}-{asked.framework}").calibration.step_overhead_us.value for system in silicon.SYSTEMS
+            load_timing(f"{system}-{asked.framework}").calibration.step_overhead_us.value for system in silicon.SYSTEMS
         }
         assert len(shipped) == 1
         assert shipped.pop() == pytest.approx(asked.microseconds, abs=20)

@@ -11,15 +11,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from helix_sim.plan import Plan
+    from helix_sim.answers.recommend import Choice, Recommendation
+    from helix_sim.search.plan import Plan
     from helix_sim.step import Step
-    from helix_sim.studies.recommend import Choice, Recommendation
 
 from helix_sim.cli.base import (
-    ClockOption,
-    HardwareArgument,
     JsonOption,
+    MachineArgument,
     ModelArgument,
+    TimingOption,
     app,
     console,
     new_table,
@@ -47,8 +47,8 @@ def import_hf(
     as_json: JsonOption = False,
 ) -> None:
     """A model spec from a Hugging Face config; what cannot be modelled is refused by the name of its field."""
-    from helix_sim.import_hf import import_file
-    from helix_sim.tables import write_text
+    from helix_sim.core.files import write_text
+    from helix_sim.specs.import_hf import import_file
 
     found = import_file(
         config, name=name, source=source, published_B=published_parameters, full_attention=full_attention
@@ -77,7 +77,7 @@ MostGpusOption = Annotated[int | None, typer.Option(help="most GPUs of a layout;
 @app.command()
 def recommend(
     model: ModelArgument,
-    hardware: HardwareArgument,
+    machine: MachineArgument,
     ttl_ms: Annotated[float, typer.Option(help="budget for the token-to-token latency of a user")],
     context: Annotated[str, typer.Option(help="tokens per request: 1M, or a mix with shares: 32K:0.7,1M:0.3")] = "1M",
     gpus: Annotated[int | None, typer.Option(help="exactly this many GPUs")] = None,
@@ -89,15 +89,15 @@ def recommend(
     kv: KvOption = None,
     math: MathOption = None,
     wire: WireOption = None,
-    clock: ClockOption = "paper",
+    timing: TimingOption = "paper",
     as_json: JsonOption = False,
 ) -> None:
     """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
-    from helix_sim.load import load_hardware
-    from helix_sim.pick import precision_of
-    from helix_sim.spec import SpecError
-    from helix_sim.studies.recommend import Request, parse_mix
-    from helix_sim.studies.recommend import recommend as search
+    from helix_sim.answers.recommend import Request, parse_mix
+    from helix_sim.answers.recommend import recommend as search
+    from helix_sim.core.errors import SpecError
+    from helix_sim.search.layout_source import precision_of
+    from helix_sim.specs.load import load_machine
 
     if gpus is not None and gpus_at_most is not None:
         raise SpecError(["--gpus and --gpus-at-most exclude each other; give one"])
@@ -105,11 +105,11 @@ def recommend(
     found = search(
         Request(
             model=model,
-            hardware=hardware,
+            machine=machine,
             mix=parse_mix(context),
             ttl_s=ttl_ms / 1e3,
-            clock=clock or "paper",
-            precision=precision_of(load_hardware(hardware), {}, formats),
+            timing=timing or "paper",
+            precision=precision_of(load_machine(machine), {}, formats),
             gpus=(gpus, gpus) if gpus is not None else (1, gpus_at_most) if gpus_at_most is not None else None,
             families=tuple(family or ()),
             min_users=min_users,
@@ -128,8 +128,8 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
     request, planned = found.request, found.plan
     users = f", at least {request.min_users} users" if request.min_users > 1 else ""
     out.print(
-        f"[bold]{planned.model.name}[/] on [bold]{planned.hardware.name}[/], context {request.mix}, clock "
-        f"{planned.clock.name}; TTL within {request.ttl_s * 1e3:g} ms{users}, {planned.sweep.gpus.first} to "
+        f"[bold]{planned.model.name}[/] on [bold]{planned.machine.name}[/], context {request.mix}, timing "
+        f"{planned.timing.name}; TTL within {request.ttl_s * 1e3:g} ms{users}, {planned.sweep.gpus.first} to "
         f"{planned.sweep.gpus.last} GPUs; {planned.layouts:,} layouts"
     )
     if len(request.mix.contexts) > 1:
@@ -198,7 +198,7 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
 SourceArgument = Annotated[
     str, typer.Argument(help="a model (with a machine), FILE.json of explain or recommend, or SWEEP:ID")
 ]
-MachineArgument = Annotated[str | None, typer.Argument(help="the machine, where the first argument is a model")]
+PickedMachine = Annotated[str | None, typer.Argument(help="the machine, where the first argument is a model")]
 PickedContext = Annotated[str | None, typer.Option(help="tokens in each request's KV cache, e.g. 128K; 1M unless said")]
 BatchOption = Annotated[int | None, typer.Option(help="requests that one attention group decodes at a time")]
 TpaOption = Annotated[int | None, typer.Option(help="tensor-parallel width of attention")]
@@ -210,19 +210,19 @@ PpOption = Annotated[int | None, typer.Option(help="pipeline stages")]
 ChunksOption = Annotated[int | None, typer.Option(help="HOP-B pieces of the batch; 1 is off")]
 
 
-def _picked(source: str, hardware: str | None, context: str | None, clock: str | None, **said: Any) -> Step:
+def _picked(source: str, machine: str | None, context: str | None, timing: str | None, **said: Any) -> Step:
     """The step of the layout that a verb's arguments say."""
-    from helix_sim.pick import FORMATS, Options, pick
+    from helix_sim.search.layout_source import FORMATS, Options, pick
 
     formats = {name: said.pop(name) for name in FORMATS}
     tokens = size(context, "--context") if context else None
-    return pick(source, hardware, Options(context=tokens, clock=clock, widths=said, formats=formats))
+    return pick(source, machine, Options(context=tokens, timing=timing, widths=said, formats=formats))
 
 
 @app.command()
 def export(
     source: SourceArgument,
-    hardware: MachineArgument = None,
+    machine: PickedMachine = None,
     *,
     to: Annotated[str, typer.Option(help="trtllm, vllm or sglang")],
     out: Annotated[Path | None, typer.Option(help="the file to write; printed unless given")] = None,
@@ -240,14 +240,14 @@ def export(
     kv: KvOption = None,
     math: MathOption = None,
     wire: WireOption = None,
-    clock: ClockOption = None,
+    timing: TimingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The launch configuration of a layout for a serving stack; what the stack cannot run is refused or commented."""
-    from helix_sim.export import launch
-    from helix_sim.tables import write_text
+    from helix_sim.core.files import write_text
+    from helix_sim.output.export import launch
 
-    step = _picked(source, hardware, context, clock, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
+    step = _picked(source, machine, context, timing, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
                    chunks=chunks, weights=weights, kv=kv, math=math, wire=wire)  # fmt: skip
     written = launch(step, to, checkpoint)
     if out:
@@ -264,7 +264,7 @@ def export(
 @app.command()
 def trace(
     source: SourceArgument,
-    hardware: MachineArgument = None,
+    machine: PickedMachine = None,
     *,
     out: Annotated[Path, typer.Option(help="the file to write")] = Path("step.json"),
     context: PickedContext = None,
@@ -280,13 +280,13 @@ def trace(
     kv: KvOption = None,
     math: MathOption = None,
     wire: WireOption = None,
-    clock: ClockOption = None,
+    timing: TimingOption = None,
 ) -> None:
     """One decode step as a timeline that Perfetto opens (ui.perfetto.dev): streams, layers, HOP-B chunk by chunk."""
-    from helix_sim.tables import write_text
-    from helix_sim.trace import chrome_trace
+    from helix_sim.core.files import write_text
+    from helix_sim.output.trace import chrome_trace
 
-    step = _picked(source, hardware, context, clock, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
+    step = _picked(source, machine, context, timing, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
                    chunks=chunks, weights=weights, kv=kv, math=math, wire=wire)  # fmt: skip
     content = chrome_trace(step)
     write_text(out, json.dumps(content) + "\n")
@@ -299,7 +299,7 @@ def sensitivity(
     source: Annotated[
         str, typer.Argument(help="a model (with a machine), FILE.json, SWEEP:ID, or a sweep for its frontier")
     ],
-    hardware: MachineArgument = None,
+    machine: PickedMachine = None,
     *,
     frontier: Annotated[
         bool, typer.Option("--frontier", help="of the best of a whole search, not of one layout")
@@ -324,20 +324,20 @@ def sensitivity(
     kv: KvOption = None,
     math: MathOption = None,
     wire: WireOption = None,
-    clock: ClockOption = None,
+    timing: TimingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What limits a layout or a whole frontier: percent that TTL and throughput change by for 1 % more of each knob."""
     widths = {"batch": batch, "tpa": tpa, "kvp": kvp, "dp": dp, "tpf": tpf, "ep": ep, "pp": pp, "chunks": chunks}
     formats = {"weights": weights, "kv": kv, "math": math, "wire": wire}
-    of_layout = hardware is not None or ":" in source or source == "-" or source.endswith(".json")
+    of_layout = machine is not None or ":" in source or source == "-" or source.endswith(".json")
     if not (frontier or change) and of_layout:
-        step = _picked(source, hardware, context, clock, **widths, **formats)
+        step = _picked(source, machine, context, timing, **widths, **formats)
         _report_sensitivity(_layout_sensitivity(step), out, as_json)
         return
     _no_widths(widths)
     ttl_s = ttl_ms / 1e3 if ttl_ms is not None else None
-    planned = _searched(source, hardware, context, clock, gpus_at_most, family, formats)
+    planned = _searched(source, machine, context, timing, gpus_at_most, family, formats)
     if change:
         _report_what_if(planned, change, ttl_s, as_json)
     else:
@@ -346,7 +346,7 @@ def sensitivity(
 
 def _no_widths(widths: dict[str, int | None]) -> None:
     """SpecError where widths are given for a search, which has all of them."""
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
 
     given = [f"--{name}" for name, value in widths.items() if value is not None]
     if given:
@@ -355,33 +355,33 @@ def _no_widths(widths: dict[str, int | None]) -> None:
 
 def _searched(
     source: str,
-    hardware: str | None,
+    machine: str | None,
     context: str | None,
-    clock: str | None,
+    timing: str | None,
     gpus_at_most: int | None,
     family: list[str] | None,
     formats: dict[str, str | None],
 ) -> Plan:
     """The search of a sweep's file, or of a model on a machine."""
-    from helix_sim.load import load_hardware, load_sweep
-    from helix_sim.pick import precision_of
-    from helix_sim.plan import plan
-    from helix_sim.spec import SpecError
-    from helix_sim.studies.recommend import Request, parse_mix, search_plan
+    from helix_sim.answers.recommend import Request, parse_mix, search_plan
+    from helix_sim.core.errors import SpecError
+    from helix_sim.search.layout_source import precision_of
+    from helix_sim.search.plan import plan
+    from helix_sim.specs.load import load_machine, load_sweep
 
-    if hardware is None:
+    if machine is None:
         given = {"--context": context, "--gpus-at-most": gpus_at_most, "--family": family, **formats}
         if any(given.values()):
             raise SpecError(["a sweep's file says its contexts, GPUs, families and formats; change them there"])
         sweep = load_sweep(source)
-        return plan(sweep.model_copy(update={"clock": clock}) if clock else sweep)
+        return plan(sweep.model_copy(update={"timing": timing}) if timing else sweep)
     request = Request(
         model=source,
-        hardware=hardware,
+        machine=machine,
         mix=parse_mix(context or "1M"),
         ttl_s=1.0,
-        clock=clock or "paper",
-        precision=precision_of(load_hardware(hardware), {}, formats),
+        timing=timing or "paper",
+        precision=precision_of(load_machine(machine), {}, formats),
         gpus=(1, gpus_at_most) if gpus_at_most is not None else None,
         families=tuple(family or ()),
     )
@@ -389,12 +389,12 @@ def _searched(
 
 
 def _layout_sensitivity(step: Step) -> dict[str, Any]:
-    from helix_sim.studies.sensitivity import elasticities
-    from helix_sim.units import format_size
+    from helix_sim.answers.sensitivity import elasticities
+    from helix_sim.core.units import format_size
 
     return {
-        "of": f"{step.model.name} on {step.hardware.name}, {format_size(int(step.context))} tokens, {step.layout}",
-        "clock": step.clock.name,
+        "of": f"{step.model.name} on {step.machine.name}, {format_size(int(step.context))} tokens, {step.layout}",
+        "timing": step.timing.name,
         "panels": ["TTL of this layout", "throughput of this layout"],
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
@@ -403,16 +403,16 @@ def _layout_sensitivity(step: Step) -> dict[str, Any]:
 
 
 def _frontier_sensitivity(planned: Plan, ttl_s: float | None) -> dict[str, Any]:
-    from helix_sim.studies.sensitivity import ends, frontier_elasticities
-    from helix_sim.sweep import run_plan
-    from helix_sim.units import format_size
+    from helix_sim.answers.sensitivity import ends, frontier_elasticities
+    from helix_sim.core.units import format_size
+    from helix_sim.search.sweep import run_plan
 
     now = ends(run_plan(planned), ttl_s)
     context = format_size(planned.sweep.contexts[0])
     within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
     return {
-        "of": f"{planned.model.name} on {planned.hardware.name}, {context} tokens, best of {planned.layouts:,} layouts",
-        "clock": planned.clock.name,
+        "of": f"{planned.model.name} on {planned.machine.name}, {context} tokens, best of {planned.layouts:,} layouts",
+        "timing": planned.timing.name,
         "panels": ["lowest TTL", f"best throughput{within}"],
         "ttl_s": now.fastest["ttl_s"] if now.fastest else None,
         "tokens_per_s_gpu": now.best["tokens_per_s_gpu"] if now.best else None,
@@ -424,17 +424,17 @@ def _report_sensitivity(found: dict[str, Any], out: Path | None, as_json: bool) 
     rows = found["elasticities"]
     files: list[Path] = []
     if out:
-        from helix_sim import plot
+        from helix_sim.output import plot
 
         bars = {row["knob"]: (row["ttl"], row["throughput"]) for row in rows}
         files = plot.save(
-            plot.tornado(bars, f"{found['of']}, clock {found['clock']}", found["panels"]), out / "tornado"
+            plot.tornado(bars, f"{found['of']}, timing {found['timing']}", found["panels"]), out / "tornado"
         )
     if as_json:
         print_json({**found, "elasticities": [{k: v if v == v else None for k, v in row.items()} for row in rows]})
         return
     out_console = console()
-    out_console.print(f"[bold]{found['of']}[/], clock {found['clock']}")
+    out_console.print(f"[bold]{found['of']}[/], timing {found['timing']}")
     table = new_table("1 % more of", *(f">% {panel}" for panel in found["panels"]))
     for row in sorted(rows, key=lambda row: -abs(row["ttl"])):
         table.add_row(
@@ -446,7 +446,7 @@ def _report_sensitivity(found: dict[str, Any], out: Path | None, as_json: bool) 
 
 
 def _report_what_if(planned: Plan, change: list[str], ttl_s: float | None, as_json: bool) -> None:
-    from helix_sim.studies.sensitivity import parse_change, what_if
+    from helix_sim.answers.sensitivity import parse_change, what_if
 
     found = what_if(planned, [parse_change(text, planned) for text in change], ttl_s)
     if as_json:
@@ -454,7 +454,7 @@ def _report_what_if(planned: Plan, change: list[str], ttl_s: float | None, as_js
         return
     out = console()
     turned = ", ".join(f"{c.knob} x {c.factor:g}" for c in found.changes)
-    out.print(f"[bold]{planned.model.name} on {planned.hardware.name}[/]: {turned}, searched again")
+    out.print(f"[bold]{planned.model.name} on {planned.machine.name}[/]: {turned}, searched again")
     within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
     for end, title in (("fastest", "lowest TTL"), ("best", f"best throughput{within}")):
         table = new_table(title, ">TTL ms", ">tokens/s/GPU", ">GPUs", "layout")
@@ -465,7 +465,7 @@ def _report_what_if(planned: Plan, change: list[str], ttl_s: float | None, as_js
 
 
 def _point_cells(point: dict[str, Any]) -> list[str]:
-    from helix_sim.layout import AXES, Layout
+    from helix_sim.core.layout import AXES, Layout
 
     x = Layout(**{name: point[name] for name in AXES})
     return [f"{point['ttl_s'] * 1e3:.3f}", f"{point['tokens_per_s_gpu']:.2f}", str(x.gpus), str(x)]

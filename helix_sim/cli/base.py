@@ -26,12 +26,10 @@ app = typer.Typer(
 BAD_INPUT = 2
 
 ModelArgument = Annotated[str, typer.Argument(help="shipped model or path of a YAML file (see: helix-sim models)")]
-HardwareArgument = Annotated[
-    str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim hardware)")
-]
+MachineArgument = Annotated[str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim hardware)")]
 ContextOption = Annotated[str, typer.Option(help="tokens in each request's KV cache, e.g. 128K, 1M, 1Mi")]
-ClockOption = Annotated[
-    str | None, typer.Option(help="ideal, paper, measured kernels such as gb200-trtllm, or a clock's YAML file")
+TimingOption = Annotated[
+    str | None, typer.Option(help="ideal, paper, measured kernels such as gb200-trtllm, or a timing's YAML file")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 OutOption = Annotated[Path, typer.Option(help="folder for the files")]
@@ -39,7 +37,7 @@ OutOption = Annotated[Path, typer.Option(help="folder for the files")]
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2, never a traceback."""
-    from helix_sim.spec import SpecError, Stopped
+    from helix_sim.core.errors import SpecError, Stopped
 
     try:
         app()
@@ -75,15 +73,15 @@ def remark(text: str) -> None:
 
 def print_json(content: Any) -> None:
     """JSON to stdout."""
-    from helix_sim.tables import plain
+    from helix_sim.core.files import plain
 
     print(json.dumps(content, indent=2, ensure_ascii=False, default=plain))
 
 
 def size(text: str, option: str) -> int:
     """A size such as 1M; SpecError naming the option otherwise."""
-    from helix_sim.spec import SpecError
-    from helix_sim.units import parse_size
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.units import parse_size
 
     try:
         return parse_size(text)
@@ -141,7 +139,7 @@ def _is_number(value: Any) -> bool:
 
 
 def one_of(option: str, given: str, known: tuple[str, ...]) -> None:
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
 
     if given not in known:
         raise SpecError([f"{option}: {given!r} is not one of {', '.join(known)}"])

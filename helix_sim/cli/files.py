@@ -16,7 +16,7 @@ from helix_sim.cli.base import JsonOption, app, print_rows
 @app.command()
 def models(as_json: JsonOption = False) -> None:
     """The shipped models: parameters computed and published, layers, KV cache per token."""
-    from helix_sim.load import load_model, shipped
+    from helix_sim.specs.load import load_model, shipped
 
     rows = []
     for name in shipped("model"):
@@ -37,11 +37,11 @@ def models(as_json: JsonOption = False) -> None:
 @app.command()
 def hardware(as_json: JsonOption = False) -> None:
     """The shipped machines: rates, memory, NVLink domain."""
-    from helix_sim.load import load_hardware, shipped
+    from helix_sim.specs.load import load_machine, shipped
 
     rows = []
-    for name in shipped("hardware"):
-        machine = load_hardware(name)
+    for name in shipped("machine"):
+        machine = load_machine(name)
         rows.append(
             {
                 "name": name,
@@ -62,10 +62,10 @@ def _rate(machine: Any, kind: str) -> float | None:
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="model, hardware, clock or sweep YAML files")]) -> None:
+def check(files: Annotated[list[Path], typer.Argument(help="model, machine, timing or sweep YAML files")]) -> None:
     """Whether files are right: each problem in a sentence, with its place and what would be right."""
-    from helix_sim.load import check_file
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.specs.load import check_file
 
     problems: list[str] = []
     for path in files:

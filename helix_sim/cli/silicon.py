@@ -1,4 +1,4 @@
-"""Clocks fitted to measured kernels, and judged by measured servings."""
+"""Timings fitted to measured kernels, and judged by measured servings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def calibrate(
     as_of: Annotated[str | None, typer.Option(help="silicon: tables of the time of this framework version")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="gpu: refit a file of measurements instead")] = None,
 ) -> None:
-    """Fit a clock to measured kernels: a YAML file that --clock reads, and measured against modelled as a picture."""
-    from helix_sim.spec import SpecError
+    """Fit a timing to measured kernels: a YAML file that --timing reads, and measured against modelled as a picture."""
+    from helix_sim.core.errors import SpecError
 
     if what == "silicon":
         if system is None or framework is None or source is not None:
@@ -37,20 +37,20 @@ def calibrate(
 
 
 def _calibrate_silicon(system: str, framework: str, as_of: str | None, out: Path) -> None:
-    from helix_sim.calibration.classes import check_names
-    from helix_sim.calibration.clock import calibrate
+    from helix_sim.silicon.calibrate import calibrate
+    from helix_sim.silicon.measured_kernels import check_names
 
     check_names(system, framework)
     made = _with_tables(lambda: calibrate(system, framework, software=as_of, say=remark))
-    _write_calibration(made, out / f"{made.clock.name}.yaml")
+    _write_calibration(made, out / f"{made.timing.name}.yaml")
 
 
 def _calibrate_gpu(out: Path, source: Path | None) -> None:
-    from helix_sim.calibration import gpu
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.files import appearing
     from helix_sim.kernels import measure, measurements
-    from helix_sim.load import decoded, read_bytes
-    from helix_sim.spec import SpecError
-    from helix_sim.tables import appearing
+    from helix_sim.silicon import gpu
+    from helix_sim.specs.load import decoded, read_bytes
 
     if out.suffix != ".yaml":
         raise SpecError([f"--out: {str(out)!r} must end in .yaml"])
@@ -74,14 +74,14 @@ def _calibrate_gpu(out: Path, source: Path | None) -> None:
 
 
 def _write_calibration(made: Any, path: Path) -> None:
-    """The clock's file, measured against modelled beside it, and the held-out errors of each class."""
-    from helix_sim import plot
-    from helix_sim.calibration.fit import yaml_text
-    from helix_sim.tables import write_text
+    """The timing's file, measured against modelled beside it, and the held-out errors of each class."""
+    from helix_sim.core.files import write_text
+    from helix_sim.output import plot
+    from helix_sim.silicon.fit import yaml_text
 
-    write_text(path, yaml_text(made.clock))
+    write_text(path, yaml_text(made.timing))
     (picture,) = plot.save(
-        plot.calibration(made.fitted, f"{made.clock.name}: measured and modelled"), path.with_suffix(""), ("png",)
+        plot.calibration(made.fitted, f"{made.timing.name}: measured and modelled"), path.with_suffix(""), ("png",)
     )
     print_rows(
         [
@@ -101,8 +101,8 @@ def _write_calibration(made: Any, path: Path) -> None:
 
 def _with_tables(call: Any) -> Any:
     """The call's result; a missing package or table is the user's one sentence."""
-    from helix_sim.silicon import NoSuchTable, TablesMissing
-    from helix_sim.spec import SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.silicon.aic_tables import NoSuchTable, TablesMissing
 
     try:
         return call()
@@ -120,14 +120,14 @@ def validate(
     out: OutOption = Path("out/validate"),
     as_json: JsonOption = False,
 ) -> None:
-    """Calibrated clocks against measured silicon: kernels kept out of the fit, and whole servings."""
-    from helix_sim.spec import SpecError
+    """Calibrated timings against measured silicon: kernels kept out of the fit, and whole servings."""
+    from helix_sim.core.errors import SpecError
 
     if kernels == end_to_end:
         raise SpecError(["say what to validate: --kernels or --end-to-end"])
     if kernels:
-        from helix_sim.calibration.classes import check_names
-        from helix_sim.studies.validate import kernels as judge
+        from helix_sim.silicon.measured_kernels import check_names
+        from helix_sim.silicon.validate import kernels as judge
 
         check_names(system, framework)
         table = _with_tables(lambda: judge(system, framework))
@@ -137,9 +137,9 @@ def validate(
 
 
 def _validate_end_to_end(out: Path, as_json: bool, peer: bool) -> None:
-    from helix_sim import plot
-    from helix_sim.studies import validate as study
-    from helix_sim.tables import write_csv
+    from helix_sim.core.files import write_csv
+    from helix_sim.output import plot
+    from helix_sim.silicon import validate as study
 
     table = _with_tables(lambda: study.end_to_end(peer=peer))
     report = study.report(table)

@@ -9,15 +9,15 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from helix_sim.spec import Precision
+    from helix_sim.specs.precision import Precision
     from helix_sim.step import Step
 
 from helix_sim.cli.base import (
-    ClockOption,
     ContextOption,
-    HardwareArgument,
     JsonOption,
+    MachineArgument,
     ModelArgument,
+    TimingOption,
     app,
     console,
     figure_text,
@@ -31,7 +31,7 @@ from helix_sim.cli.base import (
 @app.command()
 def explain(
     model: ModelArgument,
-    hardware: HardwareArgument,
+    machine: MachineArgument,
     context: ContextOption = "1M",
     batch: Annotated[int, typer.Option(help="requests that one attention group decodes at a time")] = 1,
     tpa: Annotated[int, typer.Option(help="tensor-parallel width of attention")] = 1,
@@ -47,15 +47,15 @@ def explain(
     kv: Annotated[str | None, typer.Option(help="number format of the KV cache")] = None,
     math: Annotated[str | None, typer.Option(help="number format of the arithmetic: fp4, fp8, bf16")] = None,
     wire: Annotated[str | None, typer.Option(help="number format on the links")] = None,
-    clock: ClockOption = "paper",
+    timing: TimingOption = "paper",
     as_json: JsonOption = False,
 ) -> None:
     """One layout: every op's work, time and bound, memory by kind, latency and throughput."""
-    from helix_sim.layout import Layout
-    from helix_sim.load import load_clock, load_hardware, load_model
+    from helix_sim.core.layout import Layout
+    from helix_sim.specs.load import load_machine, load_model, load_timing
     from helix_sim.step import decode_step
 
-    machine = load_hardware(hardware)
+    machine = load_machine(machine)
     grid = tpf if tpf is not None else max(dp * tpa * kvp // ep, 1) if ep > 0 else 1
     step = decode_step(
         load_model(model),
@@ -63,7 +63,7 @@ def explain(
         Layout(batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=grid, ep=ep, pp=pp, chunks=chunks),
         size(context, "--context"),
         precision=_precision(machine, weights=weights, kv=kv, math=math, wire=wire),
-        clock=load_clock(clock or "paper"),
+        timing=load_timing(timing or "paper"),
     )
     if as_json:
         print_json(step_record(step))
@@ -75,7 +75,8 @@ def _precision(machine: Any, **given: str | None) -> Precision:
     """The machine's default formats with those given in their place."""
     from pydantic import ValidationError
 
-    from helix_sim.spec import Precision, SpecError
+    from helix_sim.core.errors import SpecError
+    from helix_sim.specs.precision import Precision
     from helix_sim.step import default_precision
 
     formats = default_precision(machine).model_dump() | {name: text for name, text in given.items() if text}
@@ -104,8 +105,8 @@ def step_record(step: Step) -> dict[str, Any]:
     }
     return {
         "model": step.model.name,
-        "hardware": step.hardware.name,
-        "clock": step.clock.name,
+        "machine": step.machine.name,
+        "timing": step.timing.name,
         "context": step.context,
         "precision": step.precision.model_dump(exclude_none=True),
         "layout": step.layout.columns(),
@@ -114,14 +115,14 @@ def step_record(step: Step) -> dict[str, Any]:
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
-        **(measured if step.clock.calibration else {}),
+        **(measured if step.timing.calibration else {}),
         "memory_bytes": {
             "weights": float(step.memory.weights),
             "kv_cache": float(step.memory.kv_cache),
             "activations": float(step.memory.activations),
             "resident": float(step.memory.resident_bytes),
-            "reserve": step.hardware.memory_reserve_GB.value * 1e9,
-            "capacity": step.hardware.memory_GB.value * 1e9,
+            "reserve": step.machine.memory_reserve_GB.value * 1e9,
+            "capacity": step.machine.memory_GB.value * 1e9,
         },
         "ops": op_rows(step),
     }
@@ -132,13 +133,13 @@ WIDE = 118
 
 
 def _print_step(out: Console, step: Step) -> None:
+    from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
-    from helix_sim.units import format_size
 
     formats = step.precision
     out.print(
-        f"[bold]{step.model.name}[/] on [bold]{step.hardware.name}[/], {format_size(int(step.context))} tokens, "
-        f"clock {step.clock.name}; weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
+        f"[bold]{step.model.name}[/] on [bold]{step.machine.name}[/], {format_size(int(step.context))} tokens, "
+        f"timing {step.timing.name}; weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
     )
     out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users\n")
     wide = out.width >= WIDE
@@ -166,14 +167,14 @@ def _print_step(out: Console, step: Step) -> None:
     memory = new_table("memory of the fullest GPU", ">GB")
     for kind in ("weights", "kv_cache", "activations"):
         memory.add_row(kind.replace("_", " "), f"{float(getattr(step.memory, kind)) / 1e9:.2f}")
-    memory.add_row("reserve", f"{step.hardware.memory_reserve_GB.value:.2f}")
-    memory.add_row("capacity", f"{step.hardware.memory_GB.value:.2f}")
+    memory.add_row("reserve", f"{step.machine.memory_reserve_GB.value:.2f}")
+    memory.add_row("capacity", f"{step.machine.memory_GB.value:.2f}")
     show(out, memory)
     out.print(
         f"TTL [bold]{float(step.ttl_s) * 1e3:.3f} ms[/]   interactivity [bold]{float(step.tokens_per_s_user):.1f}[/] "
         f"tokens/s/user   throughput [bold]{float(step.tokens_per_s_gpu):.2f}[/] tokens/s/GPU"
     )
-    if step.clock.calibration:
+    if step.timing.calibration:
         _print_interval(out, step)
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import rich.progress
     from rich.console import Console
 
-    from helix_sim.studies.explore import Progress
-    from helix_sim.studies.regress import Verdict
+    from helix_sim.gate.regress import Verdict
+    from helix_sim.output.sweep_folder import Progress
 
 from helix_sim.cli.base import (
-    ClockOption,
     JsonOption,
     OutOption,
+    TimingOption,
     app,
     console,
     new_table,
@@ -42,7 +42,7 @@ def sweep(
     points: Annotated[
         str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too (CSV to 10M)")
     ] = "frontier",
-    clock: ClockOption = None,
+    timing: TimingOption = None,
     executor: Annotated[
         str, typer.Option(help="serial, processes or dask; auto takes processes for large sweeps")
     ] = "auto",
@@ -64,13 +64,13 @@ def sweep(
     7 the folder cannot be written, 8 a file of a finished block is damaged, 9 workers died again and again,
     130 interrupted.
     """
-    from helix_sim.load import load_sweep
-    from helix_sim.studies.explore import explore
+    from helix_sim.output.sweep_folder import explore
+    from helix_sim.specs.load import load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
     spec = load_sweep(sweep)
-    spec = spec.model_copy(update={"clock": clock}) if clock else spec
+    spec = spec.model_copy(update={"timing": timing}) if timing else spec
     with _progress(progress) as on_progress:
         summary = explore(
             spec,
@@ -163,18 +163,18 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
 def reproduce(
     figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims or all")] = "all",
     out: OutOption = Path("out/reproduce"),
-    clock: ClockOption = "paper",
+    timing: TimingOption = "paper",
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
-    from helix_sim.load import load_clock
-    from helix_sim.spec import SpecError
-    from helix_sim.studies.redraw import CHOICES, redraw
-    from helix_sim.studies.reproduce import MEASURED
+    from helix_sim.core.errors import SpecError
+    from helix_sim.paper.redraw import CHOICES, redraw
+    from helix_sim.paper.reproduce import MEASURED
+    from helix_sim.specs.load import load_timing
 
     if figure not in CHOICES:
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
-    written = redraw(figure, out, load_clock(clock or "paper"), say=remark)
+    written = redraw(figure, out, load_timing(timing or "paper"), say=remark)
     if as_json:
         print_json([claim.record() for claim in written.claims])
         return
@@ -217,10 +217,10 @@ def regress(
     out: Annotated[Path | None, typer.Option(help="folder for all three, and a picture of each sweep")] = None,
 ) -> None:
     """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
-    from helix_sim.load import data_folder
-    from helix_sim.spec import SpecError
-    from helix_sim.studies import gate
-    from helix_sim.studies import regress as study
+    from helix_sim.core.errors import SpecError
+    from helix_sim.gate import regress as study
+    from helix_sim.gate import reports as gate
+    from helix_sim.specs.load import data_folder
 
     if update and baseline is None:
         raise SpecError(["--update needs --baseline, the folder to write to"])
@@ -243,7 +243,7 @@ def regress(
 def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
     from rich.markup import escape
 
-    from helix_sim.studies.verdict import headline, tables
+    from helix_sim.gate.verdict import headline, tables
 
     for verdict in verdicts:
         out.print(f"[bold {'green' if verdict.held else 'red'}]{escape(headline(verdict))}[/]")
@@ -263,15 +263,15 @@ def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
 def report(
     sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
     out: Annotated[Path, typer.Option(help="the HTML file to write")],
-    clock: ClockOption = None,
+    timing: TimingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
-    from helix_sim.load import load_sweep
-    from helix_sim.report import write_report
+    from helix_sim.output.report import write_report
+    from helix_sim.specs.load import load_sweep
 
     spec = load_sweep(sweep)
-    written = write_report(spec.model_copy(update={"clock": clock}) if clock else spec, out)
+    written = write_report(spec.model_copy(update={"timing": timing}) if timing else spec, out)
     if as_json:
         print_json(written)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from helix_sim.units import said
+from helix_sim.core.text import said
 
 COLUMNS = {
     "op": "copy | matmul | launch | attention-gqa | attention-mla | combine",

@@ -1,0 +1,276 @@
+"""What limits a layout or a whole frontier: elasticities, and what-ifs that search again.
+
+The elasticity of y to x is d ln y / d ln x: 1 % more of x changes y by that many percent. It is taken by central finite
+differences through the same equations, never by a formula of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.units import parse_size
+from helix_sim.feasibility import memory_reason, shape_reasons
+from helix_sim.ops.attention import KV_BLOCK_TOKENS
+from helix_sim.search.pareto import Frontier, merge
+from helix_sim.search.plan import Plan
+from helix_sim.search.sweep import SweepResult, run_plan
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.timing import Timing
+from helix_sim.specs.values import Quantity
+from helix_sim.step import Step, evaluate
+
+SMALL = 0.01
+"""Relative step of a layout's elasticities: its equations are smooth but for the steps of the context."""
+COARSE = 0.1
+"""Relative step of a frontier's elasticities: its layouts and batches are whole numbers, so it moves in jumps."""
+
+MACHINE = {
+    "hbm_bandwidth": ("hbm_bandwidth_GBps",),
+    "hbm_capacity": ("memory_GB",),
+    "nvlink_bandwidth": ("nvlink_per_direction_GBps",),
+    "network_bandwidth": ("network_per_direction_GBps",),
+    "math_rate": ("bf16_dense_TFLOPs", "fp8_dense_TFLOPs", "fp4_dense_TFLOPs"),
+}
+"""What of a machine a knob scales: the fields of its record."""
+
+TIMING = {
+    "kernel_latency": (("kernel", "latency_us"), ("pointwise", "latency_us")),
+    "collective_latency": (("collective", "latency_us"), ("collective", "network_latency_us")),
+}
+"""What of a timing a knob scales: the constants of its record."""
+
+KNOBS = (*MACHINE, *TIMING, "context", "batch")
+SEARCH_KNOBS = KNOBS[:-1]
+"""The knobs of a frontier: its batch is searched, not set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elasticity:
+    """Percent that TTL and tokens/s/GPU change by for one percent more of a knob."""
+
+    knob: str
+    ttl: float
+    throughput: float
+
+    def record(self) -> dict[str, Any]:
+        """The elasticities as plain data."""
+        return {"knob": self.knob, "ttl": self.ttl, "throughput": self.throughput}
+
+
+# --- Turning a knob --------------------------------------------------------------------------------------------------
+
+
+def scaled_machine(machine: Machine, knob: str, factor: float) -> Machine:
+    """The machine with what a knob names times a factor; itself where the knob is none of its own."""
+    names = [name for name in MACHINE.get(knob, ()) if getattr(machine, name) is not None]
+    return machine.model_copy(update={name: _scaled(getattr(machine, name), factor) for name in names})
+
+
+def scaled_timing(timing: Timing, knob: str, factor: float) -> Timing:
+    """The timing with what a knob names times a factor; itself where the knob is none of its own."""
+    for part, name in TIMING.get(knob, ()):
+        constants = getattr(timing, part)
+        changed = constants.model_copy(update={name: _scaled(getattr(constants, name), factor)})
+        timing = timing.model_copy(update={part: changed})
+    return timing
+
+
+def _scaled(quantity: Quantity, factor: float) -> Quantity:
+    source = f"assumed: {factor:g} times what it was ({quantity.source})"
+    return quantity.model_copy(update={"value": quantity.value * factor, "source": source})
+
+
+def scaled_plan(planned: Plan, knob: str, factor: float) -> Plan:
+    """The search with a knob turned."""
+    sweep = planned.sweep
+    if knob == "context":
+        sweep = sweep.model_copy(update={"contexts": [max(1, round(c * factor)) for c in sweep.contexts]})
+    return replace(
+        planned,
+        sweep=sweep,
+        machine=scaled_machine(planned.machine, knob, factor),
+        timing=scaled_timing(planned.timing, knob, factor),
+    )
+
+
+def scaled_step(step: Step, knob: str, factor: float) -> Step:
+    """The step with a knob turned; a batch may become a fraction, of which the equations take any."""
+    x, context = step.layout, step.context
+    x = replace(x, batch=x.batch * factor) if knob == "batch" else x
+    context = context * factor if knob == "context" else context
+    machine, timing = scaled_machine(step.machine, knob, factor), scaled_timing(step.timing, knob, factor)
+    return evaluate(step.model, machine, timing, step.precision, x, context)
+
+
+# --- A layout --------------------------------------------------------------------------------------------------------
+
+
+def elasticities(step: Step) -> list[Elasticity]:
+    """What TTL and throughput of one layout depend on, knob by knob; memory decides only whether it fits."""
+    found = []
+    for knob in KNOBS:
+        more, less = _factors(step, knob)
+        high, low = scaled_step(step, knob, more), scaled_step(step, knob, less)
+        apart = np.log(more / less)
+        found.append(
+            Elasticity(
+                knob=knob,
+                ttl=float(np.log(high.ttl_s / low.ttl_s) / apart),
+                throughput=float(np.log(high.tokens_per_s_gpu / low.tokens_per_s_gpu) / apart),
+            )
+        )
+    return found
+
+
+def _factors(step: Step, knob: str) -> tuple[float, float]:
+    """Two factors around 1; those of the context end at whole rounds of blocks, lest the dealing of blocks be seen."""
+    if knob != "context":
+        return 1 + SMALL, 1 / (1 + SMALL)
+    rounds = float(step.context / (KV_BLOCK_TOKENS * step.layout.kvp))
+    less = max(np.floor(rounds / (1 + SMALL)), 1.0)
+    more = max(np.ceil(rounds * (1 + SMALL)), less + 1)
+    return float(more / rounds), float(less / rounds)
+
+
+# --- A frontier ------------------------------------------------------------------------------------------------------
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Where a search gets to: its fastest layout, and the one with the best throughput within a TTL; None if none."""
+
+    fastest: Point | None
+    best: Point | None
+
+
+def ends(result: SweepResult, ttl_s: float | None = None) -> Ends:
+    """The two ends of all families' common frontier, at the sweep's first context."""
+    curve: Frontier = merge(result.frontiers[result.sweep.contexts[0]].values(), "all")
+    if not len(curve):
+        return Ends(fastest=None, best=None)
+    at = int(curve.index_at(1 / ttl_s)) if ttl_s else 0
+    return Ends(fastest=curve.point(-1), best=curve.point(at) if at < len(curve) else None)
+
+
+def frontier_elasticities(planned: Plan, ttl_s: float | None = None) -> list[Elasticity]:
+    """What the lowest TTL and the best throughput of a whole search depend on, each layout chosen anew.
+
+    ttl_s: the best throughput is that within this TTL; without, the search's best. nan where nothing reaches it.
+    """
+    found = []
+    for knob in SEARCH_KNOBS:
+        high, low = (ends(run_plan(scaled_plan(planned, knob, f)), ttl_s) for f in (1 + COARSE, 1 / (1 + COARSE)))
+        found.append(
+            Elasticity(
+                knob=knob,
+                ttl=_slope(high.fastest, low.fastest, "ttl_s"),
+                throughput=_slope(high.best, low.best, "tokens_per_s_gpu"),
+            )
+        )
+    return found
+
+
+def _slope(high: Point | None, low: Point | None, of: str) -> float:
+    if high is None or low is None:
+        return float("nan")
+    return float(np.log(high[of] / low[of]) / (2 * np.log(1 + COARSE)))
+
+
+# --- What if ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One knob and the factor it is turned by."""
+
+    knob: str
+    factor: float
+
+
+def parse_change(text: str, planned: Plan) -> Change:
+    """KNOB=2x, a factor, or KNOB=VALUE in the unit of the knob's file (GB/s, GB, µs, tokens)."""
+    knob, _, amount = text.partition("=")
+    if knob not in SEARCH_KNOBS or not amount:
+        raise SpecError([f"--set: {text!r} is not KNOB=2x or KNOB=VALUE; knobs: {', '.join(SEARCH_KNOBS)}"])
+    try:
+        factor = float(amount[:-1]) if amount.endswith("x") else _value(knob, amount) / _now(planned, knob)
+    except (ValueError, ZeroDivisionError):
+        raise SpecError([f"--set: {amount!r} is no factor such as 2x and no value of {knob}"]) from None
+    if not 0 <= factor < np.inf or (factor == 0 and knob not in TIMING):
+        raise SpecError([f"--set: {text!r} would make {knob} {factor:g} times what it is"])
+    return Change(knob=knob, factor=factor)
+
+
+def _value(knob: str, amount: str) -> float:
+    return float(parse_size(amount)) if knob == "context" else float(amount)
+
+
+def _now(planned: Plan, knob: str) -> float:
+    """What a knob stands at, in the unit of its file; a knob of several fields has only factors."""
+    if knob == "context":
+        return float(planned.sweep.contexts[0])
+    if knob in TIMING:
+        part, name = TIMING[knob][0]
+        return float(getattr(getattr(planned.timing, part), name).value)
+    (name, *others) = MACHINE[knob]
+    if others:
+        raise ValueError(knob)
+    return float(getattr(planned.machine, name).value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """A search before and after changes; `kept` is the layouts of before, run after: None where they no longer fit."""
+
+    changes: list[Change]
+    before: Ends
+    after: Ends
+    kept: Ends
+
+    def record(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        return {
+            "changes": {change.knob: change.factor for change in self.changes},
+            **{
+                name: {"fastest": part.fastest, "best": part.best}
+                for name, part in (("before", self.before), ("after", self.after), ("kept", self.kept))
+            },
+        }
+
+
+def what_if(planned: Plan, changes: list[Change], ttl_s: float | None = None) -> WhatIf:
+    """Search with and without the changes, since the best layout changes with the machine."""
+    changed = planned
+    for change in changes:
+        changed = scaled_plan(changed, change.knob, change.factor)
+    before, after = ends(run_plan(planned), ttl_s), ends(run_plan(changed), ttl_s)
+    kept = Ends(fastest=_rerun(before.fastest, changed), best=_rerun(before.best, changed, ttl_s))
+    return WhatIf(changes=changes, before=before, after=after, kept=kept)
+
+
+def _rerun(point: Point | None, planned: Plan, ttl_s: float | None = None) -> Point | None:
+    """A layout of another search in this one; None where it does not fit or no longer keeps the TTL."""
+    if point is None:
+        return None
+    x = Layout(**{name: point[name] for name in AXES})
+    context = planned.sweep.contexts[0]
+    if shape_reasons(planned.model, planned.machine, x, context):
+        return None
+    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, x, context)
+    if memory_reason(step.memory, planned.machine) or (ttl_s is not None and step.ttl_s > ttl_s):
+        return None
+    ttl = float(step.ttl_s)
+    return point | {
+        "context": context,
+        "ttl_s": ttl,
+        "tokens_per_s_user": 1 / ttl,
+        "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
+        "resident_bytes": float(step.memory.resident_bytes),
+    }

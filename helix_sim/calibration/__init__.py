@@ -1,1 +1,0 @@
-"""Calibrated clocks: shapes fitted to measured kernels, from public tables or from this machine's own GPU."""

@@ -1,0 +1,110 @@
+"""Layout: how one decode step is spread over GPUs. Fields are whole numbers, or columns of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from helix_sim.core.numeric import Column, common_divisor, larger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Widths of every way to shard, and the batch that runs on them.
+
+    One pipeline stage is `dp` attention groups of tpa·kvp GPUs; each group decodes `batch` requests at a time. The same
+    GPUs then form a tpf x ep grid for the feed-forward network (FFN), which sees the tokens of all groups.
+
+    | field  | paper | meaning |
+    |--------|-------|---------|
+    | batch  | B     | requests that one attention group decodes in one step |
+    | tpa    | TPA   | tensor-parallel width of attention (heads) |
+    | kvp    | KVP   | KV-parallel width (sequence shards of the KV cache) |
+    | dp     |       | data-parallel attention groups |
+    | tpf    | TPF   | tensor-parallel width of the FFN |
+    | ep     | EP    | expert-parallel width of the FFN |
+    | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
+    | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
+
+    >>> x = Layout(batch=8, tpa=8, kvp=8, tpf=64)
+    >>> x.gpus, x.users, x.token_group
+    (64, 8, 64)
+    """
+
+    batch: Column = 1
+    tpa: Column = 1
+    kvp: Column = 1
+    dp: Column = 1
+    tpf: Column = 1
+    ep: Column = 1
+    pp: Column = 1
+    chunks: Column = 1
+
+    @property
+    def attention_group(self) -> Any:
+        """GPUs that hold the KV cache of one attention group."""
+        return self.tpa * self.kvp
+
+    @property
+    def ffn_group(self) -> Any:
+        """GPUs of one stage's FFN grid."""
+        return self.tpf * self.ep
+
+    @property
+    def token_group(self) -> Any:
+        """GPUs that share one attention group's tokens after attention: the width of the output projection.
+
+        All tpa·kvp of them in Helix; the tpa of one KV shard in Medha, where the other shards idle.
+        """
+        return self.ffn_group // self.dp
+
+    @property
+    def idle_shards(self) -> Any:
+        """KV shards of an attention group whose GPUs have no part in the FFN: none in Helix, all but one in Medha."""
+        return (self.token_group < self.attention_group) * (self.kvp - 1)
+
+    @property
+    def dense_group(self) -> Any:
+        """GPUs that a dense FFN is sharded over: its token group, widened to tpf where tpf spans several groups."""
+        return self.token_group * self.pooled_groups
+
+    @property
+    def pooled_groups(self) -> Any:
+        """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several.
+
+        Every pool has as many: where the groups that tpf spans do not divide dp, the largest number that divides both.
+
+        >>> [int(Layout(dp=dp, tpa=2, tpf=2 * dp // ep, ep=ep).pooled_groups) for dp, ep in ((4, 8), (4, 2), (5, 2))]
+        [1, 2, 1]
+        """
+        return common_divisor(larger(self.tpf // self.token_group, 1), self.dp)
+
+    @property
+    def tokens(self) -> Any:
+        """Tokens that one stage's FFN sees in a step."""
+        return self.batch * self.dp
+
+    @property
+    def users(self) -> Any:
+        """Requests in flight: every group of every stage holds a batch."""
+        return self.batch * self.dp * self.pp
+
+    @property
+    def gpus(self) -> Any:
+        """GPUs of the whole layout."""
+        return self.dp * self.tpa * self.kvp * self.pp
+
+    def as_floats(self) -> Layout:
+        """The same sizes in double precision: whole up to 2^53, and products of them that cannot wrap around."""
+        return Layout(**{name: value * 1.0 for name, value in self.columns().items()})
+
+    def columns(self) -> dict[str, Column]:
+        """The fields by name, in order."""
+        return {name: getattr(self, name) for name in AXES}
+
+    def __str__(self) -> str:
+        shown = (f"{name} {value}" for name, value in self.columns().items() if name == "batch" or value != 1)
+        return ", ".join(shown)
+
+
+AXES = tuple(field.name for field in fields(Layout))

@@ -1,0 +1,57 @@
+"""Arithmetic of one number or of a numpy column of them: what every equation is written in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Column = int | float | npt.NDArray[Any]
+"""A size or a quantity: one number, or a numpy column of them. Every equation takes both."""
+
+
+def ceil_div(a: Column, b: Column) -> Any:
+    """a / b rounded up: the largest share when `a` things are dealt to `b` ranks.
+
+    >>> ceil_div(8, 3), ceil_div(8, 16)
+    (3, 1)
+    """
+    return -(-a // b)
+
+
+def larger(a: Column, b: Column) -> Any:
+    """np.maximum, ten times as fast for two numbers."""
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return a if a > b else b
+    return np.maximum(a, b)
+
+
+def smaller(a: Column, b: Column) -> Any:
+    """np.minimum, ten times as fast for two numbers."""
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return a if a < b else b
+    return np.minimum(a, b)
+
+
+def chosen(first: Any, a: Column, b: Column) -> Any:
+    """np.where, ten times as fast for one condition."""
+    return (a if first else b) if isinstance(first, bool | np.bool_) else np.where(first, a, b)
+
+
+def common_divisor(a: Column, b: Column) -> Any:
+    """The greatest common divisor of whole numbers, whatever their type.
+
+    >>> common_divisor(12.0, 8), common_divisor(np.array([4.0, 6.0]), 4).tolist()
+    (4, [4, 2])
+    """
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return math.gcd(int(a), int(b))
+    return np.gcd(np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64))
+
+
+def broadcast_columns(columns: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Columns stretched to one common length and flattened, in the order of the broadcast index."""
+    arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns.values()))
+    return dict(zip(columns, (array.ravel() for array in arrays), strict=True))

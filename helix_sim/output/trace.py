@@ -1,0 +1,200 @@
+"""One decode step as a Chrome trace, which Perfetto and chrome://tracing open.
+
+A process is the busiest GPU of a pipeline stage; its tracks are the layers, the critical path, and the streams:
+compute, the shared experts beside it, communication. Stream slices show each op where it runs, with its whole time, so
+overlap is seen as slices above each other. The critical path is the same step without what overlap hides: its slices
+follow each other without a gap, and their durations sum to the TTL.
+
+Every stage is drawn as the largest one, with both ends of the model, as the TTL charges it; dense layers come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from helix_sim import __version__
+from helix_sim.ops.attention import Decode
+from helix_sim.step import BESIDE, STREAMED, Step, attention_ops, dense_ops, moe_ops
+from helix_sim.timing.overlap import pipelined
+
+TRACKS = ("layers", "critical path", "compute", "compute beside", "communication")
+
+BESIDE_IN_ORDER = (*BESIDE, ("shared_activation", "routed_activation"))
+"""(op of the shared experts, op of the routed ones that it is drawn beside)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Something that runs from `start_s` to `end_s` after the step began, on a track of a pipeline stage."""
+
+    name: str
+    track: str
+    start_s: float
+    end_s: float
+    stage: int = 0
+    op: str = ""
+    layer: str = ""
+
+
+# --- The timeline ----------------------------------------------------------------------------------------------------
+
+
+def timeline(step: Step) -> list[Slice]:
+    """Every slice of one step of one layout, stage after stage."""
+    slices: list[Slice] = []
+    now = 0.0
+    for stage in range(int(step.layout.pp)):
+        for layer, ops in _sections(step):
+            begun = now
+            for piece in _section(step, ops, now):
+                slices.append(replace(piece, stage=stage, layer=layer))
+                now = max(now, piece.end_s) if piece.track == "critical path" else now
+            if now > begun:
+                slices.append(Slice(name=layer, track="layers", start_s=begun, end_s=now, stage=stage))
+    return slices
+
+
+def _sections(step: Step) -> Iterator[tuple[str, list[str]]]:
+    """Title and ops of each part of a stage, in order: the model's beginning, every layer, its end."""
+    d = Decode(model=step.model, precision=step.precision, layout=step.layout, context=step.context)
+    attention = list(attention_ops(d))
+    dense = list(dense_ops(d)) if step.model.dense_layers else []
+    moe = _beside_each_other(list(moe_ops(d))) if step.model.moe_layers else []
+    names = list(step.ops)
+    first, last = names.index(attention[0]), max(names.index(op) for op in (*attention, *dense, *moe))
+    layers = int(step.ops[attention[0]].repeats)
+    moe_layers = int(step.ops[moe[0]].repeats) if moe else 0
+    yield "beginning", names[:first]
+    for layer in range(layers):
+        is_dense = layer < layers - moe_layers
+        yield f"layer {layer + 1} ({'dense' if is_dense else 'MoE'})", attention + (dense if is_dense else moe)
+    yield "end", names[last + 1 :]
+
+
+def _beside_each_other(names: list[str]) -> list[str]:
+    """MoE ops with each op of the shared experts right before the routed one it runs beside."""
+    for shared, routed in BESIDE_IN_ORDER:
+        if shared in names:
+            names.remove(shared)
+            names.insert(names.index(routed), shared)
+    return names
+
+
+def _section(step: Step, names: list[str], now: float) -> Iterator[Slice]:
+    """The slices of ops that follow each other from `now` on: on the critical path, and on their streams."""
+    for name in names:
+        seconds, hidden = _seconds(step, name), _hidden(step, name)
+        if name == "attention_core":
+            yield from _attention(step, now)
+            now += seconds + _seconds(step, "exchange") - _hidden(step, "exchange")
+            continue
+        if name == "exchange" or not seconds:
+            continue
+        early = hidden if name in {reduced for _, reduced, _ in STREAMED} else 0.0
+        yield Slice(name=name, op=name, track=_track(step, name), start_s=now - early, end_s=now - early + seconds)
+        if seconds > hidden:
+            yield Slice(name=name, op=name, track="critical path", start_s=now, end_s=now + seconds - hidden)
+        now += seconds - hidden
+
+
+def _attention(step: Step, now: float) -> Iterator[Slice]:
+    """Attention core and exchange, chunk by chunk: a chunk's exchange runs behind the attention of the next."""
+    chunks = int(step.layout.chunks)
+    a, c = _seconds(step, "attention_core") / chunks, _seconds(step, "exchange") / chunks
+    for i in range(chunks):
+        of = f" {i + 1}/{chunks}" if chunks > 1 else ""
+        core, sent = now + i * a, now + float(pipelined(a, c, i + 1)) - c
+        yield Slice(name=f"attention_core{of}", op="attention_core", track="compute", start_s=core, end_s=core + a)
+        if c:
+            yield Slice(name=f"exchange{of}", op="exchange", track="communication", start_s=sent, end_s=sent + c)
+        if i == 0 or a >= c:
+            yield Slice(name=f"attention_core{of}", op="attention_core", track="critical path", start_s=core,
+                        end_s=core + a)  # fmt: skip
+        if c and (i == chunks - 1 or c > a):
+            yield Slice(name=f"exchange{of}", op="exchange", track="critical path", start_s=sent, end_s=sent + c)
+
+
+def _seconds(step: Step, name: str) -> float:
+    """Seconds of one execution of an op."""
+    return float(step.times[name].seconds)
+
+
+def _hidden(step: Step, name: str) -> float:
+    """Seconds of one execution of an op that overlap hides."""
+    repeats = float(step.ops[name].repeats)
+    return float(step.hidden_s.get(name, 0.0)) / repeats if repeats else 0.0
+
+
+def _track(step: Step, name: str) -> str:
+    if step.ops[name].collective is not None:
+        return "communication"
+    return "compute beside" if name in dict(BESIDE_IN_ORDER) else "compute"
+
+
+# --- Chrome's trace format -------------------------------------------------------------------------------------------
+
+
+def chrome_trace(step: Step) -> dict[str, Any]:
+    """The step in Chrome's trace event format: complete events with microseconds, whole nanoseconds each."""
+    slices = timeline(step)
+    used = {(piece.stage, piece.track) for piece in slices}
+    names = [event for stage in range(int(step.layout.pp)) for event in _names(step, stage, used)]
+    return {
+        "traceEvents": names + [_event(step, piece) for piece in slices],
+        "displayTimeUnit": "ns",
+        "otherData": {
+            "helix_sim": __version__,
+            "model": step.model.name,
+            "machine": step.machine.name,
+            "timing": step.timing.name,
+            "context": int(step.context),
+            "layout": str(step.layout),
+            "ttl_us": float(step.ttl_s) * 1e6,
+        },
+    }
+
+
+def _names(step: Step, stage: int, used: set[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Metadata events: what a stage and its tracks are called."""
+    stages = f", pipeline stage {stage + 1} of {step.layout.pp}" if step.layout.pp > 1 else ""
+    title = f"{step.model.name} on {step.machine.name}: busiest GPU{stages}"
+    events = [{"ph": "M", "name": "process_name", "pid": stage + 1, "tid": 0, "args": {"name": title}}]
+    for tid, track in enumerate(TRACKS, start=1):
+        if (stage, track) in used:
+            common = {"ph": "M", "pid": stage + 1, "tid": tid}
+            events.append({**common, "name": "thread_name", "args": {"name": track}})
+            events.append({**common, "name": "thread_sort_index", "args": {"sort_index": tid}})
+    return events
+
+
+def _event(step: Step, piece: Slice) -> dict[str, Any]:
+    # whole nanoseconds: what follows without a gap in seconds does so in the file, and nothing overlaps by rounding
+    start, end = round(piece.start_s * 1e9), round(piece.end_s * 1e9)
+    return {
+        "ph": "X",
+        "name": piece.name,
+        "cat": step.ops[piece.op].op_class if piece.op else "layer",
+        "pid": piece.stage + 1,
+        "tid": TRACKS.index(piece.track) + 1,
+        "ts": start / 1000,
+        "dur": (end - start) / 1000,
+        "args": _args(step, piece),
+    }
+
+
+def _args(step: Step, piece: Slice) -> dict[str, Any]:
+    """What the viewer shows of a clicked slice: the op's work on this GPU, once, and what binds it."""
+    if not piece.op:
+        return {}
+    work, time = step.ops[piece.op], step.times[piece.op]
+    return {
+        "layer": piece.layer,
+        "binds": time.binds,
+        "latency_us": float(time.latency_s) * 1e6,
+        "hidden_us": _hidden(step, piece.op) * 1e6,
+        "GFLOP": float(work.flops) / 1e9,
+        "HBM_MB": float(work.hbm_bytes) / 1e6,
+        "link_MB": float(work.link_bytes) / 1e6,
+    }

@@ -1,0 +1,379 @@
+"""The Helix paper's figures and claims, recomputed: data for figures 1, 3, 5, 6 and 7, and paper beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from helix_sim.core.numeric import ceil_div
+from helix_sim.core.units import GIGA
+from helix_sim.search.pareto import Frontier
+from helix_sim.search.plan import Plan, plan
+from helix_sim.search.sweep import SweepResult, run_plan
+from helix_sim.silicon.fit import MACHINES
+from helix_sim.specs.load import load_sweep
+from helix_sim.specs.sweep import Sweep
+from helix_sim.specs.timing import Timing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIGURES = ("fig1", "fig3", "fig5", "fig6", "fig7")
+PAPER_SWEEPS = {"r1": "paper-deepseek-r1", "llama": "paper-llama-3.1-405b"}
+
+# --- Figure 1: the paper's own roofline ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """The setting of Figure 1 [Helix 2025, appendix A]: a GQA model in FP4 on one GPU's HBM."""
+
+    batch: int = 8
+    q_heads: int = 128
+    kv_heads: int = 8
+    head_size: int = 128
+    hidden_size: int = 16384
+    intermediate_size: int = 65536
+    bytes_per_value: float = 0.5
+    hbm_bytes_per_s: float = 8000 * GIGA
+
+    def kv_read_s(self, tpa: Any, kvp: Any, context: Any) -> Any:
+        """B · 2 · ceil(K/TPA) · Hsz · (S/KVP) · bytes / MemBW, seconds a layer."""
+        tokens = context / kvp
+        values = self.batch * 2 * ceil_div(self.kv_heads, tpa) * self.head_size * tokens
+        return values * self.bytes_per_value / self.hbm_bytes_per_s
+
+    def weight_read_s(self, tpa: Any, tpf: Any) -> Any:
+        """(2·H·(Q/TPA)·Hsz + 2·H·ceil(K/TPA)·Hsz + 3·H·F/TPF) · bytes / MemBW, seconds a layer, as printed.
+
+        The printed form shards the output projection by TPA. `attention.output_projection` shards it over all N ranks,
+        as the paper's section 2.1 and our search do.
+        """
+        queries = 2 * self.hidden_size * (self.q_heads / tpa) * self.head_size
+        keys = 2 * self.hidden_size * ceil_div(self.kv_heads, tpa) * self.head_size
+        ffn = 3 * self.hidden_size * self.intermediate_size / tpf
+        return (queries + keys + ffn) * self.bytes_per_value / self.hbm_bytes_per_s
+
+
+def figure_1() -> pd.DataFrame:
+    """KV and weight read times: against TP width, against context at TP 8, against KVP at TPA 8."""
+    import pandas as pd
+
+    roofline = Roofline()
+    widths = 2 ** np.arange(7)
+    contexts = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000]) * 1000
+    million = 10**6
+    panels = {
+        "left": (widths, np.ones_like(widths), np.full_like(widths, million), widths),
+        "middle": (np.full_like(contexts, 8), np.ones_like(contexts), contexts, np.full_like(contexts, 8)),
+        "right": (np.full_like(widths, 8), widths, np.full_like(widths, million), 8 * widths),
+    }
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "panel": panel,
+                "tp": tp,
+                "kvp": kvp,
+                "context": context,
+                "kv_read_s": roofline.kv_read_s(tp, kvp, context),
+                "weight_read_s": roofline.weight_read_s(tp, tpf),
+            }
+        )
+        for panel, (tp, kvp, context, tpf) in panels.items()
+    ).reset_index(drop=True)
+
+
+# --- Figure 3: HOP-B's timeline --------------------------------------------------------------------------------------
+
+
+def figure_3(requests: int = 8, attention: float = 2.0, communication: float = 1.2) -> pd.DataFrame:
+    """Start and end of each request's attention and communication, in lockstep and pipelined, in the paper's units.
+
+    The end of the last row of each mode is `overlap.pipelined` of that schedule.
+    """
+    import pandas as pd
+
+    rows = []
+    total = requests * attention
+    for i in range(requests):
+        begun = attention + i * max(attention, communication)
+        sent = total + i * communication
+        rows += [
+            ("lockstep", i, "attention", i * attention, (i + 1) * attention),
+            ("lockstep", i, "communication", sent, sent + communication),
+            ("hop-b", i, "attention", i * attention, (i + 1) * attention),
+            ("hop-b", i, "communication", begun, begun + communication),
+        ]
+    table = pd.DataFrame(rows, columns=["mode", "request", "lane", "start", "end"])
+    return table.sort_values(["mode", "lane", "request"], ascending=[False, True, True]).reset_index(drop=True)
+
+
+# --- The two searches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searches:
+    """Each model's search (r1, llama) with HOP-B free, and with it off."""
+
+    on: dict[str, SweepResult]
+    off: dict[str, SweepResult]
+
+
+def search(timing: Timing, change: Callable[[Plan], Plan] = lambda planned: planned) -> Searches:
+    """The paper's two searches under a timing; `change` alters each plan, to vary an assumption."""
+
+    def run(sweep: Sweep) -> SweepResult:
+        return run_plan(change(replace(plan(sweep), timing=timing)))
+
+    machine = {"machine": MACHINES[timing.calibration.system]} if timing.calibration else {}
+    sweeps = {key: load_sweep(name).model_copy(update=machine) for key, name in PAPER_SWEEPS.items()}
+    return Searches(
+        on={key: run(sweep) for key, sweep in sweeps.items()},
+        off={key: run(sweep.model_copy(update={"chunks": [1]})) for key, sweep in sweeps.items()},
+    )
+
+
+def frontier_table(searches: Searches, key: str) -> pd.DataFrame:
+    """Every family's and group's frontier of one model, normalised to the baseline's best as in the paper."""
+    import pandas as pd
+
+    result = searches.on[key]
+    baseline = result.group("baseline")
+    names = [*result.sweep.families, *result.sweep.groups]
+    table = pd.concat([result.group(name).to_frame().assign(curve=name) for name in names], ignore_index=True)
+    return _ordered(table, baseline)
+
+
+def hop_b_table(curves: dict[str, dict[str, SweepResult]], searches: Searches) -> pd.DataFrame:
+    """Helix frontiers of both models under each named setting of HOP-B, normalised to each model's baseline."""
+    import pandas as pd
+
+    tables = []
+    for key, result in searches.on.items():
+        baseline = result.group("baseline")
+        for curve, results in curves.items():
+            table = results[key].group("all-helix").to_frame().assign(curve=curve, model=result.sweep.model)
+            tables.append(_ordered(table, baseline))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _ordered(table: pd.DataFrame, baseline: Frontier) -> pd.DataFrame:
+    table = table.drop(columns="family").assign(
+        relative_interactivity=table["tokens_per_s_user"] / baseline.interactivity[-1],
+        relative_throughput=table["tokens_per_s_gpu"] / baseline.throughput[0],
+    )
+    return table[["curve", *(name for name in table if name != "curve")]]
+
+
+# --- Claims ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One claim of the paper beside ours; held where ours lies between low and high."""
+
+    id: str
+    claim: str
+    paper: float
+    ours: float
+    low: float
+    high: float
+    baseline_layout: str
+    layout: str
+    note: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether ours lies in the accepted range."""
+        return self.low <= self.ours <= self.high
+
+    @property
+    def missed_by(self) -> float:
+        """Distance to the accepted range; 0 where the claim is held."""
+        return max(self.low - self.ours, self.ours - self.high, 0.0)
+
+    def record(self) -> dict[str, Any]:
+        """The claim as plain data."""
+        return {**asdict(self), "held": self.held, "missed_by": self.missed_by}
+
+
+CLAIMS = {
+    "r1_interactivity": ("DeepSeek-R1: best interactivity, Helix over the best baseline", 1.5, 1.4, 1.6),
+    "r1_users": ("DeepSeek-R1: users and tokens/s/GPU at a baseline latency, Helix over baseline", 32.0, 24.0, 40.0),
+    "llama_interactivity": ("Llama-3.1-405B: best interactivity, Helix over TP", 1.13, 1.10, 1.16),
+    "llama_throughput": ("Llama-3.1-405B: tokens/s/GPU at a baseline latency, Helix over TP", 4.0, 3.5, 4.5),
+    "hopb_off_r1": ("DeepSeek-R1: share of tokens/s/user lost without HOP-B at fixed tokens/s/GPU", 0.01, 0.0, 0.03),
+    "hopb_off_llama": ("Llama-3.1-405B: share of tokens/s/user lost without HOP-B", 0.12, 0.08, 0.14),
+}
+"""id: (claim, the paper's value, the lowest and the highest of ours that hold it)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A ratio of two frontiers, and the two points that make it."""
+
+    value: float
+    over: dict[str, Any]
+    under: dict[str, Any]
+
+
+def best_interactivity(ours: Frontier, baseline: Frontier) -> Ratio:
+    """Ratio of the two frontiers' largest tokens/s/user."""
+    value = float(ours.interactivity[-1] / baseline.interactivity[-1])
+    return Ratio(value=value, over=ours.point(-1), under=baseline.point(-1))
+
+
+def best_throughput(ours: Frontier, baseline: Frontier) -> Ratio:
+    """Largest ratio of tokens/s/GPU at a latency, over all latencies at which the baseline frontier has a point."""
+    ratios = ours.attained(baseline.interactivity) / baseline.throughput
+    best = int(ratios.argmax())
+    at = int(ours.index_at(baseline.interactivity[best]))
+    return Ratio(value=float(ratios[best]), over=ours.point(at), under=baseline.point(best))
+
+
+def largest_loss(on: Frontier, off: Frontier) -> Ratio:
+    """Largest share of tokens/s/user lost from one frontier to the other at the same tokens/s/GPU."""
+    reached = on.throughput <= off.throughput[0]
+    at = np.searchsorted(-off.throughput, -on.throughput[reached], side="right") - 1
+    losses = 1 - off.interactivity[at] / on.interactivity[reached]
+    worst = int(losses.argmax())
+    point = int(np.flatnonzero(reached)[worst])
+    return Ratio(value=max(float(losses[worst]), 0.0), over=on.point(point), under=off.point(int(at[worst])))
+
+
+def measure(searches: Searches) -> dict[str, Ratio]:
+    """Our value of each claim."""
+    r1, llama = searches.on["r1"], searches.on["llama"]
+    r1_helix, llama_helix = r1.group("all-helix"), llama.group("all-helix")
+    return {
+        "r1_interactivity": best_interactivity(r1_helix, r1.group("baseline")),
+        "r1_users": best_throughput(r1_helix, r1.group("baseline")),
+        "llama_interactivity": best_interactivity(llama_helix, llama.group("tp")),
+        "llama_throughput": best_throughput(llama_helix, llama.group("tp")),
+        "hopb_off_r1": largest_loss(r1_helix, searches.off["r1"].group("all-helix")),
+        "hopb_off_llama": largest_loss(llama_helix, searches.off["llama"].group("all-helix")),
+    }
+
+
+MEASURED = {"r1_interactivity": 1.8, "r1_users": 32.0}
+"""What TensorRT-LLM measured for DeepSeek-R1 in FP4 at 1M tokens on GB300 NVL72, without HOP-B [its Helix write-up]."""
+
+
+def without_hop_b(searches: Searches) -> dict[str, float]:
+    """The claims that TensorRT-LLM measured, with HOP-B off, as it measured them."""
+    off = searches.off["r1"]
+    helix, baseline = off.group("all-helix"), off.group("baseline")
+    return {
+        "r1_interactivity": best_interactivity(helix, baseline).value,
+        "r1_users": best_throughput(helix, baseline).value,
+    }
+
+
+def layout_text(point: dict[str, Any]) -> str:
+    """A frontier point as one line: GPUs, widths that are not one, batch, TTL."""
+    widths = " ".join(f"{name}{point[name]}" for name in ("tpa", "kvp", "dp", "tpf", "ep", "pp") if point[name] != 1)
+    chunks = f" chunks{point['chunks']}" if point["chunks"] != 1 else ""
+    return f"{point['gpus']} GPUs {widths}{chunks} batch {point['batch']}, TTL {point['ttl_s'] * 1e3:.2f} ms"
+
+
+# --- Which assumption decides ----------------------------------------------------------------------------------------
+
+
+def _timing(planned: Plan, **changed: Any) -> Plan:
+    return replace(planned, timing=planned.timing.model_copy(update=changed))
+
+
+def _scaled(planned: Plan, part: str, name: str, factor: float) -> Plan:
+    constants = getattr(planned.timing, part)
+    old = getattr(constants, name)
+    new = old.model_copy(update={"value": old.value * factor})
+    return _timing(planned, **{part: constants.model_copy(update={name: new})})
+
+
+def _machine(planned: Plan, **changed: Any) -> Plan:
+    return replace(planned, machine=planned.machine.model_copy(update=changed))
+
+
+def _set(quantity: Any, value: Any) -> Any:
+    return quantity.model_copy(update={"value": value})
+
+
+SHARED_LATENCY = "HOP-B chunks share one launch and one collective latency, instead of each paying its own"
+
+VARIATIONS: dict[str, Callable[[Plan], Plan]] = {
+    SHARED_LATENCY: lambda p: _timing(p, chunk_latency=_set(p.timing.chunk_latency, 0.0)),
+    "a kernel takes half its latency": lambda p: _scaled(p, "kernel", "latency_us", 0.5),
+    "a kernel takes twice its latency": lambda p: _scaled(p, "kernel", "latency_us", 2.0),
+    "a collective takes half its latency": lambda p: _scaled(p, "collective", "latency_us", 0.5),
+    "a collective takes twice its latency": lambda p: _scaled(p, "collective", "latency_us", 2.0),
+    "NVLink reaches half its datasheet rate": lambda p: _scaled(p, "collective", "nvlink_share", 0.5),
+    "HBM reaches all of its datasheet rate": lambda p: _scaled(
+        p, "kernel", "bandwidth_share", 1 / p.timing.kernel.bandwidth_share.value
+    ),
+    "switches do not reduce": lambda p: _machine(p, nvlink_switch_reduces=_set(p.machine.nvlink_switch_reduces, False)),
+    "all-reduces do not run behind the products before them": lambda p: _timing(
+        p, all_reduce_overlap=_set(p.timing.all_reduce_overlap, 0.0)
+    ),
+    "shared experts do not run beside routed ones": lambda p: _timing(
+        p, shared_expert_overlap=_set(p.timing.shared_expert_overlap, 0.0)
+    ),
+}
+"""Assumptions of the timing and the machine, each with another defensible value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimsReport:
+    """The paper's claims beside ours under one timing, and ours again under each varied assumption."""
+
+    timing: str
+    claims: list[Claim]
+    varied: dict[str, dict[str, float]]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a claim."""
+        import pandas as pd
+
+        return pd.DataFrame([claim.record() for claim in self.claims])
+
+
+def claims(searches: Searches, timing: Timing, *, vary: bool = True) -> ClaimsReport:
+    """The claims under a timing; with `vary`, each under every variation too, and a note on what that found."""
+    ours = measure(searches)
+    varied: dict[str, dict[str, float]] = {}
+    if vary:
+        for text, change in VARIATIONS.items():
+            varied[text] = {key: ratio.value for key, ratio in measure(search(timing, change)).items()}
+    found = []
+    for key, (text, paper, low, high) in CLAIMS.items():
+        ratio = ours[key]
+        claim = Claim(
+            id=key,
+            claim=text,
+            paper=paper,
+            ours=ratio.value,
+            low=low,
+            high=high,
+            baseline_layout=layout_text(ratio.under),
+            layout=layout_text(ratio.over),
+        )
+        found.append(replace(claim, note=_note(claim, varied)))
+    return ClaimsReport(timing=timing.name, claims=found, varied=varied)
+
+
+def _note(claim: Claim, varied: dict[str, dict[str, float]]) -> str:
+    """Which varied assumption moves a claim most, and which would hold a missed one."""
+    if not varied:
+        return ""
+    by_move = sorted(varied, key=lambda text: -abs(varied[text][claim.id] - claim.ours))
+    decides, value = by_move[0], varied[by_move[0]][claim.id]
+    if abs(value - claim.ours) < 1e-12:
+        return "None of the varied assumptions moves it."
+    moved = f"Moved most when {decides}: {value:.3g}."
+    if claim.held:
+        return moved
+    holding = [text for text in by_move if claim.low <= varied[text][claim.id] <= claim.high]
+    mends = " It would hold if " + "; or if ".join(holding) + "." if holding else " No single variation holds it."
+    return f"Missed by {claim.missed_by:.3g}. {moved}{mends}"

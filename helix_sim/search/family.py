@@ -1,0 +1,66 @@
+"""Families as axes: every divisor layout of every GPU count, as columns in a fixed order."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from helix_sim.specs.model import Model
+from helix_sim.specs.sweep import Family, Sweep
+
+WIDTH = np.int16
+"""What a width is kept as: a sweep has at most 4096 GPUs, and may have millions of shapes."""
+
+SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep")
+
+
+@functools.cache
+def divisors(n: int) -> tuple[int, ...]:
+    """Divisors of n, rising.
+
+    >>> divisors(12)
+    (1, 2, 3, 4, 6, 12)
+    """
+    return tuple(k for k in range(1, n + 1) if n % k == 0)
+
+
+def allowed(axis: str | int, n: int) -> tuple[int, ...]:
+    """Divisors of n that an axis takes: every one (`free`), those from 2 up (`many`), or one number."""
+    if axis == "free":
+        return divisors(n)
+    if axis == "many":
+        return divisors(n)[1:]
+    return (int(axis),) if n % int(axis) == 0 else ()
+
+
+def _shapes_of(family: Family, gpus: int, most_tpa: int) -> Iterator[tuple[int, ...]]:
+    for kvp in allowed(family.kvp, gpus):
+        for tpa in allowed(family.tpa, gpus // kvp):
+            if tpa > most_tpa:
+                continue
+            for dp in allowed(family.dp, gpus // (kvp * tpa)):
+                pp = gpus // (kvp * tpa * dp)
+                if pp not in allowed(family.pp, pp):
+                    continue
+                grid = dp * tpa * (kvp if family.ffn_on == "all" else 1)
+                for ep in allowed(family.ep, grid):
+                    yield tpa, kvp, dp, pp, grid // ep, ep
+
+
+def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]:
+    """Columns tpa, kvp, dp, pp, tpf, ep of a family, one row a shape; the order is the same in every run.
+
+    Rows are sorted by kvp, so that neighbours hold about as much KV cache per request.
+    """
+    family = sweep.families[name]
+    most_tpa = model.attention.kv_heads if family.tpa_at_most_kv_heads else sweep.gpus.last
+    counts = range(sweep.gpus.first, sweep.gpus.last + 1)
+    rows = (shape for gpus in counts for shape in _shapes_of(family, gpus, most_tpa))
+    table = np.fromiter(itertools.chain.from_iterable(rows), dtype=WIDTH).reshape(-1, len(SHAPE_AXES))
+    table = table[np.argsort(table[:, 1], kind="stable")]
+    return dict(zip(SHAPE_AXES, table.T, strict=True))

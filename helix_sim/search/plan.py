@@ -1,0 +1,164 @@
+"""A plan: a sweep with its files loaded and its shapes listed, and the blocks in which it is evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from helix_sim.core.layout import Layout
+from helix_sim.search.family import SHAPE_AXES, shapes
+from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
+from helix_sim.specs.sweep import Sweep
+from helix_sim.specs.timing import Timing
+from helix_sim.specs.values import Record
+
+CONTEXTS, ROWS = 4, 4096
+"""Contexts and shapes in a block, at most. No result depends on them."""
+
+LAYOUTS = 2**24
+"""Layouts in a block unless a caller says otherwise, at most: a fraction of a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A sweep with its files loaded and its shapes listed: what the flat index of a layout means."""
+
+    sweep: Sweep
+    model: Model
+    machine: Machine
+    timing: Timing
+    shapes: dict[str, dict[str, npt.NDArray[Any]]]
+    batches: npt.NDArray[Any]
+
+    def chunk_axis(self, family: str) -> list[int | str]:
+        """HOP-B chunk counts of a family: the sweep's list, or off."""
+        return list(self.sweep.chunks) if self.sweep.families[family].hop_b else [1]
+
+    def sizes(self, family: str) -> tuple[int, int, int]:
+        """Shapes, batches and chunk counts of a family at one context."""
+        return len(self.shapes[family]["tpa"]), len(self.batches), len(self.chunk_axis(family))
+
+    @property
+    def layouts(self) -> int:
+        """Layouts of the whole sweep, over all contexts."""
+        return len(self.sweep.contexts) * sum(int(np.prod(self.sizes(name))) for name in self.sweep.families)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """A short hash of each input: what was searched, the model, the machine, the timing."""
+        parts = {"sweep": self.sweep, "model": self.model, "machine": self.machine, "timing": self.timing}
+        return {name: digest(record) for name, record in parts.items()}
+
+    def first_id(self, context_index: int, family: str) -> int:
+        """Flat index of a family's first layout at a context."""
+        per_context = {name: int(np.prod(self.sizes(name))) for name in self.sweep.families}
+        before = list(per_context).index(family)
+        return context_index * sum(per_context.values()) + sum(list(per_context.values())[:before])
+
+    def row_families(self, rows: tuple[int, int]) -> npt.NDArray[np.intp]:
+        """The family, as its place in the sweep's list, of each row of a range."""
+        ends = np.cumsum([self.sizes(name)[0] for name in self.sweep.families])
+        found: npt.NDArray[np.intp] = np.searchsorted(ends, np.arange(*rows), side="right")
+        return found
+
+    def row_shapes(self, rows: tuple[int, int]) -> dict[str, npt.NDArray[Any]]:
+        """The widths of a range of rows."""
+        found: dict[str, list[npt.NDArray[Any]]] = {axis: [] for axis in SHAPE_AXES}
+        first = 0
+        for shapes_of_family in self.shapes.values():
+            for axis, column in shapes_of_family.items():
+                found[axis].append(column[max(rows[0] - first, 0) : max(rows[1] - first, 0)])
+            first += len(shapes_of_family["tpa"])
+        return {axis: np.concatenate(parts).astype(np.int64) for axis, parts in found.items()}
+
+    def ids(self, context_index: int, rows: Any, batch: Any, chunk: Any) -> npt.NDArray[np.int64]:
+        """Flat indices of layouts, by row, place of the batch in the list, and place of the chunk count in its axis."""
+        names = list(self.sweep.families)
+        shapes, chunks = (np.array([self.sizes(name)[axis] for name in names], dtype=np.int64) for axis in (0, 2))
+        ends = np.cumsum(shapes)
+        family = np.searchsorted(ends, rows, side="right")
+        first = np.array([self.first_id(context_index, name) for name in names], dtype=np.int64)
+        in_family = rows - (ends - shapes)[family]
+        found: npt.NDArray[np.int64] = first[family] + (in_family * len(self.batches) + batch) * chunks[family] + chunk
+        return found
+
+    def layout_at(self, index: int) -> tuple[str, int, Layout]:
+        """Family, context and layout of a flat index."""
+        for context_index, context in enumerate(self.sweep.contexts):
+            for family in self.sweep.families:
+                offset = index - self.first_id(context_index, family)
+                if 0 <= offset < np.prod(self.sizes(family)):
+                    row, batch, chunk = (int(i) for i in np.unravel_index(offset, self.sizes(family)))
+                    users = int(self.batches[batch])
+                    axis = self.chunk_axis(family)[chunk]
+                    shape = {name: int(column[row]) for name, column in self.shapes[family].items()}
+                    chunks = users if axis == "batch" else int(axis)
+                    return family, context, Layout(batch=users, chunks=chunks, **shape)
+        raise IndexError(f"layout {index} of a sweep of {self.layouts}")
+
+
+def digest(record: Record) -> str:
+    """Twelve hex digits that change with any value of a record, and with nothing else."""
+    text = json.dumps(record.model_dump(mode="json", exclude_none=True), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plan(sweep: Sweep) -> Plan:
+    """The sweep's model, machine and timing loaded, its shapes listed."""
+    model = load_model(sweep.model)
+    return Plan(
+        sweep=sweep,
+        model=model,
+        machine=load_machine(sweep.machine),
+        timing=load_timing(sweep.timing),
+        shapes={name: shapes(sweep, name, model) for name in sweep.families},
+        batches=np.array(sweep.batch.values(), dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Neighbouring contexts, rows and batch sizes, as half-open ranges; a row is a shape of a family."""
+
+    contexts: tuple[int, int]
+    rows: tuple[int, int]
+    batches: tuple[int, int]
+
+
+def ranges(count: int, most: int) -> list[tuple[int, int]]:
+    """0 to `count` in even ranges of at most `most`.
+
+    >>> ranges(10, 4)
+    [(0, 4), (4, 8), (8, 10)]
+    """
+    step = max(-(-count // max(-(-count // most), 1)), 1)
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def blocks(planned: Plan, layouts: int = LAYOUTS) -> Iterator[Block]:
+    """The whole sweep in blocks of at most that many layouts, always in the same order."""
+    rows = sum(planned.sizes(family)[0] for family in planned.sweep.families)
+    room = max(layouts // len(planned.sweep.chunks), 1)
+    most_contexts = min(CONTEXTS, len(planned.sweep.contexts), room)
+    most_rows = min(ROWS, rows, max(room // most_contexts, 1))
+    most_batches = max(room // most_contexts // most_rows, 1)
+    sizes = ((len(planned.sweep.contexts), most_contexts), (rows, most_rows), (len(planned.batches), most_batches))
+    for contexts, span, batches in itertools.product(*(ranges(*size) for size in sizes)):
+        yield Block(contexts=contexts, rows=span, batches=batches)
+
+
+def layouts_of(planned: Plan, block: Block) -> int:
+    """Layouts of a block."""
+    rows = planned.row_families(block.rows)
+    chunks = np.array([len(planned.chunk_axis(name)) for name in planned.sweep.families])
+    contexts, batches = (last - first for first, last in (block.contexts, block.batches))
+    return int(chunks[rows].sum()) * contexts * batches

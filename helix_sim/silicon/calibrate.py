@@ -1,0 +1,144 @@
+"""A timing of one framework on one system: every class fitted, and what a step takes outside of kernels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+from helix_sim.core.errors import SpecError
+from helix_sim.core.text import said
+from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon.composition import composition
+from helix_sim.silicon.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
+from helix_sim.silicon.measured_kernels import SECTIONS, measurements
+from helix_sim.specs.load import load_machine, load_timing
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.timing import Calibration, KernelClass, Timing
+from helix_sim.specs.values import Positive, Quantity, WholeQuantity
+from helix_sim.timing.kernel_shapes import Gpu
+
+
+def calibrate(
+    system: str, framework: str, *, software: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Calibrated:
+    """Fit every class of one framework on one system, and make a timing of them.
+
+    software: the framework's version whose time the tables should be of, where the package has several; its current
+    one unless given.
+    """
+    if software and not re.fullmatch(r"\d+(\.\d+)+\w*(\.\w+)*", software):
+        raise SpecError([f"--as-of: {said(software)} is not a version of {framework}, such as 1.2.0rc6"])
+    with silicon.software(framework, software) if software else nullcontext():
+        found = measurements(system, framework)
+    machine = load_machine(MACHINES[system])
+    gpu = bare_gpu(machine, system)
+    fitted: dict[str, Fitted] = {}
+    for measured in found:
+        fitted[measured.name] = fit(measured, gpu, machine.flops_per_s)
+        errors = fitted[measured.name].record.residuals
+        say(f"{measured.name}: {errors.count} held out, median {errors.median_error:.1%}, mean {errors.mean_error:.1%}")
+    made = _timing(system, framework, fitted)
+    assert made.calibration is not None
+    sums = composition(made)
+    say(f"whole modules over the sum of their kernels, beyond what each misses: {sums.low:+.1%} to {sums.high:+.1%}")
+    changed: dict[str, Any] = {"calibration": made.calibration.model_copy(update={"composition": sums})}
+    if software:
+        changed |= {"name": f"{made.name}-{software}", "description": f"{made.description}, as of {software}"}
+    return Calibrated(timing=made.model_copy(update=changed), fitted=fitted)
+
+
+def as_served(name: str, version: str) -> Timing:
+    """A shipped timing, and anew those of its classes that the package measured on software nearer to this version."""
+    calibration = load_timing(name).calibration
+    assert calibration is not None
+    today = silicon.selection(calibration.system, calibration.framework)
+    with silicon.software(calibration.framework, version):
+        then = silicon.selection(calibration.system, calibration.framework)
+    older = {family for family, table in today if then[family, table] != today[family, table]}
+    return _refitted(name, version, tuple(sorted(older & set(SECTIONS)))) if older else load_timing(name)
+
+
+@cache
+def _refitted(name: str, version: str, families: tuple[str, ...]) -> Timing:
+    timing = load_timing(name)
+    assert timing.calibration is not None
+    system, framework, classes = timing.calibration.system, timing.calibration.framework, timing.calibration.classes
+    machine, changed = load_machine(MACHINES[system]), {}
+    with silicon.software(framework, version):
+        for measured in measurements(system, framework, families):
+            if measured.name in classes and measured.source not in classes[measured.name].source:
+                changed[measured.name] = _fitted_once(measured, bare_gpu(machine, system), machine)
+    update = timing.calibration.model_copy(update={"classes": {**classes, **changed}})
+    return timing.model_copy(update={"calibration": update})
+
+
+_fits: dict[tuple[str, str], KernelClass] = {}
+
+
+def _fitted_once(measured: Measured, gpu: Gpu, machine: Machine) -> KernelClass:
+    """A class's record; several versions of a framework may find the same tables."""
+    key = (measured.name, measured.source)
+    if key not in _fits:
+        _fits[key] = fit(measured, gpu, machine.flops_per_s).record
+    return _fits[key]
+
+
+STEP_OVERHEAD_US = {"trtllm": (140, 73), "sglang": (0, 32), "vllm": (690, 6)}
+"""What a step takes outside of kernels, and how many development servings ask for it (studies.validate.overheads)."""
+
+
+def _step_overhead(framework: str) -> Quantity:
+    value, rows = STEP_OVERHEAD_US[framework]
+    asked = "helix-sim validate --end-to-end: least mean |ln error|"
+    return Quantity(value=value, source=f"measured: {rows} development servings of {framework}, {asked}")
+
+
+NETWORK_SHARE = {
+    "value": 0.75,
+    "source": "measured: DeepEP low latency over two nodes of H100, 36 to 39 GB/s of 50, aiconfigurator-core 0.12.0",
+}
+
+
+def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing:
+
+    paper = load_timing("paper").model_dump()
+    classes = {name: each.record for name, each in fitted.items()}
+    classes["grouped-pointwise"] = _inside_grouped(classes)
+    return Timing.model_validate(
+        paper
+        | {
+            "name": f"{system}-{framework}",
+            "description": f"kernels of {framework} as measured on {system.upper()}, {silicon.DISTRIBUTION} "
+            f"{silicon.VERSION}",
+            "all_reduce_overlap": {"value": 0, "source": "assumed: these frameworks reduce after the product"},
+            "collective": paper["collective"] | {"network_share": NETWORK_SHARE},
+            "calibration": Calibration(
+                system=system,
+                framework=framework,
+                package=f"{silicon.DISTRIBUTION} {silicon.VERSION}",
+                sms=WholeQuantity(value=SMS[system], source="datasheet: streaming multiprocessors of this GPU"),
+                l2_MB=Positive(value=L2_MB[system], source="datasheet: L2 cache of this GPU"),
+                tray_gpus=WholeQuantity(value=TRAY[system], source="datasheet: GPUs on one board"),
+                step_overhead_us=_step_overhead(framework),
+                classes=classes,
+            ),
+        }
+    )
+
+
+def _inside_grouped(classes: Mapping[str, KernelClass]) -> KernelClass:
+    """The activation between the products of routed experts: inside the measured kernel, so its bytes alone."""
+    of = next(record for name, record in classes.items() if name.startswith("grouped-gemm"))
+    return of.model_copy(
+        update={
+            "shape": "stream",
+            "parameters": {
+                "latency_us": Quantity(value=0, source="measured: fused with the products"),
+                "bandwidth_share": of.parameters["bandwidth_share"],
+            },
+            "largest": {},
+        }
+    )

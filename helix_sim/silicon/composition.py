@@ -1,0 +1,110 @@
+"""How well kernels add up: whole MLA modules, timed as one, against the sum of their kernels as the timing has them.
+
+A decode step is a sum of kernels that were each timed alone. Whole attention modules were timed as well, from the down
+projections to the output projection: what is left between the two is launches that overlap, fused passes, weights
+that stay in L2. Nothing is fitted to it. It is the one direct witness of summing, and is taken to hold for the rest of
+a step: an interval's term that all kernels share. What the kernels' own residuals explain of it is taken off, in
+squares, since an interval has those already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from helix_sim.core.layout import Layout
+from helix_sim.core.work import Work
+from helix_sim.ops.attention import Decode
+from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon.fit import MACHINES, bare_gpu, modelled_s, residuals
+from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT
+from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.precision import Precision
+from helix_sim.specs.timing import Composition, Timing
+from helix_sim.step import attention_ops
+from helix_sim.timing.kernel_shapes import SHAPES
+from helix_sim.timing.roofline import interval_deviations, measured_classes, residual_range
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODULE = (
+    *("latent_down_projection", "latent_norm", "query_up_projection", "key_absorption", "rope_and_append"),
+    *("attention_core", "value_up_projection", "output_projection"),
+)
+"""Ops of a step that one measured module runs; its norm and its all-reduce lie outside."""
+
+LENDERS = {
+    **{("sglang", system): ("trtllm", system, "SGLang's modules ran an older version of its kernels")
+       for system in ("gb200", "gb300", "b200", "h200", "h100")},
+    **{("vllm", system): ("vllm", "b200", "here the table times the host's launches, 50 µs whatever the size")
+       for system in ("gb200", "gb300", "h200", "h100")},
+}  # fmt: skip
+"""(framework, system) whose modules say nothing of its kernels: whose stand in, and why."""
+
+
+def composition(timing: Timing) -> Composition:
+    """Measured over summed time of a framework's whole modules; of another's, from its shipped timing, where named."""
+    assert timing.calibration is not None
+    system, framework = timing.calibration.system, timing.calibration.framework
+    if (framework, system) in LENDERS:
+        lender, where, why = LENDERS[framework, system]
+        lent = load_timing(f"{where}-{lender}").calibration
+        assert lent is not None
+        assert lent.composition is not None
+        return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {why}"})
+    frame = silicon.mla_module(system, framework)
+    frame = frame[frame["gemm_format"].isin(list(TABLE_FORMAT))]
+    parts = [_kernels_s(rows, timing, *key) for key, rows in frame.groupby(["kv_format", "gemm_format"])]
+    measured = np.concatenate([rows["seconds"] for _, rows in frame.groupby(["kv_format", "gemm_format"])])
+    summed, below, above = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    tables = ", ".join(sorted(frame["source"].unique()))
+    found = residuals(measured, summed, np.ones(len(measured), dtype=bool))
+    low = max(np.expm1(found.low) ** 2 - np.mean((below / summed) ** 2), 0.0) ** 0.5
+    high = max(np.expm1(found.high) ** 2 - np.mean((above / summed) ** 2), 0.0) ** 0.5
+    return Composition(
+        source=f"measured: {silicon.DISTRIBUTION} {silicon.VERSION}, {tables}; {len(frame)} whole modules, none fitted",
+        low=-float(f"{low:.4g}"),
+        high=float(f"{high:.4g}"),
+        residuals=found,
+    )
+
+
+def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) -> tuple[Any, Any, Any]:
+    """Seconds of the kernels of some modules of one format, and the deviations that the kernels' own residuals explain.
+
+    Operands are in L2 as a benchmark that repeats one module has them. q_heads of 128 heads: TP of 128 / q_heads.
+    """
+    assert timing.calibration is not None
+    weights, hopper = TABLE_FORMAT[gemm_format], timing.calibration.system in ("h200", "h100")
+    precision = Precision.model_validate(
+        {
+            "weights": weights,
+            "math": MATH[weights],
+            "kv": kv,
+            "attention_math": "bf16" if hopper or kv == "bf16" else "fp8",
+        }
+    )
+    batch, context, heads = (rows[name].to_numpy(dtype=float) for name in ("batch", "context", "q_heads"))
+    layout = Layout(batch=batch, tpa=128 / heads, tpf=128 / heads)
+    ops = attention_ops(Decode(model=load_model("deepseek-r1"), precision=precision, layout=layout, context=context))
+    by_class: dict[str, Any] = {}
+    for name in MODULE:
+        key = measured_classes(ops[name], timing)[0].partition("/")[0]
+        by_class[key] = by_class.get(key, 0.0) + _alone_s(ops[name], timing) * np.ones(len(rows))
+    below, above = interval_deviations([(s, residual_range(name, timing)) for name, s in by_class.items()])
+    return sum(by_class.values()), below, above
+
+
+def _alone_s(work: Work, timing: Timing) -> Any:
+    """Seconds of one op on the fastest of its measured kernels, as a benchmark that repeats it finds it."""
+    assert timing.calibration is not None
+    machine = load_machine(MACHINES[timing.calibration.system])
+    gpu, best = bare_gpu(machine, timing.calibration.system), np.inf
+    for name in measured_classes(work, timing):
+        record = timing.calibration.classes[name]
+        warm = replace(gpu, l2_warm="l2_share" in SHAPES[record.shape].parameters)
+        best = np.minimum(best, modelled_s(record.shape, [work], warm, machine.flops_per_s, record.values))
+    return best

@@ -1,0 +1,341 @@
+"""Files to specs: YAML by name or by path, checked once, with every problem in one SpecError."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import os
+import stat
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from helix_sim.core.errors import SpecError
+from helix_sim.core.text import said, shortened
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
+from helix_sim.specs.sweep import Family, Sweep
+from helix_sim.specs.timing import Timing
+from helix_sim.specs.values import Record
+from helix_sim.timing.kernel_shapes import shape_problems
+
+FOLDERS = {
+    "model": "model_specs",
+    "machine": "hardware_profiles",
+    "timing": "hardware_profiles/timings",
+    "sweep": "sweeps",
+}
+CALIBRATIONS = "hardware_profiles/measured_timings"
+"""Timings fitted to measured kernels; they load by name like the others."""
+KINDS: dict[str, type[Record]] = {"model": Model, "machine": Machine, "timing": Timing, "sweep": Sweep}
+MOST_BYTES = 2**18
+"""Of a file: the shipped ones have a few thousand, and the worst of this size takes about a second."""
+MOST_DEPTH = 32
+MOST_PROBLEMS = 100
+
+R = TypeVar("R", bound=Record)
+
+
+def data_folder(folder: str) -> Path:
+    """Where shipped files lie: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "data"
+    return (installed if installed.is_dir() else package.parent) / folder
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the shipped files of a kind (model, machine, timing, sweep), sorted."""
+    return sorted(_shipped_files(kind))
+
+
+def _shipped_files(kind: str) -> dict[str, Path]:
+    folders = (FOLDERS[kind], *([CALIBRATIONS] if kind == "timing" else []))
+    paths = (path for folder in folders for path in data_folder(folder).glob("*.yaml"))
+    return {path.stem: path for path in paths if path.stem != "families"}
+
+
+def load_model(name: str | Path) -> Model:
+    """A model by its shipped name (`deepseek-r1`) or the path of a YAML file."""
+    return _load(Model, "model", name)
+
+
+def load_machine(name: str | Path) -> Machine:
+    """A machine by its shipped name (`gb200-nvl72`) or the path of a YAML file."""
+    return _load(Machine, "machine", name)
+
+
+def load_timing(name: str | Path) -> Timing:
+    """A timing by its shipped name (`ideal`, `paper`, `gb200-trtllm`) or the path of a YAML file."""
+    return _load(Timing, "timing", name)
+
+
+def load_sweep(name: str | Path) -> Sweep:
+    """A sweep by its shipped name (`paper-deepseek-r1`) or the path of a YAML file."""
+    return _load(Sweep, "sweep", name)
+
+
+def check_file(path: str | Path) -> Record:
+    """The spec in a file, of whichever kind its `kind` key says; SpecError with every problem otherwise."""
+    return check_content(read_yaml(Path(path)), str(path))
+
+
+def check_content(content: dict[str, Any], shown: str) -> Record:
+    """The spec in a file's content; SpecError with every problem otherwise."""
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise SpecError([f"{shown}: kind is {said(kind)}; it must be one of {', '.join(KINDS)}"])
+    return parse(KINDS[kind], content, shown)
+
+
+def _load(record: type[R], kind: str, name: str | Path) -> R:
+    path = find(kind, name)
+    loaded: R = _load_path(record, path, path.stat().st_mtime_ns)
+    return loaded
+
+
+@functools.lru_cache(maxsize=256)
+def _load_path(record: type[R], path: Path, changed_ns: int) -> R:
+    return parse(record, read_yaml(path), _shown(path))
+
+
+def find(kind: str, name: str | Path) -> Path:
+    """The file that a name or a path means; SpecError with the nearest name where there is none."""
+    text = str(name)
+    if "/" in text or text.endswith((".yaml", ".yml")):
+        path = Path(text)
+        if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
+            raise SpecError([f"{shortened(text)}: there is no such file"])
+        return path
+    files = _shipped_files(kind)
+    if text not in files:
+        raise SpecError(
+            [f"there is no {kind} named {said(text)}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
+        )
+    return files[text]
+
+
+def _shown(path: Path) -> str:
+    """A shipped file by its folder and name, a user's own as it was given."""
+    if not os.path.exists(path):
+        return shortened(str(path))
+    shipped_folders = {data_folder(folder).resolve() for folder in (*FOLDERS.values(), CALIBRATIONS)}
+    return f"{path.parent.name}/{path.name}" if path.resolve().parent in shipped_folders else str(path)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word[:80], known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain data only: a repeated key, an alias or an unhashable key is an error instead of a surprise."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not read; write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MOST_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None or not isinstance(self.construct_object(key_node), str):
+                raise yaml.MarkedYAMLError(problem="a key that is not text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {said(key)} is repeated", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_bytes(path: Path, shown: str, most: int = MOST_BYTES) -> bytes:
+    """A file's content; SpecError where it is none, cannot be read, or holds more than any file of its kind."""
+    try:
+        raw = None
+        if stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
+            with path.open("rb") as file:
+                raw = file.read(most + 1)
+    except OSError as error:
+        raise SpecError([f"{shown}: cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise SpecError([f"{shown!r}: cannot be read: {error}"]) from None
+    if raw is None:
+        raise SpecError([f"{shown}: cannot be read: not a file"])
+    if len(raw) > most:
+        raise SpecError([f"{shown}: more than {most} bytes; what is read here is smaller"])
+    return raw
+
+
+def decoded(raw: bytes, shown: str) -> str:
+    """UTF-8 text, with or without a byte order mark; SpecError with the first byte that is not."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{shown}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; SpecError with the place of the problem otherwise."""
+    shown = _shown(path)
+    return parse_yaml(read_bytes(path, shown), shown)
+
+
+def parse_json(raw: bytes, shown: str) -> dict[str, Any]:
+    """The mapping that JSON text says; SpecError with the place of the problem otherwise."""
+    try:
+        content = json.loads(decoded(raw, shown))
+    except json.JSONDecodeError as error:
+        raise SpecError([f"{shown}: line {error.lineno}, column {error.colno}: {error.msg}; it must be JSON"]) from None
+    except (RecursionError, ValueError):
+        raise SpecError([f"{shown}: not readable as JSON: nested too deeply, or a number too long"]) from None
+    if not isinstance(content, dict):
+        raise SpecError([f"{shown}: holds {_kind_of(content)}; it must hold keys and values"])
+    if b"\\u" in raw and any(0xD800 <= ord(char) <= 0xDFFF for char in json.dumps(content, ensure_ascii=False)):
+        raise SpecError([f"{shown}: holds half of a surrogate pair (\\ud800 to \\udfff), which no text can"])
+    return content
+
+
+def parse_yaml(raw: bytes, shown: str) -> dict[str, Any]:
+    """The mapping that YAML text says; SpecError with the place of the problem otherwise."""
+    text = decoded(raw, shown)
+    try:
+        content = yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SpecError([f"{shown}:{where}: {error.problem or error.context}"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SpecError([f"{shown}: not readable as YAML: {reason}"]) from None
+    if not isinstance(content, dict):
+        raise SpecError([f"{shown}: holds {_kind_of(content)}; it must hold keys and values"])
+    return content
+
+
+def _kind_of(content: Any) -> str:
+    return "nothing" if content is None else f"a {type(content).__name__}"
+
+
+# --- Checking --------------------------------------------------------------------------------------------------------
+
+
+def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
+    """A checked record; SpecError with a sentence for each problem, its path in front."""
+    if record is Sweep:
+        content = _with_families(content, shown)
+    try:
+        checked = record.model_validate(content)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        more = [f"{shown}: and {len(problems) - MOST_PROBLEMS} problems more"] if len(problems) > MOST_PROBLEMS else []
+        sentences = (_sentence(problem, record) for problem in problems[:MOST_PROBLEMS])
+        raise SpecError([f"{shown}: {shortened(text)}" for text in sentences] + more) from None
+    if isinstance(checked, Timing) and checked.calibration and (wrong := shape_problems(checked.calibration)):
+        raise SpecError([f"{shown}: calibration.classes.{problem}" for problem in wrong])
+    return checked
+
+
+def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
+    """A sweep whose families are listed by name gets their definitions from sweeps/families.yaml."""
+    names = content.get("families")
+    if not isinstance(names, list):
+        return content
+    known = shipped_families()
+    problems = [
+        f"{shown}: families: there is no family named {said(name)}{_nearest(str(name), list(known))}"
+        for name in names[:MOST_PROBLEMS]
+        if not isinstance(name, str) or name not in known
+    ]
+    if problems:
+        raise SpecError(problems)
+    return {**content, "families": {name: known[name] for name in names}}
+
+
+@functools.cache
+def shipped_families() -> dict[str, Family]:
+    """The families of sweeps/families.yaml by name."""
+    content = read_yaml(data_folder("sweeps") / "families.yaml")
+    return {
+        name: parse(Family, family, f"sweeps/families.yaml: {name}") for name, family in content["families"].items()
+    }
+
+
+TAGS = (("attention", "gqa"), ("attention", "mla"))
+"""Where pydantic puts the kind of attention it checked against into a place; the file has no such level."""
+
+
+def _sentence(problem: Any, record: type[Record]) -> str:
+    """One pydantic problem in plain words, its place first."""
+    place = [part for before, part in pairwise((None, *problem["loc"])) if (before, part) not in TAGS]
+    path, kind, given, context = (
+        ".".join(map(str, place)),
+        problem["type"],
+        said(problem.get("input")),
+        problem.get("ctx", {}),
+    )
+    at = f"{path}: " if path else ""
+    if kind == "extra_forbidden":
+        return f"{at}unknown key{_nearest(str(place[-1]), _keys_at(record, problem['loc'][:-1]))}"
+    if kind == "missing":
+        extra = "; say where the value comes from: datasheet, measured or assumed" if place[-1] == "source" else ""
+        return f"{at}missing{extra}"
+    if kind == "value_error":
+        return f"{at}{context.get('error')}"
+    if kind in ("int_type", "int_parsing", "int_from_float"):
+        return f"{at}{given} is not a whole number"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        sign = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+        (key, limit), *_ = context.items()
+        return f"{at}{given} must be {sign[key]} {limit}"
+    if kind == "string_pattern_mismatch":
+        return f"{at}{given} is no source; start with datasheet, measured or assumed, and say which"
+    if kind in ("model_type", "model_attributes_type") and not isinstance(problem["input"], dict):
+        needs = " with a value and a source: {value: …, source: …}" if _is_quantity(record, problem["loc"]) else ""
+        return f"{at}{given} is not a mapping{needs}"
+    if kind == "literal_error":
+        return f"{at}{given} is not one of {str(context['expected']).replace(chr(39), '')}"
+    return f"{at}{problem['msg']}"
+
+
+def _record_at(record: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The record type that a place in a file is checked against."""
+    here: Any = record
+    for part in loc:
+        if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
+            here = here.model_fields[part].annotation
+        options = [t for t in (here, *_leaves(here)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        tagged = [
+            t for t in options if "kind" in t.model_fields and part in get_args(t.model_fields["kind"].annotation)
+        ]
+        here = (tagged or options or [here])[0] if len(options) <= 1 or tagged else here
+    return here if isinstance(here, type) and issubclass(here, BaseModel) else None
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    return [leaf for part in get_args(annotation) for leaf in (part, *_leaves(part))]
+
+
+def _keys_at(record: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    found = _record_at(record, loc)
+    return [field.alias or name for name, field in found.model_fields.items()] if found else []
+
+
+def _is_quantity(record: type[BaseModel], loc: tuple[Any, ...]) -> bool:
+    found = _record_at(record, loc)
+    return found is not None and {"value", "source"} <= set(found.model_fields)

@@ -1,0 +1,108 @@
+"""What the fields of a spec are made of: numbers, counts, sizes, and quantities with their source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic.functional_validators import BeforeValidator
+
+from helix_sim.core.text import said
+from helix_sim.core.units import parse_size
+
+LIMIT = 10**12
+"""The largest size that is read: beyond any machine, within double precision."""
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str | int | float) else value
+
+
+Size = Annotated[int, BeforeValidator(_size), Field(ge=1, le=LIMIT)]
+"""A whole number of at least 1; text such as 128K or 1M is read by `units.parse_size`."""
+Count = Annotated[StrictInt, Field(ge=1, le=10**9)]
+NaturalCount = Annotated[StrictInt, Field(ge=0, le=10**9)]
+NumberFormat = Literal["fp4", "mxfp4", "nvfp4", "int4", "fp8", "fp8-block", "int8", "bf16", "fp16", "fp32"]
+"""Names of `units.FORMAT_BITS`."""
+MathFormat = Literal["fp4", "fp8", "bf16"]
+"""Formats that tensor cores multiply in; the machine's profile gives the dense rate of each."""
+Text = Annotated[StrictStr, Field(min_length=1)]
+
+
+class Record(BaseModel):
+    """Frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed; what was derived from the old ones and kept is derived anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{said(value)} is not a number{_exponent_hint(value)}")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError(f"{said(value)} is too large")
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    return value
+
+
+def _exponent_hint(value: Any) -> str:
+    """YAML 1.1 reads 8e12 as text: say how to write it."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    return f"; YAML reads it as text, write {number:.1e}" if math.isfinite(number) else ""
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Source = Annotated[StrictStr, Field(pattern=r"^(datasheet|measured|assumed)\b.*\S")]
+
+
+class Quantity(Record):
+    """A number and where it comes from: `datasheet: …`, `measured: …` or `assumed: …`."""
+
+    value: Annotated[Number, Field(ge=0)]
+    source: Source
+
+
+class Positive(Quantity):
+    """A quantity above zero."""
+
+    value: Annotated[Number, Field(gt=0)]
+
+
+class Share(Quantity):
+    """A share of a datasheet rate that is reached, in (0, 1]."""
+
+    value: Annotated[Number, Field(gt=0, le=1)]
+
+
+class Fraction(Quantity):
+    """A share that may be none, in [0, 1]."""
+
+    value: Annotated[Number, Field(ge=0, le=1)]
+
+
+class WholeQuantity(Record):
+    """A whole number and where it comes from."""
+
+    value: Count
+    source: Source
+
+
+class Flag(Record):
+    """A yes or no and where it comes from."""
+
+    value: StrictBool
+    source: Source

@@ -1,0 +1,198 @@
+"""The timing: Work to seconds, with a machine's rates and a timing's constants. It knows no model and no layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from helix_sim.core.numeric import Column, chosen, larger
+from helix_sim.core.units import MEGA, MICRO
+from helix_sim.core.work import Work
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.timing import Calibration, KernelClass, Timing
+from helix_sim.timing.kernel_shapes import SHAPES, Gpu, one_piece
+
+TERMS = ("latency", "math", "hbm", "link")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpTime:
+    """Seconds of one op, once, by term: latency, then whichever of math, HBM and link takes longest."""
+
+    latency_s: Column
+    math_s: Column
+    hbm_s: Column
+    link_s: Column
+
+    @property
+    def body_s(self) -> Any:
+        """Time at full rate: the slowest of arithmetic, memory and link."""
+        return larger(larger(self.math_s, self.hbm_s), self.link_s)
+
+    @property
+    def seconds(self) -> Any:
+        """Latency, then the body."""
+        return self.latency_s + self.body_s
+
+    @property
+    def binds(self) -> str:
+        """The largest term, for one layout."""
+        terms = (self.latency_s, self.math_s, self.hbm_s, self.link_s)
+        return TERMS[int(np.argmax([float(term) for term in terms]))]
+
+
+def op_time(work: Work, machine: Machine, timing: Timing) -> OpTime:
+    """Time of one op on one GPU.
+
+    kernels:     launches · latency + max(FLOP / (share · rate), bytes / (share · HBM bandwidth))
+    collectives: phases · latency + max(NVLink bytes / bandwidth, network bytes / bandwidth), in its fastest form
+    measured:    the shape of its class, where the timing has a calibration with that class
+    """
+    if work.op_class == HOST:
+        return OpTime(latency_s=_overhead_s(timing), math_s=0.0, hbm_s=0.0, link_s=0.0)
+    if names := measured_classes(work, timing):
+        return _fastest([_measured_time(work, machine, timing, name) for name in names])
+    if work.collective is not None:
+        return _collective_time(work, machine, timing)
+    constants = timing.of(work.op_class)
+    rate = machine.flops_per_s(work.math) * constants.math_share.value
+    bandwidth = machine.hbm_bytes_per_s * constants.bandwidth_share.value
+    return OpTime(
+        latency_s=work.kernels * _launches(work, timing) * constants.latency_s,
+        math_s=work.flops / rate,
+        hbm_s=work.hbm_bytes / bandwidth,
+        link_s=0.0,
+    )
+
+
+# --- Measured kernels ------------------------------------------------------------------------------------------------
+
+HOST = "host"
+"""Op class of what a step takes outside of its kernels."""
+
+SAME_KERNEL = {
+    "fp4": ("nvfp4", "fp8"),
+    "nvfp4": ("fp8",),
+    "mxfp4": ("nvfp4", "fp8"),
+    "fp8-block": ("fp8",),
+    "fp8": ("fp8-block",),
+    "fp16": ("bf16",),
+}
+"""Number formats whose kernels stand in for those of a format without measurements."""
+
+
+def measured_classes(work: Work, timing: Timing) -> list[str]:
+    """Names of the calibration's classes for an op: by its stored format, by its arithmetic, or for all formats.
+
+    Several where a framework has kernels to choose from, as class/kernel.
+    """
+    if timing.calibration is None:
+        return []
+    formats = (work.weights, *SAME_KERNEL.get(work.weights, ()), work.math, *SAME_KERNEL.get(work.math, ()))
+    for wanted in (*(f"{work.op_class}-{number_format}" for number_format in formats), work.op_class):
+        if names := [name for name in timing.calibration.classes if name.partition("/")[0] == wanted]:
+            return names
+    return []
+
+
+def _fastest(times: list[OpTime]) -> OpTime:
+    """The fastest kernel of several, layout by layout."""
+    best = times[0]
+    for time in times[1:]:
+        better = time.seconds < best.seconds
+        best = OpTime(**{f"{t}_s": np.where(better, getattr(time, f"{t}_s"), getattr(best, f"{t}_s")) for t in TERMS})
+    return best
+
+
+def gpu_of(machine: Machine, timing: Timing, calibration: Calibration) -> Gpu:
+    """What the shapes ask of a machine."""
+    return Gpu(
+        hbm_bytes_per_s=machine.hbm_bytes_per_s,
+        nvlink_bytes_per_s=machine.nvlink_bytes_per_s,
+        network_bytes_per_s=machine.network_bytes_per_s * timing.collective.network_share.value,
+        network_latency_s=timing.collective.network_latency_s,
+        domain=machine.domain,
+        tray=calibration.tray_gpus.value,
+        sms=calibration.sms.value,
+        l2_bytes=calibration.l2_MB.value * MEGA,
+    )
+
+
+def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> OpTime:
+    """Pieces one after another, each as its class was measured; later pieces may share the first one's latency."""
+    assert timing.calibration is not None
+    measured = timing.calibration.classes[name]
+    gpu = gpu_of(machine, timing, timing.calibration)
+    rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
+    terms = SHAPES[measured.shape].time(one_piece(work), gpu, rate, measured.values)
+    return OpTime(
+        latency_s=_launches(work, timing) * terms.latency_s,
+        math_s=work.pieces * terms.math_s,
+        hbm_s=work.pieces * terms.hbm_s,
+        link_s=work.pieces * terms.link_s,
+    )
+
+
+def beyond_measured(work: Work, measured: KernelClass) -> Any:
+    """Whether an op is larger than anything its class was measured at, for one layout or a column of them."""
+    one = one_piece(work)
+    beyond: Any = np.asarray(False)
+    for name, largest in measured.largest.items():
+        beyond = beyond | np.asarray(_size(one, name) > largest)
+    return beyond
+
+
+def residual_range(name: str, timing: Timing) -> tuple[float, float]:
+    """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
+    assert timing.calibration is not None
+    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
+    return min(each.low for each in found), max(each.high for each in found)
+
+
+def composition_range(timing: Timing) -> tuple[float, float]:
+    """The same of whole modules over the sum of their kernels, beyond the kernels' own; none where not measured."""
+    found = timing.calibration.composition if timing.calibration else None
+    return (float(np.log1p(found.low)), float(np.log1p(found.high))) if found else (0.0, 0.0)
+
+
+def interval_deviations(parts: list[tuple[Any, tuple[float, float]]]) -> tuple[Any, Any]:
+    """Seconds below and above a sum of independent parts (seconds, (low, high) of ln): T·(1 - e^low), in squares."""
+    below = sum((seconds * -np.expm1(min(low, 0.0))) ** 2 for seconds, (low, _) in parts)
+    above = sum((seconds * np.expm1(max(high, 0.0))) ** 2 for seconds, (_, high) in parts)
+    return np.sqrt(below), np.sqrt(above)
+
+
+def _size(work: Work, name: str) -> Any:
+    if work.collective is None:
+        return getattr(work, name)
+    return {"ranks": work.collective.group, "payload": work.collective.payload}[name]
+
+
+def _overhead_s(timing: Timing) -> float:
+    return timing.calibration.step_overhead_us.value * MICRO if timing.calibration else 0.0
+
+
+def _launches(work: Work, timing: Timing) -> Any:
+    """Latencies that an op's pieces pay together."""
+    return 1 + (work.pieces - 1) * timing.chunk_latency.value
+
+
+def _collective_time(work: Work, machine: Machine, timing: Timing) -> OpTime:
+    assert work.collective is not None
+    constants = timing.collective
+    nvlink = machine.nvlink_bytes_per_s * constants.nvlink_share.value
+    network = machine.network_bytes_per_s * constants.network_share.value
+    launches = _launches(work, timing)
+    (latency, link), *others = (
+        (
+            launches * (form.phases * constants.latency_s + form.network_phases * constants.network_latency_s),
+            larger(form.nvlink_bytes / nvlink, form.network_bytes / network),
+        )
+        for form in work.collective.forms(machine.domain, machine.nvlink_switch_reduces.value)
+    )
+    for other_latency, other_link in others:
+        better = other_latency + other_link < latency + link
+        latency, link = chosen(better, other_latency, latency), chosen(better, other_link, link)
+    return OpTime(latency_s=latency, math_s=0.0, hbm_s=0.0, link_s=link)
