@@ -19,7 +19,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest tests/test_benchmarks.py --benchmark-enable
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable
 
 notebooks: $(VENV)/.test
 	$(BIN)/python notebooks/execute.py

@@ -445,7 +445,7 @@ def test_a_looser_tolerance_lets_a_smaller_move_pass(small: Path, tmp_path: Path
 
 # --- The composite action --------------------------------------------------------------------------------------------
 
-ACTION = Path(__file__).parent.parent / ".github" / "actions" / "pareto-gate" / "action.yml"
+ACTION = Path(__file__).parents[2] / ".github" / "actions" / "pareto-gate" / "action.yml"
 
 
 def run_action(folder: Path, sweeps: str) -> tuple[int, str, str]:

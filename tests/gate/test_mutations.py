@@ -1,7 +1,8 @@
 """The gate bites: one constant or one term at a time is made wrong, on each shipped sweep; each is caught and named.
 
-`python tests/test_mutations.py` prints the catch table. A mutation that cannot matter to a sweep (top-k routing, to a
-model without experts) says why, and is proven not to: every frontier and every stored layout is the same bit for bit.
+`python tests/gate/test_mutations.py` prints the catch table. A mutation that cannot matter to a sweep (top-k routing,
+to a model without experts) says why, and is proven not to: every frontier and every stored layout is the same bit for
+bit.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m venv aic && aic/bin/pip install aiconfigurator
     python -m venv genz && genz/bin/pip install genz-llm
-    python tests/benchmark_peers.py --aiconfigurator aic/bin/python --genz genz/bin/python
+    python tests/benchmarks/peers.py --aiconfigurator aic/bin/python --genz genz/bin/python
 
 Llama-3.1-70B on H100 at 8,000 tokens, the search of paper-llama-3.1-405b, eight GPUs for the peers; DeepSeek-R1 on
 GB200 at a million tokens, the search of paper-deepseek-r1, 64 GPUs (dp = ep = 64, a layout that aiconfigurator has
@@ -132,7 +132,7 @@ CASES = {
 
 def measured(python, setup, call):
     """Layouts a second of one case in a fresh process."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]) if python == sys.executable else ""}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]) if python == sys.executable else ""}
     run = [python, "-c", f"{setup}\n{call}"]
     shown = subprocess.run(run, capture_output=True, text=True, check=True, env=environment)
     return float(shown.stdout.splitlines()[-1])

@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of every file that the tool reads: `python tests/fuzz.py KIND [atheris options]`.
+"""Coverage-guided fuzzing of every file that the tool reads: `python tests/fuzz/fuzz.py KIND [atheris options]`.
 
 KIND, as bytes: model, machine, timing, sweep, check (a spec of any kind), config (Hugging Face's), answer (of explain
 or recommend), baseline, measurements. Or hostile values in the places of files that are right, past YAML, JSON and CSV:
 values (specs), config-values, answer-values, baseline-values, measurements-values. Needs `pip install atheris`. What
-gets anything but a record or sentences is a crash, which atheris keeps as crash-*; move it to tests/crashes.
+gets anything but a record or sentences is a crash, which atheris keeps as crash-*; move it to tests/fuzz/crashes.
 """
 
 import copy
@@ -240,12 +240,12 @@ def seeds():
     """Shipped files, the broken ones of the tests, and earlier crashes, by kind."""
     from helix_sim.specs.load import FOLDERS, data_folder
 
-    here = Path(__file__).parent
+    crashes, broken = Path(__file__).parent / "crashes", Path(__file__).parents[1] / "specs" / "broken"
     found = {kind: list(data_folder(folder).glob("*.yaml")) for kind, folder in FOLDERS.items()}
-    found["check"] = [*here.glob("broken/*.yaml"), *here.glob("crashes/*.yaml")]
+    found["check"] = [*broken.glob("*.yaml"), *crashes.glob("*.yaml")]
     seeds = {kind: [path.read_bytes() for path in paths] for kind, paths in found.items()}
     for kind, contents in right_files().items():
-        seeds[kind] = [path.read_bytes() for path in here.glob(f"crashes/*.{kind}")]
+        seeds[kind] = [path.read_bytes() for path in crashes.glob(f"*.{kind}")]
         for content in contents:
             table = content[0] + "".join(",".join(row) + "\n" for row in content[1]) if kind in FILES[2:] else None
             seeds[kind].append((table or json.dumps(content)).encode())

@@ -1,6 +1,5 @@
 """Whatever a file holds, reading it gives a record or a sentence: no traceback, no hang, no memory eaten."""
 
-import importlib.util
 import json
 import os
 import random
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fuzz import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +16,7 @@ from helix_sim.core.units import parse_size
 from helix_sim.specs.load import FOLDERS, KINDS, MOST_BYTES, check_file, data_folder, find, parse, parse_yaml
 from helix_sim.specs.sweep import Sweep
 
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("fuzz", HERE / "fuzz.py")
-fuzz = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fuzz)
-
-CRASHES = sorted((HERE / "crashes").glob("*.yaml"))
+CRASHES = sorted((Path(__file__).parent / "crashes").glob("*.yaml"))
 SHIPPED = [
     (kind, yaml.safe_load(path.read_bytes()))
     for kind, folder in FOLDERS.items()
@@ -170,7 +165,7 @@ def test_any_size_is_a_whole_number_or_a_value_error(value):
 
 
 def test_a_short_fuzz_of_hostile_values():
-    # the long form, guided by coverage: python tests/fuzz.py values
+    # the long form, guided by coverage: python tests/fuzz/fuzz.py values
     rng = random.Random(int(os.environ.get("HELIX_SIM_FUZZ_SEED", "0")))
     for _ in range(int(os.environ.get("HELIX_SIM_FUZZ", "3000"))):
         fuzz.read_values(rng.randbytes(rng.randrange(30)), SHIPPED)

@@ -13,7 +13,7 @@ nbformat = pytest.importorskip("nbformat", reason="the extra `test` is not insta
 pytest.importorskip("nbclient", reason="the extra `test` is not installed")
 pytest.importorskip("ipykernel", reason="the extra `test` is not installed")
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 QUESTIONS = ["quickstart", "the-papers-figures", "why-tp-stops-at-k", "what-hop-b-buys-and-when"]
 QUESTIONS += ["which-layout-for-my-budget", "what-limits-me"]

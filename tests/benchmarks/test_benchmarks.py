@@ -1,4 +1,4 @@
-"""How long the main jobs take: `pytest tests/test_benchmarks.py --benchmark-enable`. Nothing asserts a time."""
+"""How long the main jobs take: `pytest tests/benchmarks --benchmark-enable`. Nothing asserts a time."""
 
 from helix_sim.core.layout import Layout
 from helix_sim.search.plan import plan
