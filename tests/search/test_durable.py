@@ -20,9 +20,9 @@ import pytest
 from helix_sim.core.errors import SpecError, Stopped
 from helix_sim.output.sweep_folder import explore
 from helix_sim.search import executors, journal
+from helix_sim.search.block import evaluate_block
 from helix_sim.search.journal import Exit, Journal, Outcome, told
 from helix_sim.search.plan import blocks, plan
-from helix_sim.search.sweep import evaluate_block
 from helix_sim.specs.load import load_sweep, parse, parse_yaml
 from helix_sim.specs.sweep import Sweep
 
