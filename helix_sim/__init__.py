@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from helix_sim.core.errors import SpecError
-    from helix_sim.core.errors import SpecError
     from helix_sim.core.layout import Layout
     from helix_sim.core.units import parse_size
     from helix_sim.search.pareto import Frontier, frontier

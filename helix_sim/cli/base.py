@@ -26,7 +26,9 @@ app = typer.Typer(
 BAD_INPUT = 2
 
 ModelArgument = Annotated[str, typer.Argument(help="shipped model or path of a YAML file (see: helix-sim models)")]
-MachineArgument = Annotated[str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim hardware)")]
+MachineArgument = Annotated[
+    str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim hardware)")
+]
 ContextOption = Annotated[str, typer.Option(help="tokens in each request's KV cache, e.g. 128K, 1M, 1Mi")]
 TimingOption = Annotated[
     str | None, typer.Option(help="ideal, paper, measured kernels such as gb200-trtllm, or a timing's YAML file")

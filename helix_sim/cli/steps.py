@@ -55,14 +55,14 @@ def explain(
     from helix_sim.specs.load import load_machine, load_model, load_timing
     from helix_sim.step import decode_step
 
-    machine = load_machine(machine)
+    on = load_machine(machine)
     grid = tpf if tpf is not None else max(dp * tpa * kvp // ep, 1) if ep > 0 else 1
     step = decode_step(
         load_model(model),
-        machine,
+        on,
         Layout(batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=grid, ep=ep, pp=pp, chunks=chunks),
         size(context, "--context"),
-        precision=_precision(machine, weights=weights, kv=kv, math=math, wire=wire),
+        precision=_precision(on, weights=weights, kv=kv, math=math, wire=wire),
         timing=load_timing(timing or "paper"),
     )
     if as_json:

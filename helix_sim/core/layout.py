@@ -80,11 +80,6 @@ class Layout:
         return common_divisor(larger(self.tpf // self.token_group, 1), self.dp)
 
     @property
-    def tokens(self) -> Any:
-        """Tokens that one stage's FFN sees in a step."""
-        return self.batch * self.dp
-
-    @property
     def users(self) -> Any:
         """Requests in flight: every group of every stage holds a batch."""
         return self.batch * self.dp * self.pp

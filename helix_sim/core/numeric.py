@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,17 @@ def broadcast_columns(columns: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """Columns stretched to one common length and flattened, in the order of the broadcast index."""
     arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns.values()))
     return dict(zip(columns, (array.ravel() for array in arrays), strict=True))
+
+
+def distinct(columns: Iterable[Column]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first row of each distinct combination of whole numbers, and the place of every row among those.
+
+    >>> first, place = distinct((np.array([2, 1, 2]), np.array([1, 5, 1])))
+    >>> first.tolist(), place.tolist()
+    ([1, 0], [1, 0, 1])
+    """
+    code: npt.NDArray[Any] = np.zeros(1, dtype=np.int64)
+    for column in columns:
+        code = code * (np.max(column, initial=0) + 1) + column
+    _, first, place = np.unique(code, return_index=True, return_inverse=True)
+    return first, place.reshape(-1)

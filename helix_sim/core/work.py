@@ -28,7 +28,7 @@ class Work:
     """One op on the busiest GPU, once: matrix-multiply FLOP, HBM bytes by tensor, kernels, and what it sends.
 
     An op is `pieces` equal launches after another (HOP-B chunks): totals are over all pieces, and each piece pays its
-    own latency. `repeats` is how often the op runs on the busiest stage in one step: once a layer, or once a model.
+    own latency. How often it runs in a step is the step's to say.
 
     The last fields are the sizes that decide how well a real kernel fills a GPU; only calibrated timings read them:
 
@@ -52,7 +52,6 @@ class Work:
     math: str = "bf16"
     weights: str = "bf16"
     idle_weight_bytes: Column = 0
-    repeats: Column = 1
     rows: Column = 1
     inner: Column = 1
     outer: Column = 1

@@ -36,7 +36,7 @@ from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import SweepResult
 from helix_sim.specs.load import decoded, read_bytes
 from helix_sim.specs.values import Record
-from helix_sim.step import STREAMED, Step, evaluate
+from helix_sim.step import Step, evaluate_step
 
 FORMAT = "1"
 TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found them."
@@ -124,7 +124,7 @@ def measure(planned: Plan, context: int, x: Layout) -> Measured:
     flags = np.array(np.broadcast_to(shape_reasons(planned.model, planned.machine, x, context), (count,)))
     sound = np.flatnonzero(flags == 0)
     some = Layout(**{name: np.asarray(column)[sound] for name, column in x.columns().items()})
-    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, some, context)
+    step = evaluate_step(planned.setting, some, context)
     flags[sound] |= memory_reason(step.memory, planned.machine)
 
     def spread(values: Any) -> npt.NDArray[Any]:
@@ -261,7 +261,7 @@ def _probes(planned: Plan, context: int) -> list[Row]:
     if not sound.size:
         return []
     some = Layout(**{name: column[sound] for name, column in x.columns().items()})  # type: ignore[index]
-    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, some, context)
+    step = evaluate_step(planned.setting, some, context)
     names = np.array(families)[sound]
     used = {f"family {name}": names == name for name in planned.sweep.families}
     chosen = sorted(_cover(np.array(list({**used, **_features(step)}.values()))))
@@ -287,7 +287,7 @@ def _candidates(planned: Plan, context: int) -> tuple[list[str], Layout]:
 
 def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
     """What a layout can show, true or false for each: axes in use, each op's binding term, what overlaps with what."""
-    x, kv_heads = step.layout, step.model.attention.kv_heads
+    x, kv_heads = step.layout, step.model.fewest_kv_heads
     count = len(np.atleast_1d(x.batch))
     found: dict[str, Any] = {f"{name} > 1": getattr(x, name) > 1 for name in AXES}
     found |= {
@@ -295,19 +295,26 @@ def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
         "idle shards": x.token_group < x.attention_group,
         "pooled groups": x.pooled_groups > 1,
         "uneven shards": step.context % (KV_BLOCK_TOKENS * x.kvp) != 0,
-        "uneven stages": step.model.layers % x.pp != 0,
+        "uneven stages": step.model.layer_count % x.pp != 0,
         "HOP-B": x.chunks > 1,
         "HOP-B and groups": np.logical_and(x.chunks > 1, x.dp > 1),
     }
     for name, time in step.times.items():
-        used = np.asarray(step.ops[name].repeats * time.seconds) > 0
+        used = np.asarray(step.repeats[name] * time.seconds) > 0
         body = np.stack(np.broadcast_arrays(*(np.asarray(t) for t in (time.math_s, time.hbm_s, time.link_s))))
         for place, term in enumerate(("math", "hbm", "link")):
             found[f"{name} {term}"] = used & (body.argmax(axis=0) == place) & (body[place] > 0)
         found[f"{name} latency"] = used & (np.asarray(time.latency_s) > 0)
     found |= {f"{name} hidden": np.asarray(seconds) > 0 for name, seconds in step.hidden_s.items()}
-    pairs = [("attention_core", "exchange", "seconds"), *((front, behind, "body_s") for front, behind, _ in STREAMED)]
-    for front, behind, part in (pair for pair in pairs if pair[0] in step.times):
+    pairs = [
+        (half.op_name(front), half.op_name(behind), part)
+        for half, _ in step.kinds
+        for front, behind, part in (
+            *((core, sent, "seconds") for core, sent in half.kind.pipelined),
+            *((each.product, each.reduced, "body_s") for each in half.kind.streamed),
+        )
+    ]
+    for front, behind, part in pairs:
         hides = found[f"{behind} hidden"]
         outlasts = np.asarray(getattr(step.times[behind], part) > getattr(step.times[front], part))
         found |= {f"{behind} outlasts": hides & outlasts, f"{behind} does not outlast": hides & ~outlasts}

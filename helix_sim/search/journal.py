@@ -24,9 +24,9 @@ import numpy as np
 
 from helix_sim.core.errors import Stopped
 from helix_sim.core.files import PARTIAL, write_bytes, write_json
+from helix_sim.search.evaluated import Evaluated
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import Block, Plan, blocks
-from helix_sim.search.sweep import Evaluated
 
 
 class Exit(IntEnum):

@@ -16,14 +16,14 @@ import numpy as np
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
-from helix_sim.ops.attention import Decode
+from helix_sim.ops.layers import KINDS
+from helix_sim.ops.step_input import StepInput
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.fit import MACHINES, bare_gpu, modelled_s, residuals
 from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Composition, Timing
-from helix_sim.step import attention_ops
 from helix_sim.timing.kernel_shapes import SHAPES
 from helix_sim.timing.roofline import interval_deviations, measured_classes, residual_range
 
@@ -89,7 +89,9 @@ def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) ->
     )
     batch, context, heads = (rows[name].to_numpy(dtype=float) for name in ("batch", "context", "q_heads"))
     layout = Layout(batch=batch, tpa=128 / heads, tpf=128 / heads)
-    ops = attention_ops(Decode(model=load_model("deepseek-r1"), precision=precision, layout=layout, context=context))
+    model = load_model("deepseek-r1")
+    step = StepInput(model=model, precision=precision, layout=layout, context=context)
+    ops = KINDS["mla"].ops(step, model.attention["mla"])
     by_class: dict[str, Any] = {}
     for name in MODULE:
         key = measured_classes(ops[name], timing)[0].partition("/")[0]

@@ -21,8 +21,9 @@ from helix_sim.silicon.fit import MACHINES, Measured, bare_gpu, modelled_s, rows
 from helix_sim.silicon.measured_kernels import measurements
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
+from helix_sim.specs.setting import Setting
 from helix_sim.specs.timing import Timing
-from helix_sim.step import Step, evaluate
+from helix_sim.step import Step, evaluate_step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,14 +144,13 @@ def layout_of(row: Any, batch: float) -> Layout:
 def predict(row: Any, batch: float, timing: Timing | None = None) -> Step:
     """The decode step of a serving; a fractional batch is a mean, and no step runs with less than one request."""
     timing = timing or load_timing(f"{row.system}-{row.framework}")
-    return evaluate(
-        load_model(MODELS[row.model]),
-        load_machine(MACHINES[row.system]),
-        timing,
-        formats(row),
-        layout_of(row, max(batch, 1.0)),
-        int(row.context),
+    setting = Setting(
+        model=load_model(MODELS[row.model]),
+        machine=load_machine(MACHINES[row.system]),
+        timing=timing,
+        precision=formats(row),
     )
+    return evaluate_step(setting, layout_of(row, max(batch, 1.0)), int(row.context))
 
 
 BATCHES = {"as_given": "batch", "effective": "effective_batch"}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said, shortened
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import Model
+from helix_sim.specs.model import Model, listed_layers
 from helix_sim.specs.sweep import Family, Sweep
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import Record
@@ -239,6 +239,8 @@ def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
     """A checked record; SpecError with a sentence for each problem, its path in front."""
     if record is Sweep:
         content = _with_families(content, shown)
+    if record is Model:
+        content = listed_layers(content)
     try:
         checked = record.model_validate(content)
     except ValidationError as error:

@@ -139,3 +139,7 @@ class Timing(Record):
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
         return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
+
+
+COLLECTIVE_SHAPES = ("exchange", "gather", "all-reduce")
+"""Shapes of measured collectives; all others are those of kernels."""
