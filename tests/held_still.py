@@ -26,7 +26,8 @@ from helix_sim.search.sweep import run_sweep
 from helix_sim.silicon import validate
 from helix_sim.specs.load import load_machine, load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
-from helix_sim.step import evaluate
+from helix_sim.specs.setting import Setting
+from helix_sim.step import evaluate_step
 
 FOLDER = Path(__file__).parent / "held_still"
 MOST = 1e-12
@@ -87,7 +88,8 @@ def outcome(case: Case) -> tuple[float, float, float, float, int] | None:
     model, machine, timing = load_model(case.model), load_machine(case.machine), load_timing(case.timing)
     if int(shape_reasons(model, machine, case.layout, case.context)):
         return None
-    step = evaluate(model, machine, timing, Precision.model_validate(case.formats), case.layout, case.context)
+    setting = Setting(model=model, machine=machine, timing=timing, precision=Precision.model_validate(case.formats))
+    step = evaluate_step(setting, case.layout, case.context)
     seconds = (step.ttl_s, *step.ttl_interval_s)
     return *map(float, seconds), float(step.memory.resident_bytes), int(bool(step.rests_on_extrapolation))
 
@@ -225,7 +227,7 @@ def difference(name: str, today: pd.DataFrame, then: pd.DataFrame) -> tuple[floa
         moved = np.where(np.isnan(x) & np.isnan(y), 0.0, np.where(np.isnan(moved), np.inf, moved))
         if len(moved) and moved.max() > worst:
             row = int(moved.argmax())
-            worst, where = float(moved.max()), f"{column} of row {row} is {x[row]!r}, was {y[row]!r}"
+            worst, where = float(moved.max()), f"{column} of row {row} is {x[row]}, was {y[row]}"
     return worst, where
 
 
