@@ -13,7 +13,8 @@ SAMPLE = 60
 
 @pytest.fixture
 def everything(request):
-    return request.config.getoption("--held-still")
+    if not request.config.getoption("--held-still"):
+        pytest.skip("takes minutes: make test ARGS=--held-still")
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def holds(name, today, then):
     assert moved <= MOST, f"{name}: {where}"
 
 
-def test_random_layouts_take_and_hold_what_they_did(everything):
+def test_random_layouts_take_and_hold_what_they_did(pytestconfig):
     then = recorded("layouts")
-    if not everything:
+    if not pytestconfig.getoption("--held-still"):
         then = then.groupby("timing", sort=False).head(SAMPLE).reset_index(drop=True)
     timings = then["timing"].value_counts(sort=False)
     holds("layouts", held_still.layouts(timings.index, count=timings.min()), then)
@@ -44,12 +45,15 @@ def test_frontiers_and_claims_are_what_they_were(name):
     holds(name, RECORDS[name].compute(), recorded(name))
 
 
-@pytest.mark.parametrize("name", ["kernels", "servings", "report"])
-def test_measured_tables_are_predicted_as_they_were(name, everything, installed_tables):
-    if not everything:
-        pytest.skip("takes minutes: pytest tests/test_held_still.py --held-still")
-    then = recorded(name)
-    holds(name, RECORDS[name].compute(*([then["timing"].unique()] if RECORDS[name].timings else [])), then)
+@pytest.mark.parametrize("timing", recorded("kernels")["timing"].unique())
+def test_measured_kernels_are_predicted_as_they_were(timing, everything, installed_tables):
+    then = recorded("kernels").query("timing == @timing").reset_index(drop=True)
+    holds("kernels", held_still.kernels([timing]), then)
+
+
+@pytest.mark.parametrize("name", ["servings", "report"])
+def test_servings_are_predicted_as_they_were(name, everything, installed_tables):
+    holds(name, RECORDS[name].compute(), recorded(name))
 
 
 def test_a_number_that_moves_in_its_twelfth_digit_is_seen():
