@@ -276,6 +276,83 @@ def test_shards_without_a_token_change_nothing(model, context, new, kvp, medha, 
         check_step(model, "dense", layout, FP8, context, seed, min(new, context))
 
 
+# --- New tokens at once, or one after another ------------------------------------------------------------------------
+
+SHARDED = {
+    "tp": {"tpa": 3, "tpf": 3},
+    "tp past the KV heads": {"tpa": 6, "tpf": 6},
+    "helix": {"tpa": 2, "kvp": 3, "tpf": 2, "ep": 3},
+    "hop-b": {"tpa": 1, "kvp": 4, "tpf": 4, "chunks": 3},
+    "dp": {"dp": 3, "tpa": 2, "tpf": 6},
+    "dp, kvp": {"dp": 2, "kvp": 3, "tpf": 3, "ep": 2},
+    "dp, ep": {"dp": 6, "tpf": 1, "ep": 6},
+    "ep of several groups": {"dp": 2, "tpa": 3, "tpf": 2, "ep": 3},
+    "medha": {"tpa": 2, "kvp": 3, "tpf": 2},
+    "medha, dp": {"dp": 2, "kvp": 2, "tpf": 2},
+}
+
+
+def at_once_and_one_after_another(layer, layout, old, new, seed):
+    """A layer that ran `new` tokens in one step, and its twin that ran them in as many; each with its outputs."""
+    rng = np.random.default_rng(seed)
+    weights, a, rows = weights_of(layer, rng), layer.attention, layout.dp * layout.batch
+    cache = rng.normal(size=(rows, old, a.kv_heads, a.cache_width))
+    hidden, delta = rng.normal(size=(2, rows, new, layer.hidden_size))
+    one, many = (HelixLayer(layer, MIXED, layout, *weights) for _ in range(2))
+    for ran in (one, many):
+        ran.fill(cache)
+    alone = [many.step(hidden[:, i : i + 1], delta[:, i : i + 1]) for i in range(new)]
+    return (one, one.step(hidden, delta)), (many, [np.concatenate(parts, axis=1) for parts in zip(*alone, strict=True)])
+
+
+@pytest.mark.parametrize("sizes", SHARDED.values(), ids=SHARDED)
+@pytest.mark.parametrize("ffn", ["dense", "moe"])
+@pytest.mark.parametrize("model", [GQA, MLA], ids=["gqa", "mla"])
+def test_new_tokens_at_once_equal_steps_one_after_another(model, ffn, sizes):
+    layout = Layout(batch=3, **sizes)
+    # the first into an empty cache, the others across an edge of a block of 16, and of two
+    for old, new in ((0, 5), (43, 7), (77, 35)):
+        (one, at_once), (many, apart) = at_once_and_one_after_another(layer_of(model, ffn), layout, old, new, seed=3)
+        for got, want in zip(at_once, apart, strict=True):
+            assert got.shape == (3, new, model.hidden_size)
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+        for mine, theirs in zip(one.cache, many.cache, strict=True):
+            np.testing.assert_array_equal(mine.positions, theirs.positions)
+            np.testing.assert_allclose(mine.values, theirs.values, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("sizes", SHARDED.values(), ids=SHARDED)
+@pytest.mark.parametrize("ffn", ["dense", "moe"])
+def test_new_tokens_at_once_do_the_arithmetic_of_as_many_steps_and_read_weights_and_cache_once(ffn, sizes):
+    old, new = 60, 9
+    (one, _), (many, _) = at_once_and_one_after_another(layer_of(GQA, ffn), Layout(batch=3, **sizes), old, new, seed=4)
+    for mine, theirs in zip(one.ranks, many.ranks, strict=True):
+        assert set(mine.counts) == set(theirs.counts)
+        for op, at_once in mine.counts.items():
+            apart = theirs.counts[op]
+            assert at_once.flops == apart.flops, op
+            assert at_once.activation_bytes == apart.activation_bytes, op
+            assert (at_once.sent_bytes, at_once.received_bytes) == (apart.sent_bytes, apart.received_bytes), op
+            if not op.startswith("routed"):  # an expert that no token of a step picks is not read in it
+                assert new * at_once.weight_bytes == apart.weight_bytes, op
+    for shard, mine, theirs in zip(one.cache, one.ranks, many.ranks, strict=True):
+        core = mine.counts["attention_core"]
+        assert core.kv_bytes == shard.values.size * MIXED.bytes_of("kv")
+        assert core.kv_bytes <= theirs.counts["attention_core"].kv_bytes <= new * core.kv_bytes
+
+
+@pytest.mark.parametrize("new", [1, 5, 16, 17, 40, 90])
+@pytest.mark.parametrize("kvp", [1, 2, 5])
+def test_the_append_is_as_large_as_stated_at_the_worst_place_and_nowhere_larger(kvp, new):
+    layer, layout, counted = layer_of(MLA, "dense"), Layout(batch=1, kvp=kvp, tpf=kvp), []
+    for old in range(80, 80 + BLOCK_TOKENS):
+        ran, _, _ = run_step(layer, layout, FP8, old + new, np.random.default_rng(0), new)
+        counted.append(busiest(ran.ranks, "rope_and_append"))
+    stated = work_of(step_input(MLA, layout, FP8, 80 + new, new), layer)["rope_and_append"]
+    for quantity in ("kv_bytes", "activation_bytes"):
+        assert max(getattr(count, quantity) for count in counted) == getattr(stated, quantity)
+
+
 # --- The KV cache ----------------------------------------------------------------------------------------------------
 
 
