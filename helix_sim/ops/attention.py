@@ -139,14 +139,16 @@ def key_absorption(s: StepInput, a: MlaAttention) -> Work:
 def rope_and_append(s: StepInput, a: AttentionKind) -> Work:
     """Rotary embedding of the queries, and the new tokens' K and V into the cache of the KVP rank that takes most.
 
-    The whole query is read and written: in MLA this is where its absorbed and its rotary part come together.
+    The whole query is read and written: in MLA this is where its absorbed and its rotary part come together. Of the new
+    K and V a rank reads those whose turn in the cache is its own: as many as `fullest_share` of the new tokens where
+    the first of them opens a block, and no more at any other place.
     """
-    rotated = 2 * q_heads_per_rank(s, a) * a.score_width + kv_heads_per_rank(s, a) * a.cache_width
-    appended = s.layout.batch * fullest_share(s.query_tokens, s.layout.kvp)
+    rotated = 2 * s.tokens * q_heads_per_rank(s, a) * a.score_width
+    appended = s.layout.batch * fullest_share(s.query_tokens, s.layout.kvp) * kv_heads_per_rank(s, a) * a.cache_width
     return Work(
         op_class="pointwise",
-        activation_bytes=s.tokens * rotated * s.activation_bytes,
-        kv_bytes=appended * kv_heads_per_rank(s, a) * a.cache_width * s.precision.bytes_of("kv"),
+        activation_bytes=(rotated + appended) * s.activation_bytes,
+        kv_bytes=appended * s.precision.bytes_of("kv"),
         rows=s.tokens,
     )
 
