@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import stat
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -278,13 +277,13 @@ def shipped_families() -> dict[str, Family]:
     }
 
 
-TAGS = (("attention", "gqa"), ("attention", "mla"))
-"""Where pydantic puts the kind of attention it checked against into a place; the file has no such level."""
+TAGGED = ("attention", "ffn", "layers")
+"""Keys below which pydantic puts the kind that it checked against into a place; the file has no such level."""
 
 
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
-    place = [part for before, part in pairwise((None, *problem["loc"])) if (before, part) not in TAGS]
+    place = [part for level, part in enumerate(problem["loc"]) if level != 2 or problem["loc"][0] not in TAGGED]
     path, kind, given, context = (
         ".".join(map(str, place)),
         problem["type"],
@@ -310,6 +309,8 @@ def _sentence(problem: Any, record: type[Record]) -> str:
     if kind in ("model_type", "model_attributes_type") and not isinstance(problem["input"], dict):
         needs = " with a value and a source: {value: …, source: …}" if _is_quantity(record, problem["loc"]) else ""
         return f"{at}{given} is not a mapping{needs}"
+    if kind == "too_short":
+        return f"{at}is empty; it needs at least {context['min_length']} entry"
     if kind == "literal_error":
         return f"{at}{given} is not one of {str(context['expected']).replace(chr(39), '')}"
     return f"{at}{problem['msg']}"
