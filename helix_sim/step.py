@@ -114,9 +114,17 @@ class Step:
 
         With several new tokens a request it is the latency of that step, not of each token.
         """
-        busy: Any = sum(self.repeats[name] * time.seconds for name, time in self.times.items())
-        hidden: Any = sum(self.repeats[name] * seconds for name, seconds in self.hidden_s.items())
-        return self.layout.pp * (busy - hidden)
+        total: Any = 0.0
+        for names in self._alike():
+            seconds: Any = sum(self.times[name].seconds for name in names)
+            hidden: Any = sum(self.hidden_s[name] for name in names if name in self.hidden_s)
+            total = total + self.repeats[names[0]] * (seconds - hidden)
+        return self.layout.pp * total
+
+    def _alike(self) -> list[tuple[str, ...]]:
+        """Names of the ops of each kind, which run equally often; the host's apart."""
+        inside = {name for _, names in self.kinds for name in names}
+        return [*(names for _, names in self.kinds), *((name,) for name in self.ops if name not in inside)]
 
     @property
     def ttl_interval_s(self) -> tuple[Any, Any]:
@@ -242,8 +250,9 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
     )
     layers = stage_size(setting.model, s.layout.pp)
     tables, all_times, all_hidden, repeats = [], [], [], []
+    known: dict[int, OpTime] = {}
     for half, ops in op_tables(s):
-        times = {name: op_time(work, machine, timing) for name, work in ops.items()}
+        times = {name: _time_once(work, setting, known) for name, work in ops.items()}
         count = half.repeats(layers)
         tables.append((half, ops))
         all_times.append((half, times))
@@ -263,6 +272,13 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
         memory=memory_of(s, resident_weights(op_table, counts)),
         kinds=tuple((half, tuple(half.op_name(op) for op in ops)) for half, ops in tables),
     )
+
+
+def _time_once(work: Work, setting: Setting, known: dict[int, OpTime]) -> OpTime:
+    """An op's time; the same work under several names (a norm, an all-reduce) is timed once."""
+    if id(work) not in known:
+        known[id(work)] = op_time(work, setting.machine, setting.timing)
+    return known[id(work)]
 
 
 def default_precision(machine: Machine) -> Precision:

@@ -19,6 +19,10 @@ settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--held-still", action="store_true", help="hold every record of tests/held_still, not a sample")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was skipped for want of what, and the one command that brings each."""
     reports = terminalreporter.stats.get("skipped", [])

@@ -5,7 +5,7 @@ from cases import GB200, IDEAL, LLAMA, PAPER, R1, decode, step
 
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision
-from helix_sim.step import LayoutError, layer_ops
+from helix_sim.step import LayoutError, step_ops
 
 
 @pytest.mark.parametrize(
@@ -77,5 +77,5 @@ def test_sizes_beyond_any_machine_do_not_wrap_around():
 
 def test_op_names_are_those_of_the_model_never_of_the_layout():
     for model in (R1, LLAMA):
-        names = {tuple(layer_ops(decode(model, **sizes))) for sizes in ({}, {"kvp": 8, "tpf": 8}, {"dp": 8, "tpf": 8})}
+        names = {tuple(step_ops(decode(model, **sizes))) for sizes in ({}, {"kvp": 8, "tpf": 8}, {"dp": 8, "tpf": 8})}
         assert len(names) == 1

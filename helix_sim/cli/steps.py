@@ -139,7 +139,8 @@ def _print_step(out: Console, step: Step) -> None:
     formats = step.precision
     out.print(
         f"[bold]{step.model.name}[/] on [bold]{step.machine.name}[/], {format_size(int(step.context))} tokens, "
-        f"timing {step.timing.name}; weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
+        f"timing {step.timing.name}; weights {formats.weights}, KV {formats.kv}, math {formats.math}, "
+        f"wire {formats.wire}"
     )
     out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users\n")
     wide = out.width >= WIDE

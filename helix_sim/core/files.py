@@ -1,16 +1,23 @@
-"""Tables to files: Parquet, CSV and JSON, each of which appears whole or not at all."""
+"""Tables to files: Parquet, CSV and JSON, each of which appears whole or not at all, where the user pointed."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import secrets
+import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
+from helix_sim.core.errors import cannot_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,20 +26,102 @@ if TYPE_CHECKING:
 PARTIAL = ".partial-"
 """How the names of files begin that are still being written, or that a killed process left."""
 
+PROBE_BYTES = 4096
+"""Written and removed again before the work begins: a block of most disks."""
+
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends, and is removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    """A temporary path whose content becomes that of `path` when the block ends, and is removed if it fails.
+
+    A link is followed. A plain file is replaced whole and keeps its mode; a new one has that of the umask. Into a
+    device or a pipe the content is written when it is complete. An OSError names `path`.
+    """
+    with _naming(path):
+        if (there := _stat(path)) is not None and not stat.S_ISREG(there.st_mode):
+            if stat.S_ISDIR(there.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            with tempfile.TemporaryDirectory() as folder:
+                partial = Path(folder) / f"content{path.suffix}"
+                partial.touch()
+                yield partial
+                with partial.open("rb") as content, _opened(path, there) as device:
+                    shutil.copyfileobj(content, device)
+            return
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = create_beside(target)
+        try:
+            yield partial
+            if there is not None:
+                if not os.access(target, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                partial.chmod(stat.S_IMODE(there.st_mode))
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def create_beside(path: Path) -> Path:
+    """A new, empty file in the folder of `path`, with the mode of the umask and a name that says it is not yet done."""
+    partial = path.with_name(f"{PARTIAL}{path.stem[:32]}.{secrets.token_hex(4)}{path.suffix[:16]}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return partial
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError of the block speaks of the path that the user gave, not of a temporary one."""
     try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and PARTIAL not in str(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """What the system says of a path, links followed; None where there is nothing."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _opened(path: Path, there: os.stat_result) -> IO[bytes]:
+    """A device or a pipe, open for writing; the process's own outputs (/dev/stdout) go on where they are."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if os.path.samestat(os.fstat(stream.fileno()), there):
+                stream.flush()
+                return os.fdopen(os.dup(stream.fileno()), "wb")
+    return path.open("wb")
+
+
+def require_writable(path: Path, *, folder: bool = False) -> None:
+    """Stopped, with a sentence and the path, where it cannot be written; no trace is left.
+
+    folder: the path is of a folder for files, which need not be there yet.
+    """
+    try:
+        there = _stat(path)
+        if there is not None and not folder:
+            if stat.S_ISDIR(there.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not stat.S_ISREG(there.st_mode):
+                return
+        place = Path(os.path.realpath(path)) / "x" if folder else Path(os.path.realpath(path))
+        while not place.parent.exists():
+            place = place.parent
+        partial = create_beside(place)
+        try:
+            partial.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -19,7 +19,21 @@ def ceil_div(a: Column, b: Column) -> Any:
     >>> ceil_div(8, 3), ceil_div(8, 16)
     (3, 1)
     """
-    return -(-a // b)
+    return np.ceil(a / b) if _are_float_columns(a, b) else -(-a // b)
+
+
+def floor_div(a: Column, b: Column) -> Any:
+    """a / b rounded down.
+
+    >>> floor_div(8, 3), floor_div(np.array([8.0, 9.0]), 3).tolist()
+    (2, [2.0, 3.0])
+    """
+    return np.floor(a / b) if _are_float_columns(a, b) else a // b
+
+
+def _are_float_columns(a: Column, b: Column) -> bool:
+    """Whether a quotient is a column in double precision: exact for whole numbers below 2^53, and ten times as fast."""
+    return (isinstance(a, np.ndarray) and a.dtype.kind == "f") or (isinstance(b, np.ndarray) and b.dtype.kind == "f")
 
 
 def larger(a: Column, b: Column) -> Any:
@@ -27,6 +41,36 @@ def larger(a: Column, b: Column) -> Any:
     if isinstance(a, float | int) and isinstance(b, float | int):
         return a if a > b else b
     return np.maximum(a, b)
+
+
+def largest(*terms: Column) -> Any:
+    """The largest of terms that are not negative; a term that is nothing costs nothing.
+
+    >>> largest(0.0, 3.0, 2.0), largest(0.0, 0.0)
+    (3.0, 0.0)
+    """
+    found: Any = 0.0
+    for term in terms:
+        if not _is_nothing(term):
+            found = term if _is_nothing(found) else larger(found, term)
+    return found
+
+
+def total(*terms: Column) -> Any:
+    """The sum of terms; a term that is nothing costs nothing.
+
+    >>> total(0, 3.0, 2.0), total(0, 0)
+    (5.0, 0)
+    """
+    found: Any = 0
+    for term in terms:
+        if not _is_nothing(term):
+            found = term if _is_nothing(found) else found + term
+    return found
+
+
+def _is_nothing(term: Column) -> bool:
+    return isinstance(term, float | int) and term == 0
 
 
 def smaller(a: Column, b: Column) -> Any:

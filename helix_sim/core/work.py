@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helix_sim.core.collectives import Collective
-from helix_sim.core.numeric import Column
+from helix_sim.core.numeric import Column, total
 
 COMPUTE_CLASSES = (
     "attention-gqa",
@@ -64,12 +64,12 @@ class Work:
     @property
     def hbm_bytes(self) -> Any:
         """Bytes read from and written to HBM, whatever the tensor."""
-        return self.weight_bytes + self.kv_bytes + self.activation_bytes
+        return total(self.weight_bytes, self.kv_bytes, self.activation_bytes)
 
     @property
     def resident_weight_bytes(self) -> Any:
         """Bytes of weights the op keeps in memory: those it reads in a step, and the experts that sit idle."""
-        return self.weight_bytes + self.idle_weight_bytes
+        return total(self.weight_bytes, self.idle_weight_bytes)
 
     @property
     def link_bytes(self) -> Any:

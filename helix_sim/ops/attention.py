@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from helix_sim.core.numeric import Column, ceil_div, larger, smaller
+from helix_sim.core.numeric import Column, ceil_div, floor_div, larger, smaller
 from helix_sim.core.work import Work
 from helix_sim.ops.elementwise import row_norm
 from helix_sim.ops.matmul import BATCHED, OUTPUT, PROJECTION, matmul
-from helix_sim.ops.step_input import StepInput
+from helix_sim.ops.step_input import StepInput, once_a_step
 from helix_sim.specs.model import AttentionKind, GqaAttention, MlaAttention
 
 KV_BLOCK_TOKENS = 16
@@ -25,15 +25,17 @@ LSE_BYTES = 4
 # --- Which heads and tokens a rank holds -----------------------------------------------------------------------------
 
 
+@once_a_step
 def q_heads_per_rank(s: StepInput, a: AttentionKind) -> Any:
     """Query heads on the busiest TPA rank; a KV head's queries stay with (a copy of) that KV head.
 
     Q/TPA where it divides. Past TPA = K each KV head has floor(TPA/K) copies, over which its Q/K queries are dealt.
     """
-    copies = larger(s.layout.tpa // a.kv_heads, 1)
+    copies = larger(floor_div(s.layout.tpa, a.kv_heads), 1)
     return kv_heads_per_rank(s, a) * ceil_div(a.q_heads // a.kv_heads, copies)
 
 
+@once_a_step
 def kv_heads_per_rank(s: StepInput, a: AttentionKind) -> Any:
     """ceil(K/TPA): past TPA = K each rank still holds one whole KV head, duplicated [Helix 2025, appendix A]."""
     return ceil_div(a.kv_heads, s.layout.tpa)
@@ -48,9 +50,11 @@ def fullest_share(tokens: Column, kvp: Column) -> Any:
     [16, 16, 32, 256]
     """
     one_round = KV_BLOCK_TOKENS * kvp
-    return tokens // one_round * KV_BLOCK_TOKENS + smaller(tokens % one_round, KV_BLOCK_TOKENS)
+    rounds = floor_div(tokens, one_round)
+    return rounds * KV_BLOCK_TOKENS + smaller(tokens - rounds * one_round, KV_BLOCK_TOKENS)
 
 
+@once_a_step
 def kv_tokens_per_rank(s: StepInput) -> Any:
     """Tokens of one request in the cache of the fullest KVP rank."""
     return fullest_share(s.context, s.layout.kvp)
@@ -64,7 +68,7 @@ def keys_seen_per_rank(s: StepInput) -> Any:
     blocks before the first new token, and the rest in closed form, by `_summed_shares`.
     """
     q, one_round = s.query_tokens, KV_BLOCK_TOKENS * s.layout.kvp
-    rounds = larger(s.context - q, 0) // one_round
+    rounds = floor_div(larger(s.context - q, 0), one_round)
     left = s.context - rounds * one_round
     return q * (rounds * KV_BLOCK_TOKENS) + (_summed_shares(left, one_round) - _summed_shares(left - q, one_round))
 
@@ -74,8 +78,8 @@ def _summed_shares(tokens: Column, one_round: Column) -> Any:
 
     k whole rounds of R tokens, each of which adds b = 16 to all shares after it, and what is left of a round.
     """
-    b, k, left = KV_BLOCK_TOKENS, tokens // one_round, tokens % one_round
-    one = _rising(one_round - 1)
+    b, k = KV_BLOCK_TOKENS, floor_div(tokens, one_round)
+    left, one = tokens - k * one_round, _rising(one_round - 1)
     return one_round * b * (k * (k - 1) / 2) + k * one + (left + 1) * k * b + _rising(left)
 
 
@@ -85,13 +89,14 @@ def _rising(tokens: Column) -> Any:
     return m * (m + 1) / 2 + KV_BLOCK_TOKENS * (tokens - m)
 
 
+@once_a_step
 def output_heads_per_rank(s: StepInput, a: AttentionKind) -> Any:
     """Heads whose full output a rank of the token group owns after the exchange: Q/N, in whole heads.
 
     The exchange deals a TPA rank's heads to the KV shards of its own column, never to another column: where TPA does
     not divide K, the rank with the most query heads still has the most after it.
     """
-    return ceil_div(q_heads_per_rank(s, a), s.layout.token_group // s.layout.tpa)
+    return ceil_div(q_heads_per_rank(s, a), floor_div(s.layout.token_group, s.layout.tpa))
 
 
 def kv_bytes_per_layer(s: StepInput, a: AttentionKind) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helix_sim.core.numeric import Column
 from helix_sim.core.work import Work
-from helix_sim.ops.step_input import StepInput
+from helix_sim.ops.step_input import StepInput, once_a_step
 
 
 def memory_pass(op_class: str, *, moved_bytes: Column, rows: Column, kernels: Column = 1) -> Work:
@@ -18,6 +18,7 @@ def row_norm(s: StepInput, *, width: Column, tensors: int = 1, kernels: Column =
     return memory_pass("elementwise", moved_bytes=moved, rows=s.tokens, kernels=kernels)
 
 
+@once_a_step
 def hidden_norm(s: StepInput) -> Work:
     """The norm in front of a block, on the full [tokens, H] of the group, on every rank: of the row and the residual.
 

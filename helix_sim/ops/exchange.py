@@ -9,7 +9,7 @@ from helix_sim.core.numeric import Column
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import LSE_BYTES, output_heads_per_rank
 from helix_sim.ops.elementwise import memory_pass
-from helix_sim.ops.step_input import StepInput
+from helix_sim.ops.step_input import StepInput, once_a_step
 from helix_sim.specs.model import AttentionKind
 
 
@@ -43,12 +43,14 @@ def combine_partials(s: StepInput, a: AttentionKind) -> Work:
     )
 
 
+@once_a_step
 def group_all_reduce(s: StepInput) -> Work:
     """Sum of the [tokens, H] partial results over the token group, after a row-sharded projection."""
     collective = all_reduce(s.tokens * s.model.hidden_size * s.wire_bytes, s.layout.token_group)
     return Work(op_class="all-reduce", kernels=0, collective=collective, rows=s.tokens)
 
 
+@once_a_step
 def spread_to_shards(s: StepInput) -> Work:
     """[tokens, H] from the ranks that ran the FFN to the KV shards that idled (Medha); nothing where all ranks ran it.
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from helix_sim.core.numeric import Column
+import numpy as np
+
+from helix_sim.core.numeric import Column, total
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import kv_bytes_per_layer
 from helix_sim.ops.layers import halves_of, stage_size
@@ -29,7 +31,8 @@ class Memory:
 
 def resident_weights(ops: Mapping[str, Work], repeats: Mapping[str, Any]) -> Any:
     """Bytes of weights on the fullest GPU: what the ops read in a step, and the experts and tables they do not."""
-    return sum(repeats[name] * work.resident_weight_bytes for name, work in ops.items())
+    held = {name: work.resident_weight_bytes for name, work in ops.items()}
+    return total(*(repeats[name] * size if np.ndim(size) or size else 0 for name, size in held.items()))
 
 
 def memory_of(s: StepInput, weights: Column) -> Memory:

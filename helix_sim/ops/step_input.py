@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column
@@ -11,7 +13,7 @@ from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StepInput:
     """What an equation may look at: one step of `model` in `precision`, sharded as `layout`.
 
@@ -25,23 +27,40 @@ class StepInput:
     layout: Layout
     context: Column
     query_tokens: Column = 1
+    known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
+    @cached_property
     def tokens(self) -> Any:
         """New tokens of one attention group in this step: requests · new tokens of each."""
         return self.layout.batch * self.query_tokens
 
-    @property
+    @cached_property
     def stage_tokens(self) -> Any:
         """New tokens of all attention groups of a pipeline stage: what its experts see."""
         return self.tokens * self.layout.dp
 
-    @property
+    @cached_property
     def activation_bytes(self) -> float:
         """Bytes of one activation value in HBM."""
         return self.precision.bytes_of("activations")
 
-    @property
+    @cached_property
     def wire_bytes(self) -> float:
         """Bytes of one activation value on a link."""
         return self.precision.bytes_of("wire")
+
+
+Of = TypeVar("Of", bound=Callable[..., Any])
+
+
+def once_a_step(equation: Of) -> Of:
+    """An equation of (step, kind) whose result is kept for the step: several ops ask for it."""
+
+    @wraps(equation)
+    def kept(s: StepInput, *kind: Any) -> Any:
+        key = (equation, *map(id, kind))
+        if key not in s.known:
+            s.known[key] = equation(s, *kind)
+        return s.known[key]
+
+    return kept  # type: ignore[return-value]

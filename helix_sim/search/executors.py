@@ -16,10 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from helix_sim.core.errors import SpecError, Stopped
+from helix_sim.core.errors import Exit, SpecError, Stopped
 from helix_sim.core.files import PointsWriter
 from helix_sim.search.block import evaluate_block
-from helix_sim.search.journal import GO_ON, Exit, Outcome, file_digest
+from helix_sim.search.journal import GO_ON, Outcome, file_digest
 from helix_sim.search.plan import Block, Plan
 
 EXECUTORS = ("auto", "serial", "processes", "dask")

@@ -7,7 +7,6 @@ Every file appears whole or not at all; the folder goes when the sweep is comple
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import io
@@ -16,31 +15,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from helix_sim.core.errors import Stopped
+from helix_sim.core.errors import Exit, Stopped, cannot_write
 from helix_sim.core.files import PARTIAL, write_bytes, write_json
 from helix_sim.search.evaluated import Evaluated
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import Block, Plan, blocks
-
-
-class Exit(IntEnum):
-    """Exit codes of a sweep that stopped; 2 is a mistake in a file or an option."""
-
-    OTHER_SWEEP = 3
-    UNFINISHED = 4
-    BUSY = 5
-    DISK_FULL = 6
-    CANNOT_WRITE = 7
-    DAMAGED = 8
-    WORKERS_DIED = 9
-    INTERRUPTED = 130
-
 
 GO_ON = "the same command with --resume goes on"
 
@@ -61,13 +45,13 @@ def told(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Stopped(Exit.INTERRUPTED, f"interrupted; what is done is kept in {out}: {GO_ON}") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sentence = f"{out}: the disk is full; what is done is kept: free some space, then {GO_ON}"
-            raise Stopped(Exit.DISK_FULL, sentence) from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO):
-            reason = (error.strerror or "").lower()
-            raise Stopped(Exit.CANNOT_WRITE, f"{out}: cannot be written: {reason}; give another --out") from None
-        raise
+        stop = cannot_write(out, error)
+        if stop.code == Exit.CLOSED_PIPE:
+            raise
+        full = f"what is done is kept: free some space, then {GO_ON}"
+        raise Stopped(
+            stop.code, f"{stop.sentence}; {full if stop.code == Exit.DISK_FULL else 'give another --out'}"
+        ) from None
 
 
 @functools.cache

@@ -267,8 +267,8 @@ def _raised(loads: npt.NDArray[np.float64], total: npt.NDArray[np.float64]) -> n
 def grouped_classes(system: str, framework: str) -> list[Measured]:
     """grouped-gemm by format and kernel: both products of routed experts and what is fused with them.
 
-    Where a framework has several kernels for a format, each is a class, and the timing runs the faster one. On Blackwell
-    TensorRT-LLM runs FP8 experts on its own trtllm-gen kernels as well, which only SGLang's table has measured, and
+    Where a framework has several kernels for a format, each is a class, and the timing runs the faster one. On
+    Blackwell TensorRT-LLM runs FP8 experts on its own trtllm-gen kernels as well, which only SGLang's table has measured, and
     SGLang runs them on DeepGEMM behind DeepEP, which only TensorRT-LLM's table has. TensorRT-LLM's low-latency FP4
     kernel is measured on GB200 and B200 but not on GB300, whose SMs and HBM run at the same rates: GB200's stands in.
     """

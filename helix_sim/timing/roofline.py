@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from helix_sim.core.numeric import Column, chosen, larger
+from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MEGA, MICRO
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
@@ -17,7 +18,7 @@ from helix_sim.timing.kernel_shapes import SHAPES, Gpu, one_piece
 TERMS = ("latency", "math", "hbm", "link")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OpTime:
     """Seconds of one op, once, by term: latency, then whichever of math, HBM and link takes longest."""
 
@@ -26,12 +27,12 @@ class OpTime:
     hbm_s: Column
     link_s: Column
 
-    @property
+    @cached_property
     def body_s(self) -> Any:
         """Time at full rate: the slowest of arithmetic, memory and link."""
-        return larger(larger(self.math_s, self.hbm_s), self.link_s)
+        return largest(self.math_s, self.hbm_s, self.link_s)
 
-    @property
+    @cached_property
     def seconds(self) -> Any:
         """Latency, then the body."""
         return self.latency_s + self.body_s
@@ -139,8 +140,8 @@ def beyond_measured(work: Work, measured: KernelClass) -> Any:
     """Whether an op is larger than anything its class was measured at, for one layout or a column of them."""
     one = one_piece(work)
     beyond: Any = np.asarray(False)
-    for name, largest in measured.largest.items():
-        beyond = beyond | np.asarray(_size(one, name) > largest)
+    for name, most in measured.largest.items():
+        beyond = beyond | np.asarray(_size(one, name) > most)
     return beyond
 
 
@@ -176,6 +177,8 @@ def _overhead_s(timing: Timing) -> float:
 
 def _launches(work: Work, timing: Timing) -> Any:
     """Latencies that an op's pieces pay together."""
+    if isinstance(work.pieces, int) and work.pieces == 1:
+        return 1
     return 1 + (work.pieces - 1) * timing.chunk_latency.value
 
 

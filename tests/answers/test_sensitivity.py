@@ -76,7 +76,9 @@ def test_what_takes_time_and_what_saves_it_add_up_to_one(
 def test_an_elasticity_is_the_share_of_the_ttl_that_its_term_takes() -> None:
     step = step_of("llama-3.1-405b", tpa=8, batch=4, context=10**5)
     launches = sum(
-        float(work.repeats * step.times[name].latency_s) for name, work in step.ops.items() if work.collective is None
+        float(step.repeats[name] * step.times[name].latency_s)
+        for name, work in step.ops.items()
+        if work.collective is None
     )
     assert ttl_of(step)["kernel_latency"] == pytest.approx(launches / float(step.ttl_s), rel=1e-3)
 

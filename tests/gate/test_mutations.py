@@ -21,9 +21,9 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
 from helix_sim.gate import baseline, regress
 from helix_sim.gate.blame import evaluate_today
-from helix_sim.ops import attention, ffn, memory
-from helix_sim.search import shared_parts as parts
-from helix_sim.search import sweep
+from helix_sim.ops import attention, exchange, layers, memory
+from helix_sim.ops.layers import Half
+from helix_sim.search import block
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.load import load_sweep, shipped
@@ -57,11 +57,15 @@ def value(part: str, path: str, new: Callable[[float], float]) -> Edit:
     """An input's value, as if its file had been edited."""
 
     def changed(record: Any, names: list[str]) -> Any:
-        old = getattr(record, names[0])
+        old = record[names[0]] if isinstance(record, dict) else getattr(record, names[0])
         inner = changed(old, names[1:]) if len(names) > 1 else new(old)
-        return record.model_copy(update={names[0]: inner})
+        return record | {names[0]: inner} if isinstance(record, dict) else record.model_copy(update={names[0]: inner})
 
-    return lambda _, planned: replace(planned, **{part: changed(getattr(planned, part), path.split("."))})
+    def apply(_: Patch, planned: Plan) -> Plan:
+        record = changed(getattr(planned, part), path.split("."))
+        return replace(planned, setting=replace(planned.setting, **{part: record}))
+
+    return apply
 
 
 def patched(*changes: tuple[Any, str, Any]) -> Edit:
@@ -76,16 +80,8 @@ def patched(*changes: tuple[Any, str, Any]) -> Edit:
 
 
 def op_table(edit: Callable[[dict[str, Work], Any], dict[str, Work]]) -> Edit:
-    """The op table, wherever it is read: whole by a single step, in its parts by a sweep."""
-
-    def edited(right: Any) -> Any:
-        return lambda d, *others: edit(right(d, *others), d)
-
-    whole = edited(step.layer_ops)
-    some = [
-        (parts, name, edited(getattr(parts, name))) for name in ("attention_ops", "dense_ops", "moe_ops", "end_ops")
-    ]
-    return patched((step, "layer_ops", whole), (sweep, "layer_ops", whole), *some)
+    """The op table of each kind, which a single step and a sweep both read."""
+    return patched((Half, "ops", lambda half, s: edit(TRUE_OPS(half, s), s)))
 
 
 def op(name: str, wrong: Callable[[Work, Any], Work]) -> Edit:
@@ -101,22 +97,25 @@ def both(*several: Edit) -> Edit:
 def dropped(work: Work, _: Any) -> Work:
     """An op that somebody forgot: no work, no launch, no message."""
     alone = replace(work.collective, group=1, payload=0.0) if work.collective else None
-    return Work(op_class=work.op_class, kernels=0, collective=alone, repeats=work.repeats)
+    return Work(op_class=work.op_class, kernels=0, collective=alone)
 
 
 def twice_past_k(d: Any) -> Any:
     """2 where more TPA ranks than KV heads share the cache, else 1."""
-    return 1 + (d.layout.tpa > d.model.attention.kv_heads)
+    return 1 + (d.layout.tpa > d.model.fewest_kv_heads)
+
+
+TRUE_OPS = Half.ops
 
 
 TRUE_KV_BYTES = memory.kv_bytes_per_layer
 TRUE_MEMORY = memory.memory_of
-TRUE_ROUTED = ffn.busiest_rank
+TRUE_ROUTED = layers.busiest_rank
 
 
-def heavy_activations(d: Any, ops: Any) -> Any:
+def heavy_activations(s: Any, weights: Any) -> Any:
     """memory_of with every activation buffer twice."""
-    right = TRUE_MEMORY(d, ops)
+    right = TRUE_MEMORY(s, weights)
     return replace(right, activations=2 * right.activations)
 
 
@@ -144,22 +143,22 @@ MUTATIONS = [
         what="KV bytes ×2 past TPA = K",
         apply=both(
             op("attention_core", lambda work, d: replace(work, kv_bytes=work.kv_bytes * twice_past_k(d))),
-            patched((memory, "kv_bytes_per_layer", lambda d: TRUE_KV_BYTES(d) * twice_past_k(d))),
+            patched((memory, "kv_bytes_per_layer", lambda d, a: TRUE_KV_BYTES(d, a) * twice_past_k(d))),
         ),
         term="op.attention_core",
         alone=True,
     ),
     Mutation(
         what="top_k off by one, in the model's file",
-        apply=value("model", "experts.top_k", lambda k: k + 1),
+        apply=value("model", "ffn.moe.top_k", lambda k: k + 1),
         term="op.routed_up",
-        changed="experts.top_k: 8 → 9",
+        changed="ffn.moe.top_k: 8 → 9",
         experts=True,
     ),
     Mutation(
         what="top_k off by one, where routed tokens are counted",
         apply=patched(
-            (ffn, "busiest_rank", lambda d, moe: TRUE_ROUTED(d, moe.model_copy(update={"top_k": moe.top_k + 1})))
+            (layers, "busiest_rank", lambda d, moe: TRUE_ROUTED(d, moe.model_copy(update={"top_k": moe.top_k + 1})))
         ),
         term="op.routed_activation",
         experts=True,
@@ -205,7 +204,7 @@ MUTATIONS = [
     ),
     Mutation(
         what="log-sum-exps of 2 bytes instead of 4",
-        apply=patched((attention, "LSE_BYTES", 2)),
+        apply=patched((attention, "LSE_BYTES", 2), (exchange, "LSE_BYTES", 2)),
         term="op.exchange",
         alone=True,
     ),
@@ -223,7 +222,7 @@ MUTATIONS = [
     ),
     Mutation(
         what="activation buffers counted twice",
-        apply=patched((step, "memory_of", heavy_activations), (sweep, "memory_of", heavy_activations)),
+        apply=patched((step, "memory_of", heavy_activations), (block, "memory_of", heavy_activations)),
         term="memory.activations",
         alone=True,
     ),
@@ -308,7 +307,7 @@ def gated(name: str, edit: Edit) -> tuple[SweepResult, regress.Verdict, bool]:
 
 def matters(name: str, mutation: Mutation) -> bool:
     """Whether the mutated equation is about anything that the sweep's model has."""
-    return not mutation.experts or true_result(name).plan.model.experts is not None
+    return not mutation.experts or bool(true_result(name).plan.model.routed_kinds)
 
 
 def cases(wanted: bool) -> list[Any]:
@@ -342,7 +341,7 @@ def test_a_mutation_is_caught_and_the_right_term_is_named(name: str, mutation: M
 
 @pytest.mark.parametrize(("name", "mutation"), cases(wanted=False))
 def test_a_mutation_that_cannot_matter_leaves_every_bit_as_it_was(name: str, mutation: Mutation) -> None:
-    assert true_result(name).plan.model.experts is None
+    assert not true_result(name).plan.model.routed_kinds
     if mutation.changed:  # the file has no such value to edit
         return
     result, verdict, same_costs = gated(name, mutation.apply)
@@ -445,9 +444,9 @@ def shuffled(ops: dict[str, Work], _: Any) -> dict[str, Work]:
 
 def one_sum(self: Any) -> Any:
     """Step.ttl_s as one running sum in which what is hidden comes first."""
-    total = -sum(self.hidden_s.values())
-    for name, work in self.ops.items():
-        total = total + work.repeats * self.times[name].seconds
+    total = -sum(self.repeats[name] * seconds for name, seconds in self.hidden_s.items())
+    for name in self.ops:
+        total = total + self.repeats[name] * self.times[name].seconds
     return total * self.layout.pp
 
 
@@ -455,7 +454,7 @@ REFACTORS: dict[str, Edit] = {
     "ops summed in reverse": op_table(lambda ops, _: dict(reversed(ops.items()))),
     "ops summed in an arbitrary order": op_table(shuffled),
     "one sum instead of a difference of two": patched((step.Step, "ttl_s", property(one_sum))),
-    "a hundredth of the cells added up at a time": patched((sweep, "CELLS", sweep.CELLS // 100)),
+    "a hundredth of the cells added up at a time": patched((block, "CELLS", block.CELLS // 100)),
     "an op renamed": op_table(lambda ops, _: {n if n != "final_norm" else "last_norm": w for n, w in ops.items()}),
 }
 

@@ -107,16 +107,29 @@ def test_every_sweep_with_a_baseline_is_a_file_of_less_than_200_kB_and_names_no_
 def test_the_modules_whose_digests_are_kept_are_those_that_a_sweep_imports() -> None:
     package = Path(baseline.__file__).parent.parent
     seen: set[str] = set()
-    ahead = ["sweep"]
+    ahead = ["search/sweep"]
     while ahead:
         name = ahead.pop()
         seen.add(name)
         tree = ast.parse((package / f"{name}.py").read_text(encoding="utf-8"))
         found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-        names = {(node.module or "").removeprefix("helix_sim.") for node in found if node.module != "helix_sim"}
-        names |= {alias.name for node in found if node.module == "helix_sim" for alias in node.names}
-        ahead += [n for n in names if (package / f"{n}.py").is_file() and n not in seen]
-    assert seen - {"load"} == set(baseline.ENGINE)
+        names = {(node.module or "") for node in found}
+        names |= {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+        paths = [n.removeprefix("helix_sim.").replace(".", "/") for n in names if n.startswith("helix_sim")]
+        ahead += [n for n in paths if (package / f"{n}.py").is_file() and n not in seen]
+    assert seen - {"specs/load"} == set(baseline.ENGINE)
+
+
+def test_a_module_that_only_moved_is_not_blamed_and_one_that_changed_on_the_way_is() -> None:
+    text = 'from helix_sim.units import ceil_div\n\n\ndef shares(a, b):\n    """Shares."""\n    return ceil_div(a, b)\n'
+    moved = text.replace("helix_sim.units", "helix_sim.core.numeric").replace("Shares.", "Shares of a.")
+    digest = baseline.code_digest
+    assert baseline.changed_modules({"ffn": digest(text)}, {"ops/ffn": digest(moved)}) == []
+    wrong = digest(moved.replace("ceil_div(a, b)", "ceil_div(b, a)"))
+    assert baseline.changed_modules({"ffn": digest(text)}, {"ops/ffn": wrong}) == [
+        "helix_sim/ffn.py (gone)",
+        "helix_sim/ops/ffn.py (new)",
+    ]
 
 
 # --- Attainment ------------------------------------------------------------------------------------------------------
@@ -409,11 +422,11 @@ def test_an_edited_source_of_a_value_is_told_and_does_not_fail(small: Path, tmp_
 
 def test_changed_code_is_named_by_its_module(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = baseline.code_digests()
-    monkeypatch.setattr(baseline, "code_digests", lambda: {**digests, "ffn": "0" * 12})
+    monkeypatch.setattr(baseline, "code_digests", lambda: {**digests, "ops/ffn": "0" * 12})
     regress.update([str(small)], tmp_path)
     monkeypatch.undo()
     (found,) = regress.regress([str(small)], tmp_path)
-    assert [(change.name, change.what) for change in found.inputs] == [("code", ["helix_sim/ffn.py"])]
+    assert [(change.name, change.what) for change in found.inputs] == [("code", ["helix_sim/ops/ffn.py"])]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from cases import GB200, IDEAL, LLAMA, R1, step
 
 from helix_sim.core.layout import Layout
 from helix_sim.specs.precision import Precision
-from helix_sim.step import evaluate
+from helix_sim.specs.setting import Setting
+from helix_sim.step import evaluate_step
 
 SHARDED = [
     (LLAMA, {"tpa": 8, "tpf": 8}, 8),
@@ -20,15 +21,16 @@ def test_weights_on_one_gpu_are_those_of_the_unsharded_model(model, sizes, gpus)
         model, timing=IDEAL, precision=Precision(weights="fp8", kv="fp4", math="fp4"), **sizes
     ).memory.weights
     assert gpus * weights >= (model.total_parameters - model.parameters()["norms"]) * 0.999
-    if model.attention.kind == "gqa" and sizes.get("kvp", 1) == 1:
+    if model is LLAMA and sizes.get("kvp", 1) == 1:
         # every weight is on exactly one GPU: the shards sum to the model
         assert gpus * weights == pytest.approx(model.total_parameters - model.parameters()["norms"], rel=1e-12)
 
 
 def test_unsharded_memory_is_the_model():
-    single = evaluate(R1, GB200, IDEAL, Precision(weights="fp8", kv="fp8", math="fp8"), Layout(), 1000)
+    fp8 = Precision(weights="fp8", kv="fp8", math="fp8")
+    single = evaluate_step(Setting(model=R1, machine=GB200, timing=IDEAL, precision=fp8), Layout(), 1000)
     p = R1.parameters()
-    latent_norms = R1.layers * (1536 + 512)
+    latent_norms = R1.layer_count * (1536 + 512)
     router_in_bf16 = p["router"]
     expected = R1.total_parameters - p["norms"] - latent_norms + router_in_bf16
     assert single.memory.weights == pytest.approx(expected, rel=1e-9)

@@ -66,7 +66,8 @@ def assert_is_timeline_of(step: Step) -> None:
     for name, seconds in step.seconds.items():
         assert ran[name] == pytest.approx(float(seconds), rel=1e-9, abs=1e-15), name
     pair = ("attention_core", "exchange")  # a long exchange hides attention: only their sum is the model's
-    hidden = {name: int(step.layout.pp) * float(value) for name, value in step.hidden_s.items()}
+    pp = int(step.layout.pp)
+    hidden = {name: pp * float(step.repeats[name] * value) for name, value in step.hidden_s.items()}
     assert sum(exposed[name] for name in pair) == pytest.approx(
         sum(float(step.seconds[name]) - hidden.get(name, 0) for name in pair), rel=1e-9, abs=1e-15
     )

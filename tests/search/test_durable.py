@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helix_sim.core.errors import SpecError, Stopped
+from helix_sim.core.errors import Exit, SpecError, Stopped
 from helix_sim.output.sweep_folder import explore
 from helix_sim.search import executors, journal
-from helix_sim.search.journal import Exit, Journal, Outcome, told
+from helix_sim.search.block import evaluate_block
+from helix_sim.search.journal import Journal, Outcome, told
 from helix_sim.search.plan import blocks, plan
-from helix_sim.search.sweep import evaluate_block
 from helix_sim.specs.load import load_sweep, parse, parse_yaml
 from helix_sim.specs.sweep import Sweep
 
@@ -232,21 +232,21 @@ def test_ctrl_c_is_one_sentence_and_loses_nothing(whole, tmp_path):
 
 @pytest.mark.parametrize("moment", range(0, 60, 3))
 def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tmp_path):
-    from helix_sim.core import files as tables
+    from helix_sim.core import files
 
-    real, calls = tables.tempfile.mkstemp, []
+    real, calls = files.create_beside, []
 
-    def full(**options):  # every file that appears whole begins here
-        calls.append(options)
+    def full(path):  # every file that appears whole begins here
+        calls.append(path)
         if len(calls) > moment:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(**options)
+        return real(path)
 
-    monkeypatch.setattr("helix_sim.core.files.tempfile.mkstemp", full)
+    monkeypatch.setattr(files, "create_beside", full)
     with pytest.raises(Stopped, match="the disk is full; what is done is kept") as caught:
         explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK)
     assert caught.value.code == Exit.DISK_FULL
-    monkeypatch.setattr("helix_sim.core.files.tempfile.mkstemp", real)
+    monkeypatch.setattr(files, "create_beside", real)
     explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, resume=True)
     assert contents(tmp_path / "out") == whole
 

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from helix_sim.core.layout import AXES, Layout
-from helix_sim.feasibility import Reason, memory_reason, shape_reasons
+from helix_sim.feasibility import FLAGS, Reason, memory_reason, shape_reasons
+from helix_sim.search.block import evaluate_block
+from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.family import divisors
 from helix_sim.search.pareto import SAMPLED, frontier, merge, pareto_order
 from helix_sim.search.plan import blocks, layouts_of, plan, ranges
 from helix_sim.search.shared_parts import distinct
-from helix_sim.search.sweep import Evaluated, Total, evaluate_block, run_plan, run_sweep
+from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import load_sweep, parse, shipped
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import LayoutError, decode_step, evaluate
+from helix_sim.step import LayoutError, decode_step, evaluate_step
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]
 
@@ -50,7 +52,7 @@ def test_one_layout_equals_its_row_in_a_sweep_op_by_op(name):
         picks = rng.choice(len(columns["id"]), size=min(200, len(columns["id"])), replace=False)
         x = Layout(**{axis: columns[axis][picks] for axis in AXES})
         context = int(columns["context"][0])
-        many = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, x, context)
+        many = evaluate_step(planned.setting, x, context)
         for i, pick in enumerate(picks):
             family, at, layout = planned.layout_at(int(columns["id"][pick]))
             assert (list(planned.sweep.families).index(family), at) == (columns["family"][pick], context)
@@ -87,9 +89,7 @@ def test_the_sum_of_shared_parts_is_the_step_evaluated_directly(name, timing):
     rows = rows_of(planned)
     assert len(rows["id"]) > 5000
     x = Layout(**{axis: rows[axis] for axis in AXES})
-    step = evaluate(
-        planned.model, planned.machine, planned.timing, planned.sweep.precision, x, rows["context"].astype(float)
-    )
+    step = evaluate_step(planned.setting, x, rows["context"].astype(float))
     np.testing.assert_allclose(rows["ttl_s"], step.ttl_s, rtol=1e-12, atol=0)
     np.testing.assert_allclose(rows["tokens_per_s_gpu"], step.tokens_per_s_gpu, rtol=1e-12, atol=0)
     np.testing.assert_allclose(rows["resident_bytes"], step.memory.resident_bytes, rtol=1e-12, atol=0)
@@ -99,16 +99,15 @@ def test_layouts_are_dropped_for_their_first_reason():
     sizes = {"batch": {"dense_to": 2, "growth": 4, "to": 900}, "gpus": {"from": 1, "to": 6}, "chunks": [1, 4, "batch"]}
     planned = plan(small(contexts=["1M", 40], **sizes))
     counted = run_plan(planned).dropped
-    expected = {name: dict.fromkeys(Reason, 0) for name in planned.sweep.families}
+    expected = {name: dict.fromkeys(FLAGS.values(), 0) for name in planned.sweep.families}
     for index in range(planned.layouts):
         family, context, x = planned.layout_at(index)
         flags = int(shape_reasons(planned.model, planned.machine, x, context))
         if not flags:
-            timing, precision = planned.timing, planned.sweep.precision
-            step = evaluate(planned.model, planned.machine, timing, precision, x, context)
+            step = evaluate_step(planned.setting, x, context)
             flags = int(memory_reason(step.memory, planned.machine))
         if flags:
-            expected[family][Reason(flags & -flags)] += 1
+            expected[family][flags & -flags] += 1
     assert counted == {name: {r.name: n for r, n in found.items() if n} for name, found in expected.items()}
 
 
@@ -198,7 +197,7 @@ def test_blocks_of_any_size_find_the_same_frontier_and_the_same_points(monkeypat
     for contexts, rows, layouts, cells in [(1, 70, 2000, 50), (2, 100, 3000, 2**16), (9, 10**6, 10**9, 1)]:
         monkeypatch.setattr("helix_sim.search.plan.CONTEXTS", contexts)
         monkeypatch.setattr("helix_sim.search.plan.ROWS", rows)
-        monkeypatch.setattr("helix_sim.search.sweep.CELLS", cells)
+        monkeypatch.setattr("helix_sim.search.block.CELLS", cells)
         monkeypatch.setattr("helix_sim.search.sweep.blocks", lambda planned, layouts=layouts: blocks(planned, layouts))
         sizes = [layouts_of(planned, block) for block in blocks(planned, layouts)]
         assert sum(sizes) == planned.layouts

@@ -11,7 +11,8 @@ from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon import validate
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
-from helix_sim.step import evaluate
+from helix_sim.specs.setting import Setting
+from helix_sim.step import evaluate_step
 from helix_sim.timing.roofline import composition_range, residual_range
 
 try:
@@ -42,6 +43,10 @@ def serving(**changed):
     return SimpleNamespace(**row | changed)
 
 
+def on(model, timing, precision):
+    return Setting(model=load_model(model), machine=load_machine("gb200-nvl72"), timing=timing, precision=precision)
+
+
 @pytest.fixture(scope="module")
 def table():
     return validate.end_to_end()
@@ -51,7 +56,7 @@ def test_an_interval_agrees_with_a_simulation_of_its_classes_and_of_their_sum():
     timing = load_timing("gb200-trtllm")
     precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8", head_weights="bf16")
     for layout in (Layout(batch=64, dp=8, ep=8), Layout(batch=2, tpa=8, ep=8)):
-        step = evaluate(load_model("deepseek-r1"), load_machine("gb200-nvl72"), timing, precision, layout, 8192)
+        step = evaluate_step(on("deepseek-r1", timing, precision), layout, 8192)
         rng = np.random.default_rng(5)
         total = np.full(200_000, float(step.ttl_s))
         kernels = step.seconds_by_class
@@ -68,10 +73,7 @@ def test_an_interval_agrees_with_a_simulation_of_its_classes_and_of_their_sum():
 def test_an_interval_holds_its_prediction_and_a_timing_without_residuals_has_none():
     for name, widens in (("gb200-trtllm", True), ("paper", False)):
         precision = Precision(weights="fp8-block", kv="fp8", math="fp8")
-        step = evaluate(
-            load_model("llama-3.1-405b"), load_machine("gb200-nvl72"), load_timing(name), precision,
-            Layout(batch=8, tpa=8, tpf=8), 100_000,
-        )  # fmt: skip
+        step = evaluate_step(on("llama-3.1-405b", load_timing(name), precision), Layout(batch=8, tpa=8, tpf=8), 100_000)
         low, high = (float(end) for end in step.ttl_interval_s)
         assert low <= float(step.ttl_s) <= high
         assert (low < high) is widens

@@ -201,7 +201,7 @@ def test_windows_read_as_full_attention_are_remarked_upon() -> None:
 
 
 def test_a_window_that_is_switched_off_is_no_window() -> None:
-    assert read(QWEN3 | {"sliding_window": 4096}).model.layers == 64
+    assert read(QWEN3 | {"sliding_window": 4096}).model.layer_count == 64
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_window_that_is_switched_off_is_no_window() -> None:
 )
 def test_moe_layers_are_counted_as_the_config_places_them(config: dict[str, Any], dense: int, moe: int) -> None:
     model = read(config, full_attention=True).model
-    assert (model.dense_layers, model.moe_layers) == (dense, moe)
+    assert (model.kind_counts["ffn", "dense"], model.kind_counts["ffn", "moe"]) == (dense, moe)
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,9 @@ def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "mine.yaml"
     text = (data_folder("model_specs") / "llama-3.1-8b.yaml").read_text()
     path.write_text(text)
-    assert load_model(path).layers == 32
-    path.write_text(text.replace("dense_layers: 32", "dense_layers: 16"))
-    assert load_model(path).layers == 16
+    assert load_model(path).layer_count == 32
+    path.write_text(text.replace("repeat: 32", "repeat: 16"))
+    assert load_model(path).layer_count == 16
 
 
 def test_specs_are_frozen():

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_sim.core.layout import Layout
-from helix_sim.ops.attention import Decode, kv_tokens_per_rank
+from helix_sim.ops.step_input import StepInput
 from helix_sim.search.plan import digest
 from helix_sim.silicon.fit import MACHINES
 from helix_sim.specs.load import data_folder, load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
-from helix_sim.step import default_precision, evaluate, layer_ops
+from helix_sim.specs.setting import Setting
+from helix_sim.step import default_precision, evaluate_step, step_ops
 from helix_sim.timing.kernel_shapes import SHAPES, norm
 from helix_sim.timing.roofline import measured_classes, op_time
 
@@ -51,7 +52,11 @@ def precision_for(machine, index):
 
 
 def ops_of(model, layout, context, precision):
-    return layer_ops(Decode(model=load_model(model), precision=precision, layout=layout, context=context))
+    return step_ops(StepInput(model=load_model(model), precision=precision, layout=layout, context=context))
+
+
+def on(model, machine, timing, precision):
+    return Setting(model=load_model(model), machine=machine, timing=timing, precision=precision)
 
 
 @SEEN
@@ -111,18 +116,12 @@ def test_one_layout_equals_its_row_in_a_column_of_layouts(timing):
     column = Layout(
         batch=np.array([[1, 8, 64, 300]]), tpa=np.array([[1], [8], [2]]), dp=1, ep=1, tpf=np.array([[1], [8], [2]])
     )
-    many = evaluate(load_model("deepseek-r1"), machine, load_timing(timing), precision_for(machine, 1), column, 100_000)
+    setting = on("deepseek-r1", machine, load_timing(timing), precision_for(machine, 1))
+    many = evaluate_step(setting, column, 100_000)
     low, high = many.ttl_interval_s
     for i, tpa in enumerate((1, 8, 2)):
         for j, batch in enumerate((1, 8, 64, 300)):
-            one = evaluate(
-                load_model("deepseek-r1"),
-                machine,
-                load_timing(timing),
-                precision_for(machine, 1),
-                Layout(batch=batch, tpa=tpa, tpf=tpa),
-                100_000,
-            )
+            one = evaluate_step(setting, Layout(batch=batch, tpa=tpa, tpf=tpa), 100_000)
             assert float(one.ttl_s) == pytest.approx(many.ttl_s[i, j], rel=1e-12)
             assert [float(end) for end in one.ttl_interval_s] == pytest.approx([low[i, j], high[i, j]], rel=1e-12)
             assert bool(one.rests_on_extrapolation) == bool(many.rests_on_extrapolation[i, j])
@@ -169,17 +168,9 @@ def test_long_contexts_bind_on_hbm_and_short_ones_on_latency():
 def test_a_step_beyond_the_measured_context_says_so():
     timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
     for context, beyond in ((131_072, False), (262_144, True)):
-        step = evaluate(
-            load_model("llama-3.1-405b"),
-            machine,
-            timing,
-            Precision(weights="fp8-block", kv="fp8", math="fp8"),
-            Layout(batch=4, tpa=4, tpf=4),
-            context,
-        )
+        setting = on("llama-3.1-405b", machine, timing, Precision(weights="fp8-block", kv="fp8", math="fp8"))
+        step = evaluate_step(setting, Layout(batch=4, tpa=4, tpf=4), context)
         assert bool(step.extrapolated["attention_core"]) is beyond
-        assert kv_tokens_per_rank(Decode(model=step.model, precision=step.precision, layout=step.layout,
-                                         context=context)) == context  # fmt: skip
 
 
 def test_hop_b_pieces_of_a_measured_kernel_each_pay_their_latency():
