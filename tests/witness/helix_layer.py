@@ -270,7 +270,7 @@ class HelixLayer:
     def __init__(
         self, layer: LayerSpec, precision: Precision, layout: Layout, attention: Weights, ffn: Weights
     ) -> None:
-        self.attention, self.widths = layer.attention, Widths.of(layout)
+        self.spec, self.attention, self.widths = layer, layer.attention, Widths.of(layout)
         self.experts = layer.ffn if isinstance(layer.ffn, RoutedFfn) else None
         self.seats = seats_of(layer.attention, self.widths)
         self.ranks = [Rank(precision) for _ in self.seats]
