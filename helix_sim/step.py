@@ -24,16 +24,8 @@ from helix_sim.specs.setting import Setting
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.timing.roofline import (
-    HOST,
-    OpTime,
-    beyond_measured,
-    composition_range,
-    interval_deviations,
-    measured_classes,
-    op_time,
-    residual_range,
-)
+from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time
+from helix_sim.timing.uncertainty import beyond_measured, composition_range, interval_deviations, residual_range
 
 if TYPE_CHECKING:
     import pandas as pd

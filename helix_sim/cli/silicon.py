@@ -16,7 +16,9 @@ MOST_CSV_BYTES = 2**24
 def calibrate(
     what: Annotated[str, typer.Argument(help="silicon: public tables of kernels; gpu: the GPU in this machine")],
     out: Annotated[Path, typer.Option(help="silicon: a folder; gpu: the YAML file, its CSV and picture beside it")],
-    system: Annotated[str | None, typer.Option(help="silicon: gb200, gb300, b200, h200 or h100")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="silicon: a system with public tables, such as gb200 or b300")
+    ] = None,
     framework: Annotated[str | None, typer.Option(help="silicon: trtllm, sglang or vllm")] = None,
     as_of: Annotated[str | None, typer.Option(help="silicon: tables of the time of this framework version")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="gpu: refit a file of measurements instead")] = None,
@@ -38,7 +40,7 @@ def calibrate(
 
 def _calibrate_silicon(system: str, framework: str, as_of: str | None, out: Path) -> None:
     from helix_sim.silicon.calibrate import calibrate
-    from helix_sim.silicon.measured_kernels import check_names
+    from helix_sim.silicon.systems import check_names
 
     check_names(system, framework)
     made = _with_tables(lambda: calibrate(system, framework, software=as_of, say=remark))
@@ -114,7 +116,7 @@ def _with_tables(call: Any) -> Any:
 def validate(
     kernels: Annotated[bool, typer.Option("--kernels", help="held-out errors of each class of kernels")] = False,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="decode steps of 274 measured servings")] = False,
-    system: Annotated[str, typer.Option(help="for --kernels: gb200, gb300, b200, h200 or h100")] = "gb200",
+    system: Annotated[str, typer.Option(help="for --kernels: a system with public tables, such as gb200")] = "gb200",
     framework: Annotated[str, typer.Option(help="for --kernels: trtllm, sglang or vllm")] = "trtllm",
     peer: Annotated[bool, typer.Option(help="aiconfigurator's predictions beside ours (a minute more)")] = True,
     out: OutOption = Path("out/validate"),
@@ -126,7 +128,7 @@ def validate(
     if kernels == end_to_end:
         raise SpecError(["say what to validate: --kernels or --end-to-end"])
     if kernels:
-        from helix_sim.silicon.measured_kernels import check_names
+        from helix_sim.silicon.systems import check_names
         from helix_sim.silicon.validate import kernels as judge
 
         check_names(system, framework)

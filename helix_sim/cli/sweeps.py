@@ -168,7 +168,7 @@ def reproduce(
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
     from helix_sim.core.errors import SpecError
-    from helix_sim.paper.redraw import CHOICES, redraw
+    from helix_sim.output.paper_files import CHOICES, redraw
     from helix_sim.paper.reproduce import MEASURED
     from helix_sim.specs.load import load_timing
 
@@ -219,7 +219,7 @@ def regress(
     """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
     from helix_sim.core.errors import SpecError
     from helix_sim.gate import regress as study
-    from helix_sim.gate import reports as gate
+    from helix_sim.output import gate_files as gate
     from helix_sim.specs.load import data_folder
 
     if update and baseline is None:

@@ -261,7 +261,7 @@ def code_digests() -> dict[str, str]:
 def code_digest(text: str) -> str:
     """A short hash of a module's code without imports, docstrings and comments.
 
-    >>> code_digest("import math\nx = 1  # one") == code_digest("x = 1") != code_digest("x = 2")
+    >>> code_digest("import math; x = 1  # one") == code_digest("x = 1") != code_digest("x = 2")
     True
     """
     tree = ast.parse(text)

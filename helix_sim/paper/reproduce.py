@@ -13,7 +13,7 @@ from helix_sim.core.units import GIGA
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
-from helix_sim.silicon.fit import MACHINES
+from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_sweep
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
@@ -129,7 +129,7 @@ def search(timing: Timing, change: Callable[[Plan], Plan] = lambda planned: plan
         planned = plan(sweep)
         return run_plan(change(replace(planned, setting=replace(planned.setting, timing=timing))))
 
-    machine = {"machine": MACHINES[timing.calibration.system]} if timing.calibration else {}
+    machine = {"machine": machine_of(timing.calibration.system).name} if timing.calibration else {}
     sweeps = {key: load_sweep(name).model_copy(update=machine) for key, name in PAPER_SWEEPS.items()}
     return Searches(
         on={key: run(sweep) for key, sweep in sweeps.items()},

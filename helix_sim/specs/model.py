@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from helix_sim.core.text import said
 from helix_sim.specs.values import Count, NaturalCount, Number, Record, Text
@@ -171,6 +171,13 @@ class Pattern(Record):
     repeat: Count = Field(default=1, description="rounds in a row [count]")
 
 
+def _entry(value: Any) -> str:
+    """Which of the two an entry of `layers` is."""
+    return "pattern" if isinstance(value, Pattern) or (isinstance(value, dict) and "pattern" in value) else "run"
+
+
+Entry = Annotated[Annotated[Run, Tag("run")] | Annotated[Pattern, Tag("pattern")], Discriminator(_entry)]
+
 MOST_LAYERS = 10_000
 """Layers of a model, at most: more than any, and few enough to list."""
 
@@ -193,7 +200,7 @@ class Model(Record):
     ffn: Annotated[dict[Text, Ffn], Field(min_length=1)] = Field(
         description="kinds of feed-forward network by a name of one's own [mapping]"
     )
-    layers: Annotated[list[Run | Pattern], Field(min_length=1)] = Field(
+    layers: Annotated[list[Entry], Field(min_length=1)] = Field(
         description="the layers in order: runs of (attention, ffn), or patterns that repeat [list]"
     )
 

@@ -89,6 +89,13 @@ class Quantity(Record):
     value: Annotated[Number, Field(ge=0)] = Field(description=VALUE)
     source: Source = Field(description=SOURCE)
 
+    def scale(self, factor: float) -> Self:
+        """The quantity times a factor, with a source that says so; itself where the factor is 1."""
+        if factor == 1:
+            return self
+        source = f"assumed: {factor:g} times what it was ({self.source})"
+        return self.model_copy(update={"value": self.value * factor, "source": source})
+
 
 class Positive(Quantity):
     """A quantity above zero."""

@@ -193,12 +193,14 @@ def test_a_point_that_no_longer_fits_is_told_apart_from_one_that_got_slower(smal
     stored = baseline.snapshot(run_plan(planned), str(small), "2025-01-01")
     memory, bandwidth = planned.machine.memory_GB, planned.machine.hbm_bandwidth_GBps
     less = planned.machine.model_copy(update={"memory_GB": memory.model_copy(update={"value": 60.0})})
-    lost = regress.compare(stored, run_plan(replace(planned, machine=less)))
+    lost = regress.compare(stored, run_plan(replace(planned, setting=replace(planned.setting, machine=less))))
     assert kinds(lost) == {"infeasible"}
     why = next(move.why for curve in lost.moved_curves for move in curve.moves)
     assert re.match(r"OUT_OF_MEMORY: it needs \d+\.\d GB on the fullest GPU, and gb200-nvl72 has 50\.0 GB", why)
     slow = planned.machine.model_copy(update={"hbm_bandwidth_GBps": bandwidth.model_copy(update={"value": 4000.0})})
-    assert kinds(regress.compare(stored, run_plan(replace(planned, machine=slow)))) == {"slower"}
+    assert kinds(
+        regress.compare(stored, run_plan(replace(planned, setting=replace(planned.setting, machine=slow))))
+    ) == {"slower"}
 
 
 def test_a_point_that_the_search_no_longer_visits_is_told_apart(small: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_family_without_any_layout_that_runs_holds_and_one_that_begins_to_run_
     tiny = planned.machine.model_copy(
         update={"memory_GB": planned.machine.memory_GB.model_copy(update={"value": 10.5})}
     )
-    nothing = run_plan(replace(planned, machine=tiny))
+    nothing = run_plan(replace(planned, setting=replace(planned.setting, machine=tiny)))
     stored = baseline.parse(baseline.render(baseline.snapshot(nothing, "small", "2025-01-01")), "small")
     assert regress.compare(stored, nothing).held
     assert kinds(regress.compare(stored, run_plan(planned))) == {"better"}

@@ -191,7 +191,7 @@ def test_every_kind_of_cell_can_be_prepared_and_timed():
     ]
     native = torch.cuda.is_available()
     timing = measuring.device_clock if native else host_clock
-    rows = list(measuring._measured(cells, device="cuda" if native else "cpu", timing=timing))
+    rows = list(measuring._measured(cells, device="cuda" if native else "cpu", clock=timing))
     assert [row.op for row in rows] == [cell.op for cell in cells]
     assert all(0 < row.low_s <= row.median_s <= row.high_s for row in rows)
     assert all(row.partials >= 1 for row in rows if row.op.startswith("attention"))

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helix_sim.output.paper_files import redraw
 from helix_sim.paper import reproduce
-from helix_sim.paper.redraw import redraw
 from helix_sim.search.pareto import frontier
 from helix_sim.specs.load import load_timing
 

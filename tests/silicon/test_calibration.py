@@ -12,10 +12,12 @@ from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon import fit
 from helix_sim.silicon import measured_kernels as classes
 from helix_sim.silicon.calibrate import as_served, calibrate
-from helix_sim.silicon.composition import LENDERS, composition
+from helix_sim.silicon.composition import composition
+from helix_sim.silicon.systems import borrowed, check_names, systems
+from helix_sim.specs import kernel_parameters
 from helix_sim.specs.load import check_file, data_folder, load_machine, load_timing, parse, read_yaml, shipped
 from helix_sim.specs.timing import Timing
-from helix_sim.timing.kernel_shapes import SHAPES
+from helix_sim.timing import kernel_shapes
 
 try:
     installed = metadata.version(silicon.DISTRIBUTION)
@@ -29,12 +31,12 @@ measured = pytest.mark.skipif(
 
 FOLDER = data_folder("hardware_profiles/measured_timings")
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-GPU = fit.bare_gpu(load_machine("gb200-nvl72"), "gb200")
+GPU = kernel_shapes.gpu_of(load_machine("gb200-nvl72"))
 RATE = load_machine("gb200-nvl72").flops_per_s
 
 
 def test_every_system_has_a_calibration_of_every_framework():
-    assert set(SHIPPED) == {f"{s}-{f}" for s in silicon.SYSTEMS for f in silicon.FRAMEWORKS}
+    assert set(SHIPPED) == {f"{s}-{f}" for s, machine in systems().items() for f in machine.public_tables.frameworks}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -183,7 +185,7 @@ def test_a_skewed_load_is_whole_and_no_expert_has_more_than_every_token():
 @pytest.mark.parametrize(("system", "framework"), [("gb900", "trtllm"), ("gb200", "llamacpp")])
 def test_an_unknown_table_is_a_sentence(system, framework):
     with pytest.raises(SpecError, match="is not one of"):
-        classes.check_names(system, framework)
+        check_names(system, framework)
 
 
 def test_a_version_that_is_none_is_a_sentence():
@@ -234,7 +236,7 @@ def test_every_shipped_timing_says_how_well_its_kernels_add_up(name):
     system, framework = name.split("-")
     sums = load_timing(name).calibration.composition
     assert sums.residuals.low < 0 < sums.residuals.high
-    assert ("borrowed" in sums.source) == ((framework, system) in LENDERS)
+    assert ("borrowed" in sums.source) == bool(list(borrowed(system, framework, "mla_module")))
 
 
 @measured
@@ -257,4 +259,8 @@ def test_a_timing_as_served_differs_only_where_older_tables_are():
 
 def test_every_class_of_a_calibration_has_a_shape():
     for name in SHIPPED:
-        assert {each.shape for each in load_timing(name).calibration.classes.values()} <= set(SHAPES)
+        assert {each.shape for each in load_timing(name).calibration.classes.values()} <= set(kernel_shapes.SHAPES)
+
+
+def test_every_shape_has_its_parameters_and_its_equation():
+    assert set(kernel_parameters.SHAPES) == set(kernel_shapes.SHAPES)

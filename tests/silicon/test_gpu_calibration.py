@@ -13,13 +13,15 @@ import pytest
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.kernels.measurements import Cell, Measurement, attention_cell, combine_cell, write_csv
-from helix_sim.silicon.fit import MACHINES, bare_gpu, modelled_s, yaml_text
+from helix_sim.silicon.fit import modelled_s, yaml_text
 from helix_sim.silicon.gpu import calibrate, measured_classes, system_of
+from helix_sim.silicon.systems import systems
+from helix_sim.specs import kernel_parameters
 from helix_sim.specs.load import load_machine, load_model, parse, parse_yaml
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Timing
 from helix_sim.step import decode_step
-from helix_sim.timing.kernel_shapes import SHAPES
+from helix_sim.timing.kernel_shapes import gpu_of
 
 H200 = load_machine("h200-hgx")
 TAKEN = {"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.13.0", "date": "2026-01-02", "commit": "abc"}
@@ -43,8 +45,8 @@ def true_times(grid, noise=0.0, seed=0):
     """Times of a grid by the very shape that is fitted, with parameters known beforehand."""
     rows = [timed(cell, 1.0) for cell in grid]
     (measured,) = measured_classes(rows)
-    values = {name: p.start for name, p in SHAPES[measured.shape].parameters.items()} | TRUTH
-    seconds = modelled_s(measured.shape, measured.works, bare_gpu(H200, "h200"), H200.flops_per_s, values)
+    values = {name: p.start for name, p in kernel_parameters.SHAPES[measured.shape].parameters.items()} | TRUTH
+    seconds = modelled_s(measured.shape, measured.works, gpu_of(H200), H200.flops_per_s, values)
     seconds = seconds * (1 + noise * np.random.default_rng(seed).standard_normal(len(seconds)))
     return [timed(cell, float(second)) for cell, second in zip(grid, seconds, strict=True)]
 
@@ -99,6 +101,13 @@ def test_the_file_says_where_its_numbers_come_from_and_reads_back(made):
     for value in TAKEN.values():
         assert value in text
     assert parse(Timing, parse_yaml(text.encode(), "timing.yaml"), "timing.yaml") == made.timing
+
+
+def test_the_file_says_what_it_extends_and_only_what_was_measured(made):
+    content = parse_yaml(yaml_text(made.timing).encode(), "timing.yaml")
+    assert content["extends"] == "paper"
+    assert set(content["kernel"]) == {"latency_us", "bandwidth_share", "math_share"}
+    assert not {"pointwise", "collective", "chunk_latency", "all_reduce_overlap"} & set(content)
 
 
 def test_the_timing_runs_a_step_with_an_interval(made):
@@ -162,7 +171,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
 
 
 def test_every_machine_is_known_by_its_gpus_name():
-    for system in MACHINES:
+    for system in systems():
         assert system_of(f"NVIDIA {system.upper()} something") == system
     with pytest.raises(SpecError, match="no machine profile for the GPU 'Tesla V100'"):
         system_of("Tesla V100")

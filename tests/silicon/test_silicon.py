@@ -8,8 +8,11 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+import yaml
 
 from helix_sim.silicon import aic_tables as tables
+from helix_sim.silicon.systems import machine_of, systems
+from helix_sim.specs.load import shipped
 
 try:
     installed = metadata.version(tables.DISTRIBUTION)
@@ -21,19 +24,17 @@ measured = pytest.mark.skipif(
     reason=f"needs {tables.DISTRIBUTION} {tables.VERSION} (pip install 'helix-sim[silicon]'), found {installed}",
 )
 
-# Datasheet, per GPU: HBM bytes/s, dense BF16 FLOP/s, NVLink bytes/s in one direction.
 DATASHEET = {
-    "gb200": (8.0e12, 2.5e15, 900e9),
-    "gb300": (8.0e12, 2.5e15, 900e9),
-    "b200": (8.0e12, 2.25e15, 900e9),
-    "h200": (4.8e12, 0.989e15, 450e9),
-    "h100": (3.35e12, 0.989e15, 450e9),
+    name: (machine.hbm_bytes_per_s, machine.flops_per_s("bf16"), machine.nvlink_bytes_per_s)
+    for name, machine in systems().items()
 }
-L2_BYTES = {"gb200": 126e6, "gb300": 126e6, "b200": 126e6, "h200": 50e6, "h100": 50e6}
+"""Of each system, per GPU: HBM bytes/s, dense BF16 FLOP/s, NVLink bytes/s in one direction."""
+L2_BYTES = {name: machine.kernel_facts[1] for name, machine in systems().items()}
+FRAMEWORKS = shipped("framework")
 BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625}
 RATE = {"bf16": 1, "fp8": 2, "fp8_block": 2, "nvfp4": 4}
 
-each_system = pytest.mark.parametrize("system", tables.SYSTEMS)
+each_system = pytest.mark.parametrize("system", systems())
 
 
 def test_an_absent_package_is_one_sentence_that_says_what_to_install(monkeypatch):
@@ -73,7 +74,7 @@ def test_a_table_that_does_not_exist_says_so():
 
 @measured
 @each_system
-@pytest.mark.parametrize("framework", tables.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_every_cell_is_once_and_takes_between_a_microsecond_and_a_second(system, framework):
     for read in (tables.mla_module, tables.gemm, tables.grouped_gemm, tables.mla_up_projection, tables.quantise):
         frame = read(system, framework)
@@ -98,11 +99,22 @@ def test_mla_reads_each_latent_once_and_never_faster_than_hbm(system):
 
 
 @measured
-@pytest.mark.parametrize("system", ["gb200", "gb300", "b200"])
-def test_with_an_fp8_cache_blackwell_computes_in_fp8(system):
+@each_system
+def test_an_fp8_cache_is_multiplied_in_fp8_where_the_machine_says_so(system):
     frame = tables.attention_mla(system, "trtllm").query("kv_format == 'fp8'")
     flops = 2.0 * frame.batch * frame.context * frame.q_heads * (576 + 512)
-    assert (flops / frame.seconds).max() > 1.1 * DATASHEET[system][1]
+    assert ((flops / frame.seconds).max() > 1.1 * DATASHEET[system][1]) == machine_of(system).fp8_attention.value
+
+
+@measured
+@each_system
+def test_a_machines_board_is_the_node_of_the_package_and_its_frameworks_have_tables(system):
+    machine = machine_of(system)
+    said = yaml.safe_load((tables.root() / f"{machine.public_tables.folder}.yaml").read_text(encoding="utf-8"))
+    assert said["node"]["num_gpus_per_node"] == machine.tray_gpus.value
+    assert said["gpu"]["bfloat16_tc_flops"] == machine.flops_per_s("bf16")
+    for framework in machine.public_tables.frameworks:
+        assert tables.versions(system, "gemm", framework, "gemm_perf")
 
 
 @measured
@@ -125,7 +137,7 @@ def test_attention_within_l2_is_measured_warm():
 
 @measured
 @each_system
-@pytest.mark.parametrize("framework", tables.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_attention_time_does_not_fall_with_context(system, framework):
     frame = tables.attention_gqa(system, framework).query("window == 0 and head_dim == 128 and context >= 256")
     curves = frame.pivot_table(
@@ -138,7 +150,7 @@ def test_attention_time_does_not_fall_with_context(system, framework):
 
 @measured
 @each_system
-@pytest.mark.parametrize("framework", tables.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_gemm_weights_come_from_hbm_and_arithmetic_stays_below_the_datasheet(system, framework):
     hbm, bf16, _ = DATASHEET[system]
     frame = tables.gemm(system, framework)
@@ -172,7 +184,7 @@ def test_balanced_routing_reads_distinct_experts():
 
 @measured
 @each_system
-@pytest.mark.parametrize("framework", tables.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_all_reduce_moves_its_bytes_within_nvlink(system, framework):
     frame = tables.all_reduce(system, framework)
     moved = 2.0 * (frame.ranks - 1) / frame.ranks * frame.bytes
@@ -207,7 +219,7 @@ def test_gathers_scatters_and_exchanges_stay_within_nvlink(system):
 def test_an_expert_exchange_stays_within_nvlink(system, framework):
     frame = tables.expert_exchange(system, framework)
     frame = frame[frame.format.isin(list(BYTES)) & frame.op.isin(["dispatch", "combine"])]
-    frame = frame[frame.ranks <= tables.GPUS_PER_NODE[system] * (18 if system == "gb200" else 1)]
+    frame = frame[frame.ranks <= machine_of(system).kernel_facts[2] * (18 if system == "gb200" else 1)]
     spread = np.minimum(frame.ranks, frame.top_k)
     drawn = frame.ranks * (1 - (1 - 1 / frame.ranks) ** frame.top_k)
     copies = np.where(frame.routing == "balanced", spread, drawn) * (frame.ranks - 1) / frame.ranks
@@ -219,7 +231,7 @@ def test_an_expert_exchange_stays_within_nvlink(system, framework):
 
 @measured
 @each_system
-@pytest.mark.parametrize("framework", tables.FRAMEWORKS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_one_token_takes_microseconds_in_every_exchange(system, framework):
     frame = tables.expert_exchange(system, framework)
     assert frame[frame.tokens == 1].seconds.between(5e-6, 500e-6).all()

@@ -31,7 +31,7 @@ def test_every_shipped_model_equals_its_own_published_count():
         assert model.total_parameters / 1e9 == pytest.approx(model.published_parameters_B, rel=5e-3), name
 
 
-@pytest.mark.parametrize(("name", "values"), [("deepseek-r1", 512 + 64), ("llama-3.1-405b", 2 * 8 * 128)])
+@pytest.mark.parametrize(("name", "values"), [("deepseek-r1", 61 * (512 + 64)), ("llama-3.1-405b", 126 * 2 * 8 * 128)])
 def test_kv_values_per_token_are_the_known_ones(name, values):
     assert load_model(name).kv_values_per_token == values
 
