@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from helix_sim.core.errors import SpecError
+from helix_sim.core.files import is_path
 from helix_sim.core.text import said, shortened
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
@@ -93,19 +94,22 @@ def check_content(content: dict[str, Any], shown: str) -> Record:
 
 def _load(record: type[R], kind: str, name: str | Path) -> R:
     path = find(kind, name)
-    loaded: R = _load_path(record, path, path.stat().st_mtime_ns)
+    now = path.stat()
+    loaded: R = _load_path(record, path, (path.absolute(), now.st_ino, now.st_size, now.st_mtime_ns))
     return loaded
 
 
 @functools.lru_cache(maxsize=256)
-def _load_path(record: type[R], path: Path, changed_ns: int) -> R:
-    return parse(record, read_yaml(path), _shown(path))
+def _load_path(record: type[R], path: Path, content: tuple[Path, int, int, int]) -> R:
+    """The record in a file; `content` changes with what the file holds, wherever the process stands."""
+    checked = parse(record, read_yaml(path), _shown(path))
+    return checked.read_from(path) if isinstance(checked, Sweep) else checked
 
 
 def find(kind: str, name: str | Path) -> Path:
     """The file that a name or a path means; SpecError with the nearest name where there is none."""
     text = str(name)
-    if "/" in text or text.endswith((".yaml", ".yml")):
+    if is_path(text):
         path = Path(text)
         if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
             raise SpecError([f"{shortened(text)}: there is no such file"])
