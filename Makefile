@@ -1,5 +1,6 @@
 # make demo   both Pareto frontiers and the paper's claims, files and pictures under out/
-# make test   the test suite
+# make test   the test suite; ARGS=--held-still compares every recorded number, not a sample
+# make docs   what the documentation takes from the code, written anew, and its pages under out/docs
 # make notebooks   run the notebooks top to bottom and save them with their outputs
 # Each builds its own virtual environment in .venv with the first Python from 3.11 up that it finds.
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; 
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench notebooks clean
+.PHONY: demo test lint bench docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/helix-sim sweep paper-deepseek-r1 --out out/deepseek-r1
@@ -16,10 +17,14 @@ demo: $(VENV)/.demo
 	$(BIN)/helix-sim reproduce all --out out/paper
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest tests/test_benchmarks.py --benchmark-enable
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m mkdocs build --strict
 
 notebooks: $(VENV)/.test
 	$(BIN)/python notebooks/execute.py
@@ -43,6 +48,10 @@ $(VENV)/.test: $(BIN)/python pyproject.toml
 
 $(VENV)/.lint: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 clean:

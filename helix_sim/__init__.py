@@ -27,18 +27,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from helix_sim.core.errors import SpecError
-    from helix_sim.core.errors import SpecError
     from helix_sim.core.layout import Layout
     from helix_sim.core.units import parse_size
+    from helix_sim.search.frame import evaluate
     from helix_sim.search.pareto import Frontier, frontier
     from helix_sim.search.sweep import SweepResult, run_sweep
     from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
     from helix_sim.specs.machine import Machine
     from helix_sim.specs.model import Model
     from helix_sim.specs.precision import Precision
+    from helix_sim.specs.setting import KNOBS, Setting
     from helix_sim.specs.sweep import Sweep
     from helix_sim.specs.timing import Timing
-    from helix_sim.step import LayoutError, Step, decode_step
+    from helix_sim.step import LayoutError, Step, decode_step, setting_of
 
 __version__ = "0.1.0"
 
@@ -46,31 +47,36 @@ _HOME = {
     "core.errors": ("SpecError",),
     "core.layout": ("Layout",),
     "core.units": ("parse_size",),
+    "search.frame": ("evaluate",),
     "search.pareto": ("Frontier", "frontier"),
     "search.sweep": ("SweepResult", "run_sweep"),
     "specs.load": ("load_machine", "load_model", "load_sweep", "load_timing"),
     "specs.machine": ("Machine",),
     "specs.model": ("Model",),
     "specs.precision": ("Precision",),
+    "specs.setting": ("KNOBS", "Setting"),
     "specs.sweep": ("Sweep",),
     "specs.timing": ("Timing",),
-    "step": ("LayoutError", "Step", "decode_step"),
+    "step": ("LayoutError", "Step", "decode_step", "setting_of"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "KNOBS",
     "Frontier",
     "Layout",
     "LayoutError",
     "Machine",
     "Model",
     "Precision",
+    "Setting",
     "SpecError",
     "Step",
     "Sweep",
     "SweepResult",
     "Timing",
     "decode_step",
+    "evaluate",
     "frontier",
     "load_machine",
     "load_model",
@@ -78,6 +84,7 @@ __all__ = [
     "load_timing",
     "parse_size",
     "run_sweep",
+    "setting_of",
 ]
 
 

@@ -1,8 +1,10 @@
-"""Why a layout cannot run: one bit a reason, one sentence a bit."""
+"""Why a layout cannot run: each reason is a predicate over columns of layouts, a sentence, and what to change."""
 
 from __future__ import annotations
 
-from enum import IntFlag, auto
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,73 +18,151 @@ from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 
 
-class Reason(IntFlag):
-    """Bits of a layout's refusal; 0 is a layout that runs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A layout, or a column of them, of a model on a machine at a context; memory where it was counted."""
 
-    FFN_GRID = auto()
-    TOO_MANY_GPUS = auto()
-    MORE_RANKS_THAN_HEADS = auto()
-    EP_WITHOUT_EXPERTS = auto()
-    FFN_TOO_NARROW = auto()
-    MORE_STAGES_THAN_LAYERS = auto()
-    EMPTY_KV_SHARD = auto()
-    MORE_CHUNKS_THAN_BATCH = auto()
-    NOTHING_TO_OVERLAP = auto()
-    OUT_OF_MEMORY = auto()
+    model: Model
+    machine: Machine
+    layout: Layout
+    context: Column
+    memory: Memory | None = None
+
+    @property
+    def group(self) -> Any:
+        """Ranks that share the heads of one attention group behind the exchange."""
+        return self.layout.ffn_group // self.layout.dp
+
+    @property
+    def experts(self) -> int:
+        """Experts of the layers that have most; a dense FFN is one."""
+        return max((ffn.routed for ffn in self.model.routed_kinds.values()), default=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """holds: where a candidate is refused. sentence: what is wrong, of one layout. change: what would mend it."""
+
+    title: str
+    holds: Callable[[Candidate], Any]
+    sentence: Callable[[Candidate], str]
+    change: Callable[[Candidate], str] | None = None
+
+
+class Reason(Enum):
+    """Why a layout cannot run, in the order in which a dropped layout is counted; `flag` is a reason's bit."""
+
+    FFN_GRID = Rule(
+        title="the FFN grid spans neither the whole stage nor one KV shard",
+        holds=lambda c: np.logical_and(
+            c.layout.ffn_group != c.layout.dp * c.layout.attention_group,
+            c.layout.ffn_group != c.layout.dp * c.layout.tpa,
+        ),
+        sentence=lambda c: (
+            f"tpf·ep = {c.layout.ffn_group} spans neither all {c.layout.dp * c.layout.attention_group} "
+            f"GPUs of a stage (dp·tpa·kvp) nor the {c.layout.dp * c.layout.tpa} of one KV shard (dp·tpa)"
+        ),
+        change=lambda c: "set --tpf and --ep so that it does",
+    )
+    TOO_MANY_GPUS = Rule(
+        title="more GPUs than the machine has",
+        holds=lambda c: c.layout.gpus > c.machine.gpus.value,
+        sentence=lambda c: f"the layout needs {c.layout.gpus} GPUs, and {c.machine.name} has {c.machine.gpus.value}",
+    )
+    MORE_RANKS_THAN_HEADS = Rule(
+        title="more ranks than query heads",
+        holds=lambda c: np.maximum(c.layout.tpa, c.group) > c.model.fewest_q_heads,
+        sentence=lambda c: (
+            f"{max(c.layout.tpa, c.group)} ranks share {c.model.fewest_q_heads} query heads, so some would have none"
+        ),
+        change=lambda c: f"lower tpa, or tpf·ep/dp, to {c.model.fewest_q_heads} at most",
+    )
+    EP_WITHOUT_EXPERTS = Rule(
+        title="expert parallelism wider than the experts there are (a dense FFN is one)",
+        holds=lambda c: c.layout.ep > c.experts,
+        sentence=lambda c: (
+            f"ep = {c.layout.ep} is more than the {c.experts} routed experts of {c.model.name}"
+            if c.model.routed_kinds
+            else f"{c.model.name} has no experts: a dense FFN is one expert, so ep must be 1"
+        ),
+    )
+    FFN_TOO_NARROW = Rule(
+        title="the FFN's tensor parallelism wider than the FFN",
+        holds=lambda c: c.layout.tpf > min(ffn.narrowest for ffn in c.model.ffn.values()),
+        sentence=lambda c: f"tpf = {c.layout.tpf} is more than the FFN is wide",
+    )
+    MORE_STAGES_THAN_LAYERS = Rule(
+        title="more pipeline stages than layers",
+        holds=lambda c: c.layout.pp > c.model.layer_count,
+        sentence=lambda c: f"pp = {c.layout.pp} is more than the {c.model.layer_count} layers of {c.model.name}",
+    )
+    EMPTY_KV_SHARD = Rule(
+        title="a KV shard without a block of tokens",
+        holds=lambda c: (c.layout.kvp - 1) * KV_BLOCK_TOKENS >= c.context,
+        sentence=lambda c: (
+            f"kvp = {c.layout.kvp} leaves a rank without a block of {KV_BLOCK_TOKENS} tokens at context {c.context}"
+        ),
+        change=lambda c: "lower kvp",
+    )
+    MORE_CHUNKS_THAN_BATCH = Rule(
+        title="more HOP-B chunks than requests in the batch",
+        holds=lambda c: c.layout.chunks > c.layout.batch,
+        sentence=lambda c: f"chunks = {c.layout.chunks} is more than the batch of {c.layout.batch}",
+    )
+    NOTHING_TO_OVERLAP = Rule(
+        title="HOP-B chunks without an exchange to hide",
+        holds=lambda c: np.logical_and(c.layout.chunks > 1, np.asarray(c.layout.kvp == 1)),
+        sentence=lambda c: f"chunks = {c.layout.chunks} has nothing to overlap: kvp is 1, so there is no exchange",
+    )
+    OUT_OF_MEMORY = Rule(
+        title="weights and KV cache do not fit the fullest GPU",
+        holds=lambda c: c.memory is not None and np.asarray(c.memory.resident_bytes > c.machine.memory_bytes),
+        sentence=lambda c: (
+            f"it needs {float(c.memory.resident_bytes) / GIGA if c.memory else 0.0:.1f} GB on the fullest "
+            f"GPU, and {c.machine.name} has {c.machine.memory_bytes / GIGA:.1f} GB after its reserve"
+        ),
+    )
+
+    @property
+    def flag(self) -> int:
+        """The reason's bit in a layout's flags; 0 is a layout that runs."""
+        return FLAGS[self]
+
+    @property
+    def title(self) -> str:
+        """The reason in a few words, for tables."""
+        return self.value.title
+
+    def sentence(self, c: Candidate) -> str:
+        """The reason of one layout with its numbers, and what to change."""
+        rule = self.value
+        return rule.sentence(c) + (f"; {rule.change(c)}" if rule.change else "")
+
+
+FLAGS: dict[Reason, int] = {reason: 1 << place for place, reason in enumerate(Reason)}
 
 
 def shape_reasons(model: Model, machine: Machine, x: Layout, context: Column) -> Any:
-    """Reasons that need no memory count: widths against the model and the machine. One flag, or a column of them."""
-    a, moe = model.attention, model.experts
-    experts = moe.routed if moe else 1
-    width = min([w for w in (model.dense_intermediate_size, moe.intermediate_size if moe else 0) if w])
-    full_grid = x.ffn_group == x.dp * x.attention_group
-    one_shard = x.ffn_group == x.dp * x.tpa
-    checks = {
-        Reason.FFN_GRID: ~np.logical_or(full_grid, one_shard),
-        Reason.TOO_MANY_GPUS: np.asarray(x.gpus > machine.gpus.value),
-        Reason.MORE_RANKS_THAN_HEADS: np.asarray(np.maximum(x.tpa, x.ffn_group // x.dp) > a.q_heads),
-        Reason.EP_WITHOUT_EXPERTS: np.asarray(x.ep > experts),
-        Reason.FFN_TOO_NARROW: np.asarray(x.tpf > width),
-        Reason.MORE_STAGES_THAN_LAYERS: np.asarray(x.pp > model.layers),
-        Reason.EMPTY_KV_SHARD: np.asarray((x.kvp - 1) * KV_BLOCK_TOKENS >= context),
-        Reason.MORE_CHUNKS_THAN_BATCH: np.asarray(x.chunks > x.batch),
-        Reason.NOTHING_TO_OVERLAP: np.logical_and(x.chunks > 1, np.asarray(x.kvp == 1)),
-    }
+    """Flags of the reasons that need no memory count: widths against the model and the machine.
+
+    One whole number, or a column of them; 0 where nothing stands against a layout.
+    """
+    candidate = Candidate(model=model, machine=machine, layout=x, context=context)
     flags: Any = 0
-    for reason, holds in checks.items():
-        flags = flags | holds * int(reason)
+    for reason, flag in FLAGS.items():
+        if reason is not Reason.OUT_OF_MEMORY:
+            flags = flags | np.asarray(reason.value.holds(candidate)) * flag
     return flags
 
 
 def memory_reason(memory: Memory, machine: Machine) -> Any:
-    """OUT_OF_MEMORY where the fullest GPU holds more than it has."""
-    return np.asarray(memory.resident_bytes > machine.memory_bytes) * int(Reason.OUT_OF_MEMORY)
+    """OUT_OF_MEMORY's flag where the fullest GPU holds more than it has, else 0."""
+    return np.asarray(memory.resident_bytes > machine.memory_bytes) * Reason.OUT_OF_MEMORY.flag
 
 
 def sentences(
     flags: int, model: Model, machine: Machine, x: Layout, context: int, memory: Memory | None = None
 ) -> list[str]:
     """Each reason of one layout as a sentence with its numbers and the way out."""
-    a, moe = model.attention, model.experts
-    resident = float(memory.resident_bytes) / GIGA if memory else 0.0
-    group = x.ffn_group // x.dp
-    texts = {
-        Reason.FFN_GRID: f"tpf·ep = {x.ffn_group} spans neither all {x.dp * x.attention_group} GPUs of a stage "
-        f"(dp·tpa·kvp) nor the {x.dp * x.tpa} of one KV shard (dp·tpa); set --tpf and --ep so that it does",
-        Reason.TOO_MANY_GPUS: f"the layout needs {x.gpus} GPUs, and {machine.name} has {machine.gpus.value}",
-        Reason.MORE_RANKS_THAN_HEADS: f"{max(x.tpa, group)} ranks share {a.q_heads} query heads, so some would have "
-        f"none; lower tpa, or tpf·ep/dp, to {a.q_heads} at most",
-        Reason.EP_WITHOUT_EXPERTS: f"ep = {x.ep} is more than the {moe.routed} routed experts of {model.name}"
-        if moe
-        else f"{model.name} has no experts: a dense FFN is one expert, so ep must be 1",
-        Reason.FFN_TOO_NARROW: f"tpf = {x.tpf} is more than the FFN is wide",
-        Reason.MORE_STAGES_THAN_LAYERS: f"pp = {x.pp} is more than the {model.layers} layers of {model.name}",
-        Reason.EMPTY_KV_SHARD: f"kvp = {x.kvp} leaves a rank without a block of {KV_BLOCK_TOKENS} tokens at context "
-        f"{context}; lower kvp",
-        Reason.MORE_CHUNKS_THAN_BATCH: f"chunks = {x.chunks} is more than the batch of {x.batch}",
-        Reason.NOTHING_TO_OVERLAP: f"chunks = {x.chunks} has nothing to overlap: kvp is 1, so there is no exchange",
-        Reason.OUT_OF_MEMORY: f"it needs {resident:.1f} GB on the fullest GPU, and {machine.name} has "
-        f"{machine.memory_bytes / GIGA:.1f} GB after its reserve",
-    }
-    return [texts[reason] for reason in Reason if flags & reason]
+    candidate = Candidate(model=model, machine=machine, layout=x, context=context, memory=memory)
+    return [reason.sentence(candidate) for reason in Reason if flags & reason.flag]

@@ -1,6 +1,7 @@
-"""Imports point down, and the heavy ones are where design says they are."""
+"""Imports point down, nothing imports in a circle, and the heavy packages are where design says they are."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,100 +9,120 @@ import pytest
 import helix_sim
 
 PACKAGE = Path(helix_sim.__file__).parent
+WITNESS = Path(__file__).parent / "witness"
 
 ORDER = [
     {"cli", "__main__"},
-    {"studies", "plot", "report", "export", "trace"},
-    {"calibration"},
-    {"pick"},
-    {"executors", "journal"},
-    {"sweep"},
-    {"plan", "parts"},
-    {"tables", "silicon", "pareto", "family", "import_hf"},
-    {"step"},
-    {"feasibility"},
-    {"memory", "ffn"},
-    {"attention", "overlap", "roofline"},
-    {"load"},
-    {"kernel_time"},
-    {"work"},
-    {"collectives", "layout"},
-    {"spec"},
-    {"units"},
+    {"app"},
+    {"output"},
+    {"answers", "gate", "paper"},
+    {"silicon"},
+    {"search"},
+    {"step", "feasibility"},
+    {"stacks"},
+    {"timing"},
+    {"ops"},
+    {"specs"},
+    {"core"},
 ]
-"""Modules from the top down; a module imports from its own row or below."""
+"""Folders, and modules beside them, from the top down; each imports from its own row or below."""
 
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
-WITNESS_MAY_IMPORT = {"spec", "layout", "units"}
+EQUATIONS = {"core", "specs", "ops", "timing", "feasibility", "step"}
 
 
-def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
+def files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.relative_to(PACKAGE).parts)
 
 
-def part(path: Path) -> str:
-    """The module, or the sub-package, that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    """A file's module, `helix_sim.core.layout`; a folder's `__init__.py` is the folder."""
+    parts = ("helix_sim", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in files()}
+
+
+def place(module: str) -> str:
+    """The folder, or the module beside the folders, that a module belongs to; "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def imports(path: Path) -> Iterator[tuple[str, list[str], bool]]:
+    """(module, names, whether at the file's top level) of each import that runs, those inside functions too."""
+
+    def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, list[str], bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.ImportFrom):
+                assert not child.level, f"{path}: imports are absolute"
+                yield child.module or "", [alias.name for alias in child.names], top
+            elif isinstance(child, ast.Import):
+                yield from ((alias.name, [], top) for alias in child.names)
+            yield from walk(child, top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    return walk(ast.parse(path.read_text(encoding="utf-8")), True)
 
 
 def imported(path: Path) -> set[str]:
-    """Parts of helix_sim that a file imports at run time, those inside functions too."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
+    """Modules of helix_sim that a file imports; of `from helix_sim.ops import attention`, helix_sim.ops.attention."""
     found = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only or not isinstance(node, ast.ImportFrom | ast.Import):
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module == "helix_sim":
-            found |= {alias.name for alias in node.names if alias.name in RANK or alias.name == "kernels"}
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("helix_sim.")}
+    for module, names, _ in imports(path):
+        if module.split(".")[0] == "helix_sim":
+            inner = {f"{module}.{name}" for name in names} & set(MODULES)
+            found |= inner | ({module} if not names or len(inner) < len(names) else set())
     return found
 
 
-def outside(path: Path) -> set[str]:
-    """Other packages that a file imports anywhere."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = [
-        name
-        for node in nodes
-        if isinstance(node, ast.ImportFrom | ast.Import)
-        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
-    ]
-    return {name.split(".")[0] for name in names}
+def who_imports(package: str) -> set[str]:
+    return {
+        module for module, path in MODULES.items() if any(name.split(".")[0] == package for name, _, _ in imports(path))
+    }
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    here = part(path)
-    if here in ("__init__", "kernels"):
-        return
-    above = {name for name in imported(path) if name != here and name in RANK and RANK[name] < RANK[here]}
-    assert not above, f"{here} imports {above} from above"
+@pytest.mark.parametrize("module", [module for module in MODULES if place(module) in RANK])
+def test_imports_point_down(module):
+    here = place(module)
+    above = {name for name in imported(MODULES[module]) if RANK.get(place(name), len(ORDER)) < RANK[here]}
+    assert not above, f"{module} imports {sorted(above)} from above"
 
 
 def test_every_module_has_its_place_in_the_order():
-    assert {part(path) for path in modules()} <= set(RANK) | {"__init__", "kernels"}
+    # the package itself names modules that are loaded at first use; kernels stand apart
+    assert {place(module) for module in MODULES} <= set(RANK) | {"", "kernels"}
 
 
-def test_the_witness_imports_no_equation():
-    for path in (PACKAGE / "kernels").glob("*.py"):
-        assert imported(path) <= WITNESS_MAY_IMPORT | {"kernels"}, path.name
+def test_no_module_imports_itself_by_way_of_others():
+    below = {module: {name for name in imported(path) if name != "helix_sim"} for module, path in MODULES.items()}
+    del below["helix_sim"]
+    while leaves := {module for module, names in below.items() if not names & set(below)}:
+        below = {module: names for module, names in below.items() if module not in leaves}
+    assert not below, f"each of {sorted(below)} is in a circle or imports one that is"
+
+
+def test_kernels_stand_apart():
+    for module in MODULES:
+        if place(module) == "kernels":
+            assert {place(name) for name in imported(MODULES[module])} <= {"", "kernels", "core", "specs"}, module
+
+
+@pytest.mark.parametrize("path", sorted(WITNESS.glob("[!t]*.py")), ids=lambda path: path.stem)
+def test_the_witness_imports_no_equation(path):
+    seen = imported(path)
+    assert {place(name) for name in seen - {"helix_sim.kernels.twin"}} <= {"core", "specs"}, sorted(seen)
 
 
 def test_only_the_command_line_imports_typer():
-    assert {part(path) for path in modules() if "typer" in outside(path)} == {"cli"}
+    assert {place(module) for module in who_imports("typer")} == {"cli"}
 
 
 def test_only_pictures_import_matplotlib():
-    assert {part(path) for path in modules() if "matplotlib" in outside(path)} <= {"plot", "report", "studies"}
+    assert who_imports("matplotlib") == {"helix_sim.output.plot"}
 
 
-def test_equations_do_not_import_pandas():
-    equations = {"units", "spec", "layout", "collectives", "work", "attention", "ffn", "memory", "overlap", "roofline"}
-    assert not [path for path in modules() if part(path) in equations and "pandas" in outside(path)]
+def test_equations_import_no_pandas():
+    # a step's table of ops is a frame, made where it is asked for
+    assert {module for module in who_imports("pandas") if place(module) in EQUATIONS} <= {"helix_sim.step"}
+    assert not [name for name, _, top in imports(MODULES["helix_sim.step"]) if top and name.split(".")[0] == "pandas"]

@@ -10,7 +10,8 @@ from helix_sim.specs.load import load_machine, load_timing, shipped
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
-from helix_sim.step import LayoutError, decode_step
+from helix_sim.specs.setting import Setting
+from helix_sim.step import LayoutError, decode_step, evaluate_step
 
 TIMINGS = {name: load_timing(name) for name in ("ideal", "paper")}
 MACHINES = {name: load_machine(name) for name in shipped("machine")}
@@ -46,34 +47,33 @@ def models(draw):
         "published_parameters_B": 1.0,
         "hidden_size": draw(st.integers(64, 16384)),
         "vocab_size": draw(st.integers(100, 300_000)),
-        "attention": attention,
-        "dense_layers": draw(st.integers(1, 40)),
-        "dense_intermediate_size": draw(st.integers(128, 60_000)),
+        "attention": {"own": attention},
+        "ffn": {"dense": {"kind": "dense", "intermediate_size": draw(st.integers(128, 60_000))}},
+        "layers": [{"attention": "own", "ffn": "dense", "repeat": draw(st.integers(1, 40))}],
     }
     if draw(st.booleans()):
         experts = draw(st.integers(2, 512))
-        content |= {
-            "moe_layers": draw(st.integers(1, 60)),
-            "experts": {
-                "routed": experts,
-                "top_k": draw(st.integers(1, min(8, experts))),
-                "intermediate_size": draw(st.integers(128, 8192)),
-                "shared": draw(st.integers(0, 2)),
-                "shared_intermediate_size": 512,
-                "routing_skew": draw(st.sampled_from([0.0, 0.5, 1.2])),
-            },
+        content["ffn"]["moe"] = {
+            "kind": "routed",
+            "routed": experts,
+            "top_k": draw(st.integers(1, min(8, experts))),
+            "intermediate_size": draw(st.integers(128, 8192)),
+            "shared": draw(st.integers(0, 2)),
+            "shared_intermediate_size": 512,
+            "routing_skew": draw(st.sampled_from([0.0, 0.5, 1.2])),
         }
+        content["layers"].append({"attention": "own", "ffn": "moe", "repeat": draw(st.integers(1, 60))})
     return Model.model_validate(content)
 
 
 @st.composite
 def layouts(draw, model):
     """A random layout whose FFN grid spans its attention groups."""
-    tpa = draw(st.integers(1, min(16, model.attention.q_heads)))
+    tpa = draw(st.integers(1, min(16, model.fewest_q_heads)))
     kvp, dp, pp = draw(st.integers(1, 12)), draw(st.integers(1, 8)), draw(st.integers(1, 4))
     ranks = tpa * kvp * dp
     divisors = [ep for ep in range(1, ranks + 1) if ranks % ep == 0]
-    ep = draw(st.sampled_from(divisors)) if model.experts else 1
+    ep = draw(st.sampled_from(divisors)) if model.routed_kinds else 1
     batch = draw(st.integers(1, 300))
     chunks = draw(st.integers(1, batch)) if kvp > 1 else 1
     return Layout(batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=ranks // ep, ep=ep, pp=pp, chunks=chunks)
@@ -114,7 +114,7 @@ def test_no_time_is_negative_or_nan(case, timing):
             assert term >= 0, name
     for name, hidden in step.hidden_s.items():
         assert np.isfinite(hidden), name
-        assert -1e-15 <= hidden <= step.seconds[name] / step.layout.pp + 1e-15, name
+        assert -1e-15 <= hidden <= step.times[name].seconds + 1e-15, name
     assert 0 < step.ttl_s < 1e5
 
 
@@ -157,13 +157,12 @@ def test_ops_minus_hidden_time_are_the_ttl_of_any_layout(case):
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.integers(2, 50))
 def test_a_column_of_batches_equals_each_batch(case, count):
-    from helix_sim.step import evaluate
-
     model, machine, layout, context, formats = case
     run(case)
     batches = np.arange(1, count + 1)
     sizes = layout.columns() | {"chunks": 1}
-    many = evaluate(model, machine, TIMINGS["paper"], formats, Layout(**sizes | {"batch": batches}), context)
+    setting = Setting(model=model, machine=machine, timing=TIMINGS["paper"], precision=formats)
+    many = evaluate_step(setting, Layout(**sizes | {"batch": batches}), context)
     for i in (0, count // 2, count - 1):
-        one = evaluate(model, machine, TIMINGS["paper"], formats, Layout(**sizes | {"batch": int(batches[i])}), context)
+        one = evaluate_step(setting, Layout(**sizes | {"batch": int(batches[i])}), context)
         assert float(one.ttl_s) == pytest.approx(float(np.broadcast_to(many.ttl_s, count)[i]), rel=1e-12)

@@ -32,7 +32,7 @@ from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import Step, default_precision, evaluate, op_rows
+from helix_sim.step import Step, default_precision, evaluate_step, op_rows
 
 BATCHES = {"dense_to": 64, "growth": 1.02, "to": 8192}
 CHUNKS = [1, 2, 4, 8, 16, 32, "batch"]
@@ -229,7 +229,7 @@ def _at_mix(planned: Plan, columns: Columns, mix: Mix) -> Columns:
     """Rows whose batches hold the mix: time, throughput and memory evaluated anew; those that no longer fit drop."""
     x = Layout(**{name: columns[name] for name in AXES})
     context = mix.of_batch(x.batch)
-    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, x, context)
+    step = evaluate_step(planned.setting, x, context)
     seconds = np.asarray(step.ttl_s)
     columns = {
         **columns,
@@ -390,7 +390,7 @@ def _steps(planned: Plan, x: Layout, mix: Mix) -> Step:
     """The step of a layout (or of a column of batches) whose batches hold the mix."""
     context = mix.of_batch(x.batch)
     context = int(context) if np.ndim(context) == 0 else context
-    return evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, x, context)
+    return evaluate_step(planned.setting, x, context)
 
 
 def _stopped_by(planned: Plan, x: Layout, mix: Mix, limits: Limits) -> str:
@@ -442,9 +442,7 @@ def _smallest_batches(planned: Plan, limits: Limits) -> Plan:
 
 
 def _scaled_memory(planned: Plan, factor: float) -> Plan:
-    memory = planned.machine.memory_GB
-    larger = memory.model_copy(update={"value": memory.value * factor})
-    return replace(planned, machine=planned.machine.model_copy(update={"memory_GB": larger}))
+    return replace(planned, setting=planned.setting.scaled("hbm_capacity", factor))
 
 
 def _more_gpus(request: Request, planned: Plan, first: Callable[..., Columns], limits: Limits) -> Columns:

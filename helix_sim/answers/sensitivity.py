@@ -21,32 +21,18 @@ from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import SweepResult, run_plan
-from helix_sim.specs.machine import Machine
-from helix_sim.specs.timing import Timing
-from helix_sim.specs.values import Quantity
-from helix_sim.step import Step, evaluate
+from helix_sim.specs.setting import KNOBS as SETTING_KNOBS
+from helix_sim.step import Step, evaluate_step
 
 SMALL = 0.01
 """Relative step of a layout's elasticities: its equations are smooth but for the steps of the context."""
 COARSE = 0.1
 """Relative step of a frontier's elasticities: its layouts and batches are whole numbers, so it moves in jumps."""
 
-MACHINE = {
-    "hbm_bandwidth": ("hbm_bandwidth_GBps",),
-    "hbm_capacity": ("memory_GB",),
-    "nvlink_bandwidth": ("nvlink_per_direction_GBps",),
-    "network_bandwidth": ("network_per_direction_GBps",),
-    "math_rate": ("bf16_dense_TFLOPs", "fp8_dense_TFLOPs", "fp4_dense_TFLOPs"),
-}
-"""What of a machine a knob scales: the fields of its record."""
-
-TIMING = {
-    "kernel_latency": (("kernel", "latency_us"), ("pointwise", "latency_us")),
-    "collective_latency": (("collective", "latency_us"), ("collective", "network_latency_us")),
-}
-"""What of a timing a knob scales: the constants of its record."""
-
-KNOBS = (*MACHINE, *TIMING, "context", "batch")
+KNOBS = (*SETTING_KNOBS, "context", "batch")
+"""The knobs of one layout: those of its setting, its context and its batch."""
+LATENCIES = [name for name, knob in SETTING_KNOBS.items() if knob.unit == "µs"]
+"""The knobs that may be turned to nothing."""
 SEARCH_KNOBS = KNOBS[:-1]
 """The knobs of a frontier: its batch is searched, not set."""
 
@@ -67,46 +53,25 @@ class Elasticity:
 # --- Turning a knob --------------------------------------------------------------------------------------------------
 
 
-def scaled_machine(machine: Machine, knob: str, factor: float) -> Machine:
-    """The machine with what a knob names times a factor; itself where the knob is none of its own."""
-    names = [name for name in MACHINE.get(knob, ()) if getattr(machine, name) is not None]
-    return machine.model_copy(update={name: _scaled(getattr(machine, name), factor) for name in names})
-
-
-def scaled_timing(timing: Timing, knob: str, factor: float) -> Timing:
-    """The timing with what a knob names times a factor; itself where the knob is none of its own."""
-    for part, name in TIMING.get(knob, ()):
-        constants = getattr(timing, part)
-        changed = constants.model_copy(update={name: _scaled(getattr(constants, name), factor)})
-        timing = timing.model_copy(update={part: changed})
-    return timing
-
-
-def _scaled(quantity: Quantity, factor: float) -> Quantity:
-    source = f"assumed: {factor:g} times what it was ({quantity.source})"
-    return quantity.model_copy(update={"value": quantity.value * factor, "source": source})
-
-
 def scaled_plan(planned: Plan, knob: str, factor: float) -> Plan:
     """The search with a knob turned."""
     sweep = planned.sweep
     if knob == "context":
-        sweep = sweep.model_copy(update={"contexts": [max(1, round(c * factor)) for c in sweep.contexts]})
-    return replace(
-        planned,
-        sweep=sweep,
-        machine=scaled_machine(planned.machine, knob, factor),
-        timing=scaled_timing(planned.timing, knob, factor),
-    )
+        contexts = [max(1, round(c * factor)) for c in sweep.contexts]
+        return replace(planned, sweep=sweep.model_copy(update={"contexts": contexts}))
+    return replace(planned, setting=planned.setting.scaled(knob, factor))
 
 
 def scaled_step(step: Step, knob: str, factor: float) -> Step:
     """The step with a knob turned; a batch may become a fraction, of which the equations take any."""
-    x, context = step.layout, step.context
-    x = replace(x, batch=x.batch * factor) if knob == "batch" else x
-    context = context * factor if knob == "context" else context
-    machine, timing = scaled_machine(step.machine, knob, factor), scaled_timing(step.timing, knob, factor)
-    return evaluate(step.model, machine, timing, step.precision, x, context)
+    setting, x, context = step.setting, step.layout, step.context
+    if knob == "batch":
+        x = replace(x, batch=x.batch * factor)
+    elif knob == "context":
+        context = context * factor
+    else:
+        setting = setting.scaled(knob, factor)
+    return evaluate_step(setting, x, context, step.query_tokens)
 
 
 # --- A layout --------------------------------------------------------------------------------------------------------
@@ -270,7 +235,7 @@ def parse_change(text: str, planned: Plan) -> Change:
         factor = float(amount[:-1]) if amount.endswith("x") else _value(knob, amount) / _now(planned, knob)
     except (ValueError, ZeroDivisionError):
         raise SpecError([f"--set: {amount!r} is no factor such as 2x and no value of {knob}"]) from None
-    if not 0 <= factor < np.inf or (factor == 0 and knob not in TIMING):
+    if not 0 <= factor < np.inf or (factor == 0 and knob not in LATENCIES):
         raise SpecError([f"--set: {text!r} would make {knob} {factor:g} times what it is"])
     return Change(knob=knob, factor=factor)
 
@@ -283,13 +248,7 @@ def _now(planned: Plan, knob: str) -> float:
     """What a knob stands at, in the unit of its file; a knob of several fields has only factors."""
     if knob == "context":
         return float(planned.sweep.contexts[0])
-    if knob in TIMING:
-        part, name = TIMING[knob][0]
-        return float(getattr(getattr(planned.timing, part), name).value)
-    (name, *others) = MACHINE[knob]
-    if others:
-        raise ValueError(knob)
-    return float(getattr(planned.machine, name).value)
+    return planned.setting.value_of(knob)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,7 +293,7 @@ def _rerun(point: Point | None, planned: Plan, ttl_s: float | None = None) -> Po
     context = planned.sweep.contexts[0]
     if shape_reasons(planned.model, planned.machine, x, context):
         return None
-    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, x, context)
+    step = evaluate_step(planned.setting, x, context)
     if memory_reason(step.memory, planned.machine) or (ttl_s is not None and step.ttl_s > ttl_s):
         return None
     ttl = float(step.ttl_s)

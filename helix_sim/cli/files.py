@@ -24,11 +24,11 @@ def models(as_json: JsonOption = False) -> None:
         rows.append(
             {
                 "name": name,
-                "attention": model.attention.kind,
-                "layers": model.layers,
+                "attention": ", ".join(sorted({a.kind for a in model.attention.values()})),
+                "layers": model.layer_count,
                 "parameters_B": model.total_parameters / 1e9,
                 "published_parameters_B": model.published_parameters_B,
-                "kv_values_per_token_and_layer": model.kv_values_per_token,
+                "kv_values_per_token": model.kv_values_per_token,
             }
         )
     print_rows(rows, as_json)

@@ -24,7 +24,9 @@ from helix_sim.cli.base import (
 def calibrate(
     what: Annotated[str, typer.Argument(help="silicon: public tables of kernels; gpu: the GPU in this machine")],
     out: Annotated[Path, typer.Option(help="silicon: a folder; gpu: the YAML file, its CSV and picture beside it")],
-    system: Annotated[str | None, typer.Option(help="silicon: gb200, gb300, b200, h200 or h100")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="silicon: a system with public tables, such as gb200 or b300")
+    ] = None,
     framework: Annotated[str | None, typer.Option(help="silicon: trtllm, sglang or vllm")] = None,
     as_of: Annotated[str | None, typer.Option(help="silicon: tables of the time of this framework version")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="gpu: refit a file of measurements instead")] = None,
@@ -55,8 +57,12 @@ def calibrate(
 def validate(
     kernels: Annotated[bool, typer.Option("--kernels", help="held-out errors of each class of kernels")] = False,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="decode steps of 274 measured servings")] = False,
-    system: Annotated[str | None, typer.Option(help="for --kernels: gb200, gb300, b200, h200 or h100")] = None,
-    framework: Annotated[str | None, typer.Option(help="for --kernels: trtllm, sglang or vllm")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="for --kernels: a system of public tables; gb200 unless given")
+    ] = None,
+    framework: Annotated[
+        str | None, typer.Option(help="for --kernels: trtllm, sglang or vllm; trtllm unless given")
+    ] = None,
     peer: Annotated[
         bool | None, typer.Option(help="for --end-to-end: aiconfigurator's predictions beside ours (a minute more)")
     ] = None,

@@ -174,7 +174,7 @@ def reproduce(
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
     from helix_sim.core.errors import SpecError
-    from helix_sim.paper.redraw import CHOICES, redraw
+    from helix_sim.output.paper_files import CHOICES, redraw
     from helix_sim.paper.reproduce import MEASURED
     from helix_sim.specs.load import load_timing
 
@@ -222,7 +222,7 @@ def regress(
     from helix_sim.core.errors import Exit, SpecError
     from helix_sim.core.files import require_writable
     from helix_sim.gate import regress as study
-    from helix_sim.gate import reports as gate
+    from helix_sim.output import gate_files as gate
     from helix_sim.specs.load import data_folder
 
     tolerance = number(rtol, "--rtol")

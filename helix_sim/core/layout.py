@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
-from helix_sim.core.numeric import Column, common_divisor, larger
+from helix_sim.core.numeric import Column, common_divisor, floor_div, larger
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Widths of every way to shard, and the batch that runs on them.
 
@@ -40,35 +41,35 @@ class Layout:
     pp: Column = 1
     chunks: Column = 1
 
-    @property
+    @cached_property
     def attention_group(self) -> Any:
         """GPUs that hold the KV cache of one attention group."""
         return self.tpa * self.kvp
 
-    @property
+    @cached_property
     def ffn_group(self) -> Any:
         """GPUs of one stage's FFN grid."""
         return self.tpf * self.ep
 
-    @property
+    @cached_property
     def token_group(self) -> Any:
         """GPUs that share one attention group's tokens after attention: the width of the output projection.
 
         All tpa·kvp of them in Helix; the tpa of one KV shard in Medha, where the other shards idle.
         """
-        return self.ffn_group // self.dp
+        return floor_div(self.ffn_group, self.dp)
 
-    @property
+    @cached_property
     def idle_shards(self) -> Any:
         """KV shards of an attention group whose GPUs have no part in the FFN: none in Helix, all but one in Medha."""
         return (self.token_group < self.attention_group) * (self.kvp - 1)
 
-    @property
+    @cached_property
     def dense_group(self) -> Any:
         """GPUs that a dense FFN is sharded over: its token group, widened to tpf where tpf spans several groups."""
         return self.token_group * self.pooled_groups
 
-    @property
+    @cached_property
     def pooled_groups(self) -> Any:
         """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several.
 
@@ -77,19 +78,14 @@ class Layout:
         >>> [int(Layout(dp=dp, tpa=2, tpf=2 * dp // ep, ep=ep).pooled_groups) for dp, ep in ((4, 8), (4, 2), (5, 2))]
         [1, 2, 1]
         """
-        return common_divisor(larger(self.tpf // self.token_group, 1), self.dp)
+        return common_divisor(larger(floor_div(self.tpf, self.token_group), 1), self.dp)
 
-    @property
-    def tokens(self) -> Any:
-        """Tokens that one stage's FFN sees in a step."""
-        return self.batch * self.dp
-
-    @property
+    @cached_property
     def users(self) -> Any:
         """Requests in flight: every group of every stage holds a batch."""
         return self.batch * self.dp * self.pp
 
-    @property
+    @cached_property
     def gpus(self) -> Any:
         """GPUs of the whole layout."""
         return self.dp * self.tpa * self.kvp * self.pp

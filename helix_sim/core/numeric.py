@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,21 @@ def ceil_div(a: Column, b: Column) -> Any:
     >>> ceil_div(8, 3), ceil_div(8, 16)
     (3, 1)
     """
-    return -(-a // b)
+    return np.ceil(a / b) if _are_float_columns(a, b) else -(-a // b)
+
+
+def floor_div(a: Column, b: Column) -> Any:
+    """a / b rounded down.
+
+    >>> floor_div(8, 3), floor_div(np.array([8.0, 9.0]), 3).tolist()
+    (2, [2.0, 3.0])
+    """
+    return np.floor(a / b) if _are_float_columns(a, b) else a // b
+
+
+def _are_float_columns(a: Column, b: Column) -> bool:
+    """Whether a quotient is a column in double precision: exact for whole numbers below 2^53, and ten times as fast."""
+    return (isinstance(a, np.ndarray) and a.dtype.kind == "f") or (isinstance(b, np.ndarray) and b.dtype.kind == "f")
 
 
 def larger(a: Column, b: Column) -> Any:
@@ -26,6 +41,36 @@ def larger(a: Column, b: Column) -> Any:
     if isinstance(a, float | int) and isinstance(b, float | int):
         return a if a > b else b
     return np.maximum(a, b)
+
+
+def largest(*terms: Column) -> Any:
+    """The largest of terms that are not negative; a term that is nothing costs nothing.
+
+    >>> largest(0.0, 3.0, 2.0), largest(0.0, 0.0)
+    (3.0, 0.0)
+    """
+    found: Any = 0.0
+    for term in terms:
+        if not _is_nothing(term):
+            found = term if _is_nothing(found) else larger(found, term)
+    return found
+
+
+def total(*terms: Column) -> Any:
+    """The sum of terms; a term that is nothing costs nothing.
+
+    >>> total(0, 3.0, 2.0), total(0, 0)
+    (5.0, 0)
+    """
+    found: Any = 0
+    for term in terms:
+        if not _is_nothing(term):
+            found = term if _is_nothing(found) else found + term
+    return found
+
+
+def _is_nothing(term: Column) -> bool:
+    return isinstance(term, float | int) and term == 0
 
 
 def smaller(a: Column, b: Column) -> Any:
@@ -55,3 +100,17 @@ def broadcast_columns(columns: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """Columns stretched to one common length and flattened, in the order of the broadcast index."""
     arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns.values()))
     return dict(zip(columns, (array.ravel() for array in arrays), strict=True))
+
+
+def distinct(columns: Iterable[Column]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first row of each distinct combination of whole numbers, and the place of every row among those.
+
+    >>> first, place = distinct((np.array([2, 1, 2]), np.array([1, 5, 1])))
+    >>> first.tolist(), place.tolist()
+    ([1, 0], [1, 0, 1])
+    """
+    code: npt.NDArray[Any] = np.zeros(1, dtype=np.int64)
+    for column in columns:
+        code = code * (np.max(column, initial=0) + 1) + column
+    _, first, place = np.unique(code, return_index=True, return_inverse=True)
+    return first, place.reshape(-1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helix_sim.core.collectives import Collective
-from helix_sim.core.numeric import Column
+from helix_sim.core.numeric import Column, total
 
 COMPUTE_CLASSES = (
     "attention-gqa",
@@ -28,7 +28,7 @@ class Work:
     """One op on the busiest GPU, once: matrix-multiply FLOP, HBM bytes by tensor, kernels, and what it sends.
 
     An op is `pieces` equal launches after another (HOP-B chunks): totals are over all pieces, and each piece pays its
-    own latency. `repeats` is how often the op runs on the busiest stage in one step: once a layer, or once a model.
+    own latency. How often it runs in a step is the step's to say.
 
     The last fields are the sizes that decide how well a real kernel fills a GPU; only calibrated timings read them:
 
@@ -52,7 +52,6 @@ class Work:
     math: str = "bf16"
     weights: str = "bf16"
     idle_weight_bytes: Column = 0
-    repeats: Column = 1
     rows: Column = 1
     inner: Column = 1
     outer: Column = 1
@@ -65,12 +64,12 @@ class Work:
     @property
     def hbm_bytes(self) -> Any:
         """Bytes read from and written to HBM, whatever the tensor."""
-        return self.weight_bytes + self.kv_bytes + self.activation_bytes
+        return total(self.weight_bytes, self.kv_bytes, self.activation_bytes)
 
     @property
     def resident_weight_bytes(self) -> Any:
         """Bytes of weights the op keeps in memory: those it reads in a step, and the experts that sit idle."""
-        return self.weight_bytes + self.idle_weight_bytes
+        return total(self.weight_bytes, self.idle_weight_bytes)
 
     @property
     def link_bytes(self) -> Any:

@@ -8,6 +8,7 @@ of memory.
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import io
@@ -36,7 +37,7 @@ from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import SweepResult
 from helix_sim.specs.load import decoded, read_bytes
 from helix_sim.specs.values import Record
-from helix_sim.step import STREAMED, Step, evaluate
+from helix_sim.step import Step, evaluate_step
 
 FORMAT = "1"
 TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found them."
@@ -44,8 +45,23 @@ COLUMNS = ("role", "context", "family", *AXES, "tokens_per_s_user", "tokens_per_
 KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory_to_fill_GB", "terms", "rows", "check")
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
 
-ENGINE = ("attention", "collectives", "family", "feasibility", "ffn", "kernel_time", "layout", "memory",
-          "overlap", "pareto", "parts", "plan", "roofline", "spec", "step", "sweep", "units", "work")  # fmt: skip
+ENGINE = (
+    *("core/collectives", "core/errors", "core/layout", "core/numeric", "core/text", "core/units", "core/work"),
+    *(
+        "specs/machine",
+        "specs/model",
+        "specs/precision",
+        "specs/setting",
+        "specs/sweep",
+        "specs/timing",
+        "specs/values",
+    ),
+    *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
+    *("ops/memory", "ops/routing", "ops/step_input"),
+    *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "step", "feasibility"),
+    *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
+    "search/sweep",
+)
 """Modules that a frontier's numbers come from; the header has a digest of each."""
 
 TERM_POINTS = 5
@@ -124,7 +140,7 @@ def measure(planned: Plan, context: int, x: Layout) -> Measured:
     flags = np.array(np.broadcast_to(shape_reasons(planned.model, planned.machine, x, context), (count,)))
     sound = np.flatnonzero(flags == 0)
     some = Layout(**{name: np.asarray(column)[sound] for name, column in x.columns().items()})
-    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, some, context)
+    step = evaluate_step(planned.setting, some, context)
     flags[sound] |= memory_reason(step.memory, planned.machine)
 
     def spread(values: Any) -> npt.NDArray[Any]:
@@ -145,7 +161,10 @@ def terms_of(step: Step) -> dict[str, Any]:
     """What a step's memory and latency are sums of: memory.* in GB; op.*, and what overlap hides of it, in µs."""
     memory = {f"memory.{kind}": getattr(step.memory, kind) / GIGA for kind in ("weights", "kv_cache", "activations")}
     ops = {f"op.{name}": seconds / MICRO for name, seconds in step.seconds.items()}
-    hidden = {f"hidden.{name}": step.layout.pp * seconds / MICRO for name, seconds in step.hidden_s.items()}
+    hidden = {
+        f"hidden.{name}": step.layout.pp * step.repeats[name] * seconds / MICRO
+        for name, seconds in step.hidden_s.items()
+    }
     return memory | ops | hidden
 
 
@@ -230,10 +249,46 @@ def _flat(record: Record) -> dict[str, str]:
 
 
 def code_digests() -> dict[str, str]:
-    """A short hash of the text of each module of the engine."""
+    """A short hash of what each module of the engine does: its code without imports, docstrings and comments.
+
+    So a file that only moved, with the imports that follow it, keeps its digest, and so does one only reworded.
+    """
     package = Path(__file__).parent.parent
     texts = {name: package / f"{name}.py" for name in ENGINE}
-    return {name: _short_hash(path.read_text(encoding="utf-8")) for name, path in texts.items() if path.is_file()}
+    return {name: code_digest(path.read_text(encoding="utf-8")) for name, path in texts.items() if path.is_file()}
+
+
+def code_digest(text: str) -> str:
+    """A short hash of a module's code without imports, docstrings and comments.
+
+    >>> code_digest("import math; x = 1  # one") == code_digest("x = 1") != code_digest("x = 2")
+    True
+    """
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            kept = [part for part in body if not isinstance(part, ast.Import | ast.ImportFrom) and not _is_text(part)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return _short_hash(ast.unparse(tree))
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def changed_modules(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Files of the engine whose code is not what it was, by name -> digest of then and of now; a moved one is none.
+
+    A module that is gone is blamed unless one of today's has its code, a new one unless one of then had it.
+
+    >>> changed_modules({"ffn": "a", "step": "b"}, {"ops/ffn": "a", "step": "c", "setting": "d"})
+    ['helix_sim/setting.py (new)', 'helix_sim/step.py']
+    """
+    moved_from, moved_to = set(before.values()), set(now.values())
+    found = [f"helix_sim/{name}.py" for name in before.keys() & now.keys() if before[name] != now[name]]
+    found += [f"helix_sim/{name}.py (gone)" for name in before.keys() - now.keys() if before[name] not in moved_to]
+    found += [f"helix_sim/{name}.py (new)" for name in now.keys() - before.keys() if now[name] not in moved_from]
+    return sorted(found)
 
 
 def _short_hash(text: str) -> str:
@@ -261,7 +316,7 @@ def _probes(planned: Plan, context: int) -> list[Row]:
     if not sound.size:
         return []
     some = Layout(**{name: column[sound] for name, column in x.columns().items()})  # type: ignore[index]
-    step = evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, some, context)
+    step = evaluate_step(planned.setting, some, context)
     names = np.array(families)[sound]
     used = {f"family {name}": names == name for name in planned.sweep.families}
     chosen = sorted(_cover(np.array(list({**used, **_features(step)}.values()))))
@@ -287,7 +342,7 @@ def _candidates(planned: Plan, context: int) -> tuple[list[str], Layout]:
 
 def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
     """What a layout can show, true or false for each: axes in use, each op's binding term, what overlaps with what."""
-    x, kv_heads = step.layout, step.model.attention.kv_heads
+    x, kv_heads = step.layout, step.model.fewest_kv_heads
     count = len(np.atleast_1d(x.batch))
     found: dict[str, Any] = {f"{name} > 1": getattr(x, name) > 1 for name in AXES}
     found |= {
@@ -295,19 +350,26 @@ def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
         "idle shards": x.token_group < x.attention_group,
         "pooled groups": x.pooled_groups > 1,
         "uneven shards": step.context % (KV_BLOCK_TOKENS * x.kvp) != 0,
-        "uneven stages": step.model.layers % x.pp != 0,
+        "uneven stages": step.model.layer_count % x.pp != 0,
         "HOP-B": x.chunks > 1,
         "HOP-B and groups": np.logical_and(x.chunks > 1, x.dp > 1),
     }
     for name, time in step.times.items():
-        used = np.asarray(step.ops[name].repeats * time.seconds) > 0
+        used = np.asarray(step.repeats[name] * time.seconds) > 0
         body = np.stack(np.broadcast_arrays(*(np.asarray(t) for t in (time.math_s, time.hbm_s, time.link_s))))
         for place, term in enumerate(("math", "hbm", "link")):
             found[f"{name} {term}"] = used & (body.argmax(axis=0) == place) & (body[place] > 0)
         found[f"{name} latency"] = used & (np.asarray(time.latency_s) > 0)
-    found |= {f"{name} hidden": np.asarray(seconds) > 0 for name, seconds in step.hidden_s.items()}
-    pairs = [("attention_core", "exchange", "seconds"), *((front, behind, "body_s") for front, behind, _ in STREAMED)]
-    for front, behind, part in (pair for pair in pairs if pair[0] in step.times):
+    found |= {f"{name} hidden": np.asarray(step.repeats[name] * seconds) > 0 for name, seconds in step.hidden_s.items()}
+    pairs = [
+        (half.op_name(front), half.op_name(behind), part)
+        for half, _ in step.kinds
+        for front, behind, part in (
+            *((core, sent, "seconds") for core, sent in half.kind.pipelined),
+            *((each.product, each.reduced, "body_s") for each in half.kind.streamed),
+        )
+    ]
+    for front, behind, part in pairs:
         hides = found[f"{behind} hidden"]
         outlasts = np.asarray(getattr(step.times[behind], part) > getattr(step.times[front], part))
         found |= {f"{behind} outlasts": hides & outlasts, f"{behind} does not outlast": hides & ~outlasts}

@@ -14,7 +14,7 @@ from helix_sim.core.units import GIGA, MICRO
 from helix_sim.feasibility import Reason, sentences
 from helix_sim.gate.baseline import Baseline, Measured, Row, measure, stacked
 from helix_sim.search.plan import Plan
-from helix_sim.step import evaluate
+from helix_sim.step import evaluate_step
 
 DUST = 1e-9
 """Share of the latency, or of the memory, below which a move is rounding: hidden time is a difference of sums."""
@@ -146,12 +146,12 @@ class Today:
     def _reasons(self, was: Row, flags: int) -> str:
         """A layout's reasons of today, each by its name and with its sentence."""
         p, memory, note = self.planned, None, ""
-        if flags == Reason.OUT_OF_MEMORY:
-            memory = evaluate(p.model, p.machine, p.timing, p.sweep.precision, was.layout, was.context).memory
+        if flags == Reason.OUT_OF_MEMORY.flag:
+            memory = evaluate_step(p.setting, was.layout, was.context).memory
             if not np.isclose(float(memory.resident_bytes) / GIGA, was.resident_GB, rtol=self.rtol, atol=0):
                 note = f" (it needed {was.resident_GB:.1f} GB)"
         texts = sentences(flags, p.model, p.machine, was.layout, was.context, memory)
-        names = [reason.name for reason in Reason if flags & reason]
+        names = [reason.name for reason in Reason if flags & reason.flag]
         return "; ".join(f"{name}: {text}{note}" for name, text in zip(names, texts, strict=True))
 
     def gain(self, context: int, point: Mapping[str, Any]) -> str:

@@ -438,8 +438,12 @@ def _inputs(baseline: Baseline, planned: Plan) -> list[InputChange]:
         if baseline.header.get(f"digest.{part}") != now[f"digest.{part}"]:
             what = _changes(baseline, planned, part) or ["no value; its sources, or its description"]
             found.append(InputChange(name=_file(part, getattr(planned.sweep, part)), what=what))
-    if modules := _different(baseline, now, "code"):
-        found.append(InputChange(name="code", what=[f"helix_sim/{key.removeprefix('code.')}.py" for key in modules]))
+    was, is_now = (
+        {key.removeprefix("code."): text for key, text in values.items() if key.startswith("code.")}
+        for values in (baseline.header, now)
+    )
+    if modules := stored.changed_modules(was, is_now):
+        found.append(InputChange(name="code", what=modules))
     versions = {"helix_sim": __version__, "numpy": np.__version__}
     what = [f"{name} {baseline.header[name]} → {now}" for name, now in versions.items() if baseline.header[name] != now]
     return [*found, InputChange(name="versions", what=what)] if what else found

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from helix_sim.core.numeric import Column, ceil_div
+import numpy as np
+
+from helix_sim.core.numeric import Column, total
 from helix_sim.core.work import Work
-from helix_sim.ops.attention import Decode, kv_bytes_per_layer
+from helix_sim.ops.attention import kv_bytes_per_layer
+from helix_sim.ops.layers import halves_of, stage_size
+from helix_sim.ops.step_input import StepInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,27 +25,31 @@ class Memory:
 
     @property
     def resident_bytes(self) -> Any:
-        """All of it."""
+        """Weights, KV cache and activations together [bytes]."""
         return self.weights + self.kv_cache + self.activations
 
 
-def stage_layers(layers: int, pp: Column) -> Any:
-    """Decoder layers on the largest pipeline stage."""
-    return ceil_div(layers, pp)
+def resident_weights(ops: Mapping[str, Work], repeats: Mapping[str, Any]) -> Any:
+    """Bytes of weights on the fullest GPU: what the ops read in a step, and the experts and tables they do not."""
+    held = {name: work.resident_weight_bytes for name, work in ops.items()}
+    return total(*(repeats[name] * size if np.ndim(size) or size else 0 for name, size in held.items()))
 
 
-def memory_of(d: Decode, ops: Mapping[str, Work]) -> Memory:
+def memory_of(s: StepInput, weights: Column) -> Memory:
     """Memory of the fullest GPU of the largest stage, which is charged with both ends of the model.
 
-    Weights: what the ops read, and the experts they do not. KV: B · PP · layers/PP · ceil(K/TPA) · width · S/KVP, for
-    each microbatch in flight holds its requests' cache of this stage's layers. Activations: four [B, H] buffers, the
-    dispatch and combine buffers of every token where there are several groups, and the logits.
+    KV: B · PP · layers/PP · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of
+    this stage's layers. Activations: four [tokens, H] buffers, the dispatch and combine buffers of every token where
+    there are several groups, and the logits.
     """
-    m, x = d.model, d.layout
-    layers = stage_layers(m.layers, x.pp)
-    buffers = 4 * x.batch * m.hidden_size + 2 * (x.dp > 1) * x.tokens * m.hidden_size + x.batch * m.vocab_size
+    m, x = s.model, s.layout
+    layers = stage_size(m, x.pp)
+    per_request = sum(
+        half.repeats(layers) * kv_bytes_per_layer(s, half.spec) for half in halves_of(m) if half.half == "attention"
+    )
+    buffers = 4 * s.tokens * m.hidden_size + 2 * (x.dp > 1) * s.stage_tokens * m.hidden_size + s.tokens * m.vocab_size
     return Memory(
-        weights=sum(work.repeats * work.resident_weight_bytes for work in ops.values()),
-        kv_cache=x.batch * x.pp * layers * kv_bytes_per_layer(d),
-        activations=buffers * d.activation_bytes,
+        weights=weights,
+        kv_cache=x.batch * x.pp * per_request,
+        activations=buffers * s.activation_bytes,
     )

@@ -48,11 +48,11 @@ def calibrate_silicon(
 ) -> Calibration:
     """Fit a timing to public tables of measured kernels, and write it into the folder `out`.
 
-    system: gb200, gb300, b200, h200 or h100. framework: trtllm, sglang or vllm. as_of: a version of the framework whose
-    time the tables should be of. say: told of each class as it is fitted.
+    system: a machine with public tables, such as gb200. framework: trtllm, sglang or vllm. as_of: a version of the
+    framework whose time the tables should be of. say: told of each class as it is fitted.
     """
     from helix_sim.silicon.calibrate import calibrate
-    from helix_sim.silicon.measured_kernels import check_names
+    from helix_sim.silicon.systems import check_names
 
     check_names(system, framework)
     made = _with_tables(lambda: calibrate(system, framework, software=as_of, say=say))
@@ -117,9 +117,9 @@ def _with_tables(call: Callable[[], T]) -> T:
 def validate_kernels(system: str, framework: str) -> pd.DataFrame:
     """Errors of a fitted timing on the kernels kept out of its fit, a row a class.
 
-    system: gb200, gb300, b200, h200 or h100. framework: trtllm, sglang or vllm.
+    system: a machine with public tables, such as gb200. framework: trtllm, sglang or vllm.
     """
-    from helix_sim.silicon.measured_kernels import check_names
+    from helix_sim.silicon.systems import check_names
     from helix_sim.silicon.validate import kernels
 
     check_names(system, framework)

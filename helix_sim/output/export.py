@@ -25,7 +25,7 @@ from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS, format_size
 from helix_sim.feasibility import memory_reason, sentences
 from helix_sim.search.layout_source import Options, Picked, pick
-from helix_sim.step import Step, evaluate
+from helix_sim.step import Step, evaluate_step
 
 TRTLLM_BLOCK_TOKENS = 32
 """Tokens per KV block in TensorRT-LLM's Helix; the cache is dealt to its ranks in such blocks."""
@@ -158,7 +158,7 @@ def _as_run(step: Step, to: Stack, draft: Draft) -> Step:
         draft.remarks.append("number formats on the links have no option here; BF16 is assumed")
     draft.remarks.append(f"the checkpoint must be stored in {changes.get('weights', precision.weights)}")
     formats = precision.model_copy(update={**changes, "kv": kv, "wire": "bf16", "dispatch": None})
-    runs = evaluate(step.model, step.machine, step.timing, formats, replace(x, chunks=1), step.context)
+    runs = evaluate_step(replace(step.setting, precision=formats), replace(x, chunks=1), step.context)
     flags = int(memory_reason(runs.memory, step.machine))
     draft.refusals += (
         sentences(flags, step.model, step.machine, runs.layout, int(step.context), runs.memory) if flags else []
@@ -167,10 +167,10 @@ def _as_run(step: Step, to: Stack, draft: Draft) -> Step:
 
 
 def _trtllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
-    x, moe = step.layout, step.model.experts
+    x, moe = step.layout, bool(step.model.routed_kinds)
     if x.dp > 1 and x.tpa > 1:
         draft.refusals.append(f"attention is data-parallel or tensor-parallel, not both: dp {x.dp}, tpa {x.tpa}")
-    if x.dp > 1 and moe is None:
+    if x.dp > 1 and not moe:
         draft.refusals.append("under attention DP a dense FFN is not sharded over the groups")
     draft.options |= {
         "backend": "pytorch",
@@ -191,7 +191,7 @@ def _trtllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
         )
         if "fp4" not in step.machine.math_formats:
             draft.remarks.append("Helix is documented for Blackwell GPUs")
-    if moe is not None:
+    if moe:
         draft.options |= {"moe_tensor_parallel_size": x.tpf, "moe_expert_parallel_size": x.ep}
     if x.dp > 1:
         draft.options["enable_attention_dp"] = True
@@ -204,10 +204,10 @@ def _trtllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
 
 
 def _vllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
-    x, moe = step.layout, step.model.experts
-    if x.dp > 1 and moe is None:
+    x, moe = step.layout, bool(step.model.routed_kinds)
+    if x.dp > 1 and not moe:
         draft.refusals.append("data parallelism of a dense model makes copies that share no FFN")
-    if moe is not None and x.ep not in (1, x.ffn_group):
+    if moe and x.ep not in (1, x.ffn_group):
         draft.refusals.append(
             f"expert parallelism is off or over all {x.ffn_group} GPUs: ep {x.ep} x tpf {x.tpf} is neither"
         )
@@ -215,7 +215,7 @@ def _vllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
     draft.options |= {"--tensor-parallel-size": x.attention_group, "--pipeline-parallel-size": x.pp}
     if x.dp > 1:
         draft.options["--data-parallel-size"] = x.dp
-    if moe is not None and x.ep > 1:
+    if moe and x.ep > 1:
         draft.options["--enable-expert-parallel"] = True
     if x.kvp > 1:
         draft.options |= {"--decode-context-parallel-size": x.kvp, "--dcp-comm-backend": "a2a"}
@@ -228,17 +228,17 @@ def _vllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
 
 
 def _sglang(step: Step, tokens: int, kv: str, draft: Draft) -> None:
-    x, moe = step.layout, step.model.experts
+    x, moe = step.layout, bool(step.model.routed_kinds)
     _refuse_shared_heads(step, draft)
     draft.options |= {"--tp-size": x.dp * x.attention_group, "--pp-size": x.pp}
     if x.dp > 1:
         draft.options |= {"--dp-size": x.dp, "--enable-dp-attention": True}
         draft.remarks.append("DP attention is per model: check that this one has it")
-    if moe is not None:
+    if moe:
         draft.options["--ep-size"] = x.ep
     if x.kvp > 1:
         draft.options |= {"--dcp-size": x.kvp, "--dcp-comm-backend": "a2a", "--dcp-replicate-q-proj": True}
-        if step.model.attention.kind == "gqa":
+        if any(a.kind == "gqa" for a in step.model.attention.values()):
             draft.remarks.append("decode context parallelism is documented for MLA; for GQA it depends on the backend")
     draft.options |= {
         "--max-running-requests": x.users,
@@ -249,7 +249,7 @@ def _sglang(step: Step, tokens: int, kv: str, draft: Draft) -> None:
 
 def _refuse_shared_heads(step: Step, draft: Draft) -> None:
     """Decode context parallelism reuses TP ranks that hold the same KV heads: TP/K of them, at least KVP."""
-    x, heads = step.layout, step.model.attention.kv_heads
+    x, heads = step.layout, step.model.fewest_kv_heads
     if x.kvp > 1 and x.tpa < heads:
         draft.refusals.append(
             f"it shards the cache over TP ranks with the same KV heads: kvp {x.kvp} needs tpa {heads} "

@@ -23,7 +23,7 @@ from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.load import load_sweep, load_timing
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.values import Record
-from helix_sim.step import evaluate, op_rows
+from helix_sim.step import evaluate_step, op_rows
 from helix_sim.timing.roofline import TERMS
 
 DARK_GROUND = "#15181d"
@@ -44,20 +44,6 @@ SYMBOLS = {
     ".": "circle",
 }
 """matplotlib's markers, which plot.MARKERS gives each family, by plotly's names."""
-
-REASONS = {
-    Reason.FFN_GRID: "the FFN grid spans neither the whole stage nor one KV shard",
-    Reason.TOO_MANY_GPUS: "more GPUs than the machine has",
-    Reason.MORE_RANKS_THAN_HEADS: "more ranks than query heads",
-    Reason.EP_WITHOUT_EXPERTS: "expert parallelism wider than the experts there are (a dense FFN is one)",
-    Reason.FFN_TOO_NARROW: "the FFN's tensor parallelism wider than the FFN",
-    Reason.MORE_STAGES_THAN_LAYERS: "more pipeline stages than layers",
-    Reason.EMPTY_KV_SHARD: "a KV shard without a block of tokens",
-    Reason.MORE_CHUNKS_THAN_BATCH: "more HOP-B chunks than requests in the batch",
-    Reason.NOTHING_TO_OVERLAP: "HOP-B chunks without an exchange to hide",
-    Reason.OUT_OF_MEMORY: "weights and KV cache do not fit the fullest GPU",
-}
-"""What each reason for dropping a layout says, without one layout's numbers."""
 
 
 def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
@@ -224,7 +210,7 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
 
 def _step(planned: Plan, point: dict[str, Any], context: int) -> Any:
     layout = Layout(**{axis: point[axis] for axis in AXES})
-    return evaluate(planned.model, planned.machine, planned.timing, planned.sweep.precision, layout, context)
+    return evaluate_step(planned.setting, layout, context)
 
 
 def _digits(values: Any) -> list[float]:
@@ -244,11 +230,11 @@ def dropped_by_reason(result: SweepResult) -> list[dict[str, Any]]:
         by_family = {
             result.sweep.families[name].title: count
             for name, counts in result.dropped.items()
-            if (count := counts.get(str(reason.name), 0))
+            if (count := counts.get(reason.name, 0))
         }
         if by_family:
             total = sum(by_family.values())
-            rows.append({"reason": reason.name, "says": REASONS[reason], "total": total, "families": by_family})
+            rows.append({"reason": reason.name, "says": reason.title, "total": total, "families": by_family})
     return sorted(rows, key=lambda row: -row["total"])
 
 

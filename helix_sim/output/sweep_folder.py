@@ -11,10 +11,11 @@ from typing import Any
 from helix_sim import __version__
 from helix_sim.core.files import write_csv, write_json, write_parquet, write_points_csv
 from helix_sim.core.units import format_size
+from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told
 from helix_sim.search.plan import LAYOUTS, Plan, plan
-from helix_sim.search.sweep import Evaluated, SweepResult, Total, result_of
+from helix_sim.search.sweep import SweepResult, result_of
 from helix_sim.specs.sweep import Sweep
 
 

@@ -5,7 +5,7 @@ compute, the shared experts beside it, communication. Stream slices show each op
 overlap is seen as slices above each other. The critical path is the same step without what overlap hides: its slices
 follow each other without a gap, and their durations sum to the TTL.
 
-Every stage is drawn as the largest one, with both ends of the model, as the TTL charges it; dense layers come first.
+Every stage is drawn as the largest one, with both ends of the model, as the TTL charges it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
-from helix_sim.ops.attention import Decode
+from helix_sim.ops.layers import Half, stage_size
 from helix_sim.search.layout_source import Options, Picked, pick
-from helix_sim.step import BESIDE, STREAMED, Step, attention_ops, dense_ops, moe_ops
+from helix_sim.step import Step
 from helix_sim.timing.overlap import pipelined
 
 TRACKS = ("layers", "critical path", "compute", "compute beside", "communication")
-
-BESIDE_IN_ORDER = (*BESIDE, ("shared_activation", "routed_activation"))
-"""(op of the shared experts, op of the routed ones that it is drawn beside)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,64 +65,74 @@ def timeline(step: Step) -> list[Slice]:
     return slices
 
 
-def _sections(step: Step) -> Iterator[tuple[str, list[str]]]:
-    """Title and ops of each part of a stage, in order: the model's beginning, every layer, its end."""
-    d = Decode(model=step.model, precision=step.precision, layout=step.layout, context=step.context)
-    attention = list(attention_ops(d))
-    dense = list(dense_ops(d)) if step.model.dense_layers else []
-    moe = _beside_each_other(list(moe_ops(d))) if step.model.moe_layers else []
+def _sections(step: Step) -> Iterator[tuple[str, list[tuple[Half, str]]]]:
+    """Title and (kind, op) of each part of a stage, in order: the model's beginning, every layer, its end."""
+    own = {(half.half, half.name): (half, _beside_each_other(half, list(ops))) for half, ops in step.kinds}
+    ends, ops = own.pop(("ends", "ends"))
     names = list(step.ops)
-    first, last = names.index(attention[0]), max(names.index(op) for op in (*attention, *dense, *moe))
-    layers = int(step.ops[attention[0]].repeats)
-    moe_layers = int(step.ops[moe[0]].repeats) if moe else 0
-    yield "beginning", names[:first]
-    for layer in range(layers):
-        is_dense = layer < layers - moe_layers
-        yield f"layer {layer + 1} ({'dense' if is_dense else 'MoE'})", attention + (dense if is_dense else moe)
-    yield "end", names[last + 1 :]
+    first = min(names.index(op) for _, inside in own.values() for op in inside)
+    alone = [(ends, op) for op in (*ops, *(name for name in names if name == "host"))]
+    yield "beginning", [(half, op) for half, op in alone if names.index(op) < first]
+    for number, layer in enumerate(step.model.heaviest_run(int(stage_size(step.model, step.layout.pp))), 1):
+        halves = [own[of] for of in zip(("attention", "ffn"), layer, strict=True)]
+        title = halves[1][0].kind.title + "".join(half.suffix for half, _ in halves)
+        yield f"layer {number} ({title})", [(half, op) for half, inside in halves for op in inside]
+    yield "end", [(half, op) for half, op in alone if names.index(op) > first]
 
 
-def _beside_each_other(names: list[str]) -> list[str]:
-    """MoE ops with each op of the shared experts right before the routed one it runs beside."""
-    for shared, routed in BESIDE_IN_ORDER:
+def _beside_each_other(half: Half, names: list[str]) -> list[str]:
+    """A kind's ops with each op of the shared experts right before the routed one it runs beside."""
+    for shared, routed in _pairs_beside(half):
         if shared in names:
             names.remove(shared)
             names.insert(names.index(routed), shared)
     return names
 
 
-def _section(step: Step, names: list[str], now: float) -> Iterator[Slice]:
+def _pairs_beside(half: Half) -> list[tuple[str, str]]:
+    """(op of the shared experts, op of the routed ones that it is drawn beside), by their names in the step."""
+    pairs = half.kind.beside
+    return [(half.op_name(a), half.op_name(b)) for a, b in (*pairs, *(ACTIVATIONS if pairs else ()))]
+
+
+ACTIVATIONS = (("shared_activation", "routed_activation"),)
+"""Drawn beside each other, like the products around them."""
+
+
+def _section(step: Step, ops: list[tuple[Half, str]], now: float) -> Iterator[Slice]:
     """The slices of ops that follow each other from `now` on: on the critical path, and on their streams."""
-    for name in names:
+    for half, name in ops:
         seconds, hidden = _seconds(step, name), _hidden(step, name)
-        if name == "attention_core":
-            yield from _attention(step, now)
-            now += seconds + _seconds(step, "exchange") - _hidden(step, "exchange")
+        pieces = {half.op_name(core): half.op_name(sent) for core, sent in half.kind.pipelined}
+        if name in pieces:
+            sent = pieces[name]
+            yield from _pipelined(step, name, sent, now)
+            now += seconds + _seconds(step, sent) - _hidden(step, sent)
             continue
-        if name == "exchange" or not seconds:
+        if name in pieces.values() or not seconds:
             continue
-        early = hidden if name in {reduced for _, reduced, _ in STREAMED} else 0.0
-        yield Slice(name=name, op=name, track=_track(step, name), start_s=now - early, end_s=now - early + seconds)
+        early = hidden if name in {half.op_name(each.reduced) for each in half.kind.streamed} else 0.0
+        track = _track(step, half, name)
+        yield Slice(name=name, op=name, track=track, start_s=now - early, end_s=now - early + seconds)
         if seconds > hidden:
             yield Slice(name=name, op=name, track="critical path", start_s=now, end_s=now + seconds - hidden)
         now += seconds - hidden
 
 
-def _attention(step: Step, now: float) -> Iterator[Slice]:
-    """Attention core and exchange, chunk by chunk: a chunk's exchange runs behind the attention of the next."""
+def _pipelined(step: Step, core: str, exchange: str, now: float) -> Iterator[Slice]:
+    """An op and its exchange, chunk by chunk: a chunk's exchange runs behind the compute of the next."""
     chunks = int(step.layout.chunks)
-    a, c = _seconds(step, "attention_core") / chunks, _seconds(step, "exchange") / chunks
+    a, c = _seconds(step, core) / chunks, _seconds(step, exchange) / chunks
     for i in range(chunks):
         of = f" {i + 1}/{chunks}" if chunks > 1 else ""
-        core, sent = now + i * a, now + float(pipelined(a, c, i + 1)) - c
-        yield Slice(name=f"attention_core{of}", op="attention_core", track="compute", start_s=core, end_s=core + a)
+        begun, sent = now + i * a, now + float(pipelined(a, c, i + 1)) - c
+        yield Slice(name=f"{core}{of}", op=core, track="compute", start_s=begun, end_s=begun + a)
         if c:
-            yield Slice(name=f"exchange{of}", op="exchange", track="communication", start_s=sent, end_s=sent + c)
+            yield Slice(name=f"{exchange}{of}", op=exchange, track="communication", start_s=sent, end_s=sent + c)
         if i == 0 or a >= c:
-            yield Slice(name=f"attention_core{of}", op="attention_core", track="critical path", start_s=core,
-                        end_s=core + a)  # fmt: skip
+            yield Slice(name=f"{core}{of}", op=core, track="critical path", start_s=begun, end_s=begun + a)
         if c and (i == chunks - 1 or c > a):
-            yield Slice(name=f"exchange{of}", op="exchange", track="critical path", start_s=sent, end_s=sent + c)
+            yield Slice(name=f"{exchange}{of}", op=exchange, track="critical path", start_s=sent, end_s=sent + c)
 
 
 def _seconds(step: Step, name: str) -> float:
@@ -135,14 +142,13 @@ def _seconds(step: Step, name: str) -> float:
 
 def _hidden(step: Step, name: str) -> float:
     """Seconds of one execution of an op that overlap hides."""
-    repeats = float(step.ops[name].repeats)
-    return float(step.hidden_s.get(name, 0.0)) / repeats if repeats else 0.0
+    return float(step.hidden_s.get(name, 0.0))
 
 
-def _track(step: Step, name: str) -> str:
+def _track(step: Step, half: Half, name: str) -> str:
     if step.ops[name].collective is not None:
         return "communication"
-    return "compute beside" if name in dict(BESIDE_IN_ORDER) else "compute"
+    return "compute beside" if name in dict(_pairs_beside(half)) else "compute"
 
 
 # --- Chrome's trace format -------------------------------------------------------------------------------------------

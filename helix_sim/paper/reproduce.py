@@ -13,7 +13,7 @@ from helix_sim.core.units import GIGA
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
-from helix_sim.silicon.fit import MACHINES
+from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_sweep
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
@@ -126,9 +126,10 @@ def search(timing: Timing, change: Callable[[Plan], Plan] = lambda planned: plan
     """The paper's two searches under a timing; `change` alters each plan, to vary an assumption."""
 
     def run(sweep: Sweep) -> SweepResult:
-        return run_plan(change(replace(plan(sweep), timing=timing)))
+        planned = plan(sweep)
+        return run_plan(change(replace(planned, setting=replace(planned.setting, timing=timing))))
 
-    machine = {"machine": MACHINES[timing.calibration.system]} if timing.calibration else {}
+    machine = {"machine": machine_of(timing.calibration.system).name} if timing.calibration else {}
     sweeps = {key: load_sweep(name).model_copy(update=machine) for key, name in PAPER_SWEEPS.items()}
     return Searches(
         on={key: run(sweep) for key, sweep in sweeps.items()},
@@ -282,44 +283,34 @@ def layout_text(point: dict[str, Any]) -> str:
 # --- Which assumption decides ----------------------------------------------------------------------------------------
 
 
-def _timing(planned: Plan, **changed: Any) -> Plan:
-    return replace(planned, timing=planned.timing.model_copy(update=changed))
+def _scaled(planned: Plan, knob: str, factor: float) -> Plan:
+    return replace(planned, setting=planned.setting.scaled(knob, factor))
 
 
-def _scaled(planned: Plan, part: str, name: str, factor: float) -> Plan:
-    constants = getattr(planned.timing, part)
-    old = getattr(constants, name)
-    new = old.model_copy(update={"value": old.value * factor})
-    return _timing(planned, **{part: constants.model_copy(update={name: new})})
-
-
-def _machine(planned: Plan, **changed: Any) -> Plan:
-    return replace(planned, machine=planned.machine.model_copy(update=changed))
-
-
-def _set(quantity: Any, value: Any) -> Any:
-    return quantity.model_copy(update={"value": value})
+def _constant(planned: Plan, of: str, name: str, value: Any) -> Plan:
+    """The plan with a constant of its machine or its timing set to another value."""
+    record: Any = getattr(planned.setting, of)
+    changed = record.model_copy(update={name: getattr(record, name).model_copy(update={"value": value})})
+    return replace(planned, setting=replace(planned.setting, **{of: changed}))
 
 
 SHARED_LATENCY = "HOP-B chunks share one launch and one collective latency, instead of each paying its own"
 
 VARIATIONS: dict[str, Callable[[Plan], Plan]] = {
-    SHARED_LATENCY: lambda p: _timing(p, chunk_latency=_set(p.timing.chunk_latency, 0.0)),
-    "a kernel takes half its latency": lambda p: _scaled(p, "kernel", "latency_us", 0.5),
-    "a kernel takes twice its latency": lambda p: _scaled(p, "kernel", "latency_us", 2.0),
-    "a collective takes half its latency": lambda p: _scaled(p, "collective", "latency_us", 0.5),
-    "a collective takes twice its latency": lambda p: _scaled(p, "collective", "latency_us", 2.0),
-    "NVLink reaches half its datasheet rate": lambda p: _scaled(p, "collective", "nvlink_share", 0.5),
+    SHARED_LATENCY: lambda p: _constant(p, "timing", "chunk_latency", 0.0),
+    "a kernel takes half its latency": lambda p: _scaled(p, "kernel_latency", 0.5),
+    "a kernel takes twice its latency": lambda p: _scaled(p, "kernel_latency", 2.0),
+    "a collective takes half its latency": lambda p: _scaled(p, "collective_latency", 0.5),
+    "a collective takes twice its latency": lambda p: _scaled(p, "collective_latency", 2.0),
+    "NVLink reaches half its datasheet rate": lambda p: _scaled(p, "nvlink_bandwidth", 0.5),
     "HBM reaches all of its datasheet rate": lambda p: _scaled(
-        p, "kernel", "bandwidth_share", 1 / p.timing.kernel.bandwidth_share.value
+        p, "hbm_bandwidth", 1 / p.timing.kernel.bandwidth_share.value
     ),
-    "switches do not reduce": lambda p: _machine(p, nvlink_switch_reduces=_set(p.machine.nvlink_switch_reduces, False)),
-    "all-reduces do not run behind the products before them": lambda p: _timing(
-        p, all_reduce_overlap=_set(p.timing.all_reduce_overlap, 0.0)
+    "switches do not reduce": lambda p: _constant(p, "machine", "nvlink_switch_reduces", False),
+    "all-reduces do not run behind the products before them": lambda p: _constant(
+        p, "timing", "all_reduce_overlap", 0.0
     ),
-    "shared experts do not run beside routed ones": lambda p: _timing(
-        p, shared_expert_overlap=_set(p.timing.shared_expert_overlap, 0.0)
-    ),
+    "shared experts do not run beside routed ones": lambda p: _constant(p, "timing", "shared_expert_overlap", 0.0),
 }
 """Assumptions of the timing and the machine, each with another defensible value."""
 

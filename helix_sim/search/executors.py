@@ -18,9 +18,9 @@ from typing import Any
 
 from helix_sim.core.errors import Exit, SpecError, Stopped
 from helix_sim.core.files import PointsWriter
+from helix_sim.search.block import evaluate_block
 from helix_sim.search.journal import GO_ON, Outcome, file_digest
 from helix_sim.search.plan import Block, Plan
-from helix_sim.search.sweep import evaluate_block
 
 EXECUTORS = ("auto", "serial", "processes", "dask")
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from helix_sim.core.errors import Exit, Stopped, cannot_write
 from helix_sim.core.files import PARTIAL, write_bytes, write_json
+from helix_sim.search.evaluated import Evaluated
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import Block, Plan, blocks
-from helix_sim.search.sweep import Evaluated
 
 GO_ON = "the same command with --resume goes on"
 

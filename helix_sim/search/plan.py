@@ -16,6 +16,7 @@ from helix_sim.search.identity import Input, digest, digest_of, input_of, sweep_
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
+from helix_sim.specs.setting import Setting
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
 
@@ -31,11 +32,24 @@ class Plan:
     """A sweep with its files loaded and its shapes listed: what the flat index of a layout means."""
 
     sweep: Sweep
-    model: Model
-    machine: Machine
-    timing: Timing
+    setting: Setting
     shapes: dict[str, dict[str, npt.NDArray[Any]]]
     batches: npt.NDArray[Any]
+
+    @property
+    def model(self) -> Model:
+        """The model of the plan's setting."""
+        return self.setting.model
+
+    @property
+    def machine(self) -> Machine:
+        """The machine of the plan's setting."""
+        return self.setting.machine
+
+    @property
+    def timing(self) -> Timing:
+        """The timing of the plan's setting."""
+        return self.setting.timing
 
     def chunk_axis(self, family: str) -> list[int | str]:
         """HOP-B chunk counts of a family: the sweep's list, or off."""
@@ -124,9 +138,12 @@ def plan(sweep: Sweep) -> Plan:
     model = load_model(sweep.name_of("model"))
     return Plan(
         sweep=sweep,
-        model=model,
-        machine=load_machine(sweep.name_of("machine")),
-        timing=load_timing(sweep.name_of("timing")),
+        setting=Setting(
+            model=model,
+            machine=load_machine(sweep.name_of("machine")),
+            timing=load_timing(sweep.name_of("timing")),
+            precision=sweep.precision,
+        ),
         shapes={name: shapes(sweep, name, model) for name in sweep.families},
         batches=np.array(sweep.batch.values(), dtype=np.int64),
     )

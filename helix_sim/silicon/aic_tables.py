@@ -27,11 +27,11 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from helix_sim.silicon.systems import machine_of, tables_of
+from helix_sim.specs.load import load_framework
+
 DISTRIBUTION = "aiconfigurator-core"
 VERSION = "0.12.0"
-SYSTEMS = {"gb200": "gb200", "gb300": "gb300", "b200": "b200_sxm", "h200": "h200_sxm", "h100": "h100_sxm"}
-FRAMEWORKS = ("trtllm", "sglang", "vllm")
-GPUS_PER_NODE = {"gb200": 4, "gb300": 4, "b200": 8, "h200": 8, "h100": 8}  # systems/*.yaml: num_gpus_per_node
 
 _FORMAT = {"bfloat16": "bf16", "half": "fp16"}
 _DTYPE_BYTES = {"bfloat16": 2, "half": 2, "int8": 1}
@@ -68,7 +68,7 @@ def root() -> Path:
 
 def versions(system: str, family: str, framework: str, name: str) -> tuple[str, ...]:
     """Framework versions that have this table, oldest first."""
-    folder = root() / "data" / SYSTEMS[system] / family / framework
+    folder = root() / "data" / tables_of(system).folder / family / framework
     return tuple(sorted((p.parent.name for p in folder.glob(f"*/{name}.parquet")), key=_version_key))
 
 
@@ -102,7 +102,7 @@ def default_version(system: str, family: str, framework: str, name: str) -> str:
 
 def selection(system: str, framework: str) -> dict[tuple[str, str], str]:
     """(family, table) → version that is read, of every table that a framework has on a system."""
-    folder = root() / "data" / SYSTEMS[system]
+    folder = root() / "data" / tables_of(system).folder
     tables = {(path.parts[-4], path.stem) for path in folder.glob(f"*/{framework}/*/*.parquet")}
     return {table: default_version(system, table[0], framework, table[1]) for table in sorted(tables)}
 
@@ -110,7 +110,7 @@ def selection(system: str, framework: str) -> dict[tuple[str, str], str]:
 def read(system: str, family: str, framework: str, name: str, version: str | None = None) -> pd.DataFrame:
     """One table as stored, with its coordinates in `source`."""
     chosen = version or default_version(system, family, framework, name)
-    path = root() / "data" / SYSTEMS[system] / family / framework / chosen / f"{name}.parquet"
+    path = root() / "data" / tables_of(system).folder / family / framework / chosen / f"{name}.parquet"
     if not path.is_file():
         have = ", ".join(versions(system, family, framework, name)) or "none"
         raise NoSuchTable(f"{family}/{name} of {framework} {chosen} on {system} is not there; versions: {have}.")
@@ -139,9 +139,16 @@ def attention_mla(system: str, framework: str, version: str | None = None) -> pd
         q_heads=raw["num_heads"],
         kv_heads=1,
         kv_format=kv,
-        math_format=kv if system in ("gb200", "gb300", "b200") else "bf16",
+        math_format=kv if multiplies_in_fp8(system) else "bf16",
     )
     return _tidy(tidy, ["batch", "context", "q_heads", "kv_heads", "kv_format", "math_format"])
+
+
+def multiplies_in_fp8(system: str) -> bool:
+    """Whether a system's attention multiplies in FP8 where its cache is FP8."""
+    fact = machine_of(system).fp8_attention
+    assert fact is not None
+    return fact.value
 
 
 def mla_module(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -367,21 +374,10 @@ def end_to_end() -> pd.DataFrame:
     )
 
 
-DYNAMO = {
-    "0.5.1-rc0.pre3": "1.1.0rc5",
-    "0.8.1.post1": "1.2.0rc6.post1",
-    "0.8.1.post2": "1.2.0rc6.post2",
-    "0.8.1.post3": "1.2.0rc6.post3",
-    "1.1.0-dev.2": "1.3.0rc10",
-}
-"""TensorRT-LLM inside a release of Dynamo, by which the servings name it [docs.nvidia.com/dynamo, support matrix]. Not
-listed there, and put between their neighbours: 0.5.1 (0.6.0 has 1.1.0rc5) and 1.1.0-dev.2 (1.0.0 has 1.3.0rc5, 1.1.1
-has 1.3.0rc11)."""
-
-
 def served_version(framework: str, named: str) -> str:
     """A framework's own version, of the release that a serving names."""
-    return DYNAMO.get(named, named) if framework == "trtllm" else named
+    releases = load_framework(framework).releases
+    return releases.versions.get(named, named) if releases else named
 
 
 def disaggregated_decode() -> pd.DataFrame:
@@ -428,7 +424,7 @@ def _deepep_low_latency(system: str, version: str | None) -> pd.DataFrame:
     raw = read(system, "comm", "sglang", "wideep_deepep_ll_perf", version)
     names = {"num_token": "tokens", "hidden_size": "hidden", "num_topk": "top_k", "num_experts": "experts"}
     raw = raw.rename(columns=names)
-    raw = raw.assign(ranks=raw["node_num"] * GPUS_PER_NODE[system], sms=0, routing="unknown")
+    raw = raw.assign(ranks=raw["node_num"] * machine_of(system).kernel_facts[2], sms=0, routing="unknown")
     out = raw.assign(op="dispatch", format="fp8_block", latency=raw["dispatch_avg_t_us"])
     back = raw.assign(op="combine", format="bf16", latency=raw["combine_avg_t_us"])
     return _tidy(pd.concat([out, back]), _EXCHANGE_KEYS, _MICROSECONDS)
@@ -445,7 +441,7 @@ def _tidy(raw: pd.DataFrame, keys: Sequence[str], unit: float = _MILLISECONDS) -
 def _declared_versions(system: str) -> Mapping[str, str]:
     """Framework → version that `query_versions.yaml` calls current on this system."""
     declared = yaml.safe_load((root() / "query_versions.yaml").read_text(encoding="utf-8"))
-    merged = {**declared["defaults"], **declared["overrides"].get(SYSTEMS[system], {})}
+    merged = {**declared["defaults"], **declared["overrides"].get(tables_of(system).folder, {})}
     return {framework: entry["current"] for framework, entry in merged.items()}
 
 

@@ -12,13 +12,17 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.composition import composition
-from helix_sim.silicon.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
+from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
 from helix_sim.silicon.measured_kernels import SECTIONS, measurements
-from helix_sim.specs.load import load_machine, load_timing
+from helix_sim.silicon.systems import machine_of
+from helix_sim.specs.load import load_framework, load_timing, parse
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.timing import Calibration, KernelClass, Timing
-from helix_sim.specs.values import Positive, Quantity, WholeQuantity
-from helix_sim.timing.kernel_shapes import Gpu
+from helix_sim.specs.timing import KernelClass, Timing
+from helix_sim.specs.values import Quantity
+from helix_sim.timing.kernel_shapes import gpu_of
+
+BASE = "serving-stack"
+"""The timing that every timing of a serving framework extends."""
 
 
 def calibrate(
@@ -33,11 +37,10 @@ def calibrate(
         raise SpecError([f"--as-of: {said(software)} is not a version of {framework}, such as 1.2.0rc6"])
     with silicon.software(framework, software) if software else nullcontext():
         found = measurements(system, framework)
-    machine = load_machine(MACHINES[system])
-    gpu = bare_gpu(machine, system)
+    machine = machine_of(system)
     fitted: dict[str, Fitted] = {}
     for measured in found:
-        fitted[measured.name] = fit(measured, gpu, machine.flops_per_s)
+        fitted[measured.name] = fit(measured, gpu_of(machine), machine.flops_per_s)
         errors = fitted[measured.name].record.residuals
         say(f"{measured.name}: {errors.count} held out, median {errors.median_error:.1%}, mean {errors.mean_error:.1%}")
     made = _timing(system, framework, fitted)
@@ -66,11 +69,11 @@ def _refitted(name: str, version: str, families: tuple[str, ...]) -> Timing:
     timing = load_timing(name)
     assert timing.calibration is not None
     system, framework, classes = timing.calibration.system, timing.calibration.framework, timing.calibration.classes
-    machine, changed = load_machine(MACHINES[system]), {}
+    machine, changed = machine_of(system), {}
     with silicon.software(framework, version):
         for measured in measurements(system, framework, families):
             if measured.name in classes and measured.source not in classes[measured.name].source:
-                changed[measured.name] = _fitted_once(measured, bare_gpu(machine, system), machine)
+                changed[measured.name] = _fitted_once(measured, machine)
     update = timing.calibration.model_copy(update={"classes": {**classes, **changed}})
     return timing.model_copy(update={"calibration": update})
 
@@ -78,55 +81,32 @@ def _refitted(name: str, version: str, families: tuple[str, ...]) -> Timing:
 _fits: dict[tuple[str, str], KernelClass] = {}
 
 
-def _fitted_once(measured: Measured, gpu: Gpu, machine: Machine) -> KernelClass:
+def _fitted_once(measured: Measured, machine: Machine) -> KernelClass:
     """A class's record; several versions of a framework may find the same tables."""
     key = (measured.name, measured.source)
     if key not in _fits:
-        _fits[key] = fit(measured, gpu, machine.flops_per_s).record
+        _fits[key] = fit(measured, gpu_of(machine), machine.flops_per_s).record
     return _fits[key]
 
 
-STEP_OVERHEAD_US = {"trtllm": (140, 73), "sglang": (0, 32), "vllm": (690, 6)}
-"""What a step takes outside of kernels, and how many development servings ask for it (studies.validate.overheads)."""
-
-
-def _step_overhead(framework: str) -> Quantity:
-    value, rows = STEP_OVERHEAD_US[framework]
-    asked = "helix-sim validate --end-to-end: least mean |ln error|"
-    return Quantity(value=value, source=f"measured: {rows} development servings of {framework}, {asked}")
-
-
-NETWORK_SHARE = {
-    "value": 0.75,
-    "source": "measured: DeepEP low latency over two nodes of H100, 36 to 39 GB/s of 50, aiconfigurator-core 0.12.0",
-}
-
-
 def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing:
-
-    paper = load_timing("paper").model_dump()
     classes = {name: each.record for name, each in fitted.items()}
     classes["grouped-pointwise"] = _inside_grouped(classes)
-    return Timing.model_validate(
-        paper
-        | {
-            "name": f"{system}-{framework}",
-            "description": f"kernels of {framework} as measured on {system.upper()}, {silicon.DISTRIBUTION} "
-            f"{silicon.VERSION}",
-            "all_reduce_overlap": {"value": 0, "source": "assumed: these frameworks reduce after the product"},
-            "collective": paper["collective"] | {"network_share": NETWORK_SHARE},
-            "calibration": Calibration(
-                system=system,
-                framework=framework,
-                package=f"{silicon.DISTRIBUTION} {silicon.VERSION}",
-                sms=WholeQuantity(value=SMS[system], source="datasheet: streaming multiprocessors of this GPU"),
-                l2_MB=Positive(value=L2_MB[system], source="datasheet: L2 cache of this GPU"),
-                tray_gpus=WholeQuantity(value=TRAY[system], source="datasheet: GPUs on one board"),
-                step_overhead_us=_step_overhead(framework),
-                classes=classes,
-            ),
-        }
-    )
+    package = f"{silicon.DISTRIBUTION} {silicon.VERSION}"
+    content = {
+        "kind": "timing",
+        "name": f"{system}-{framework}",
+        "description": f"kernels of {framework} as measured on {system.upper()}, {package}",
+        "extends": BASE,
+        "calibration": {
+            "system": system,
+            "framework": framework,
+            "package": package,
+            "step_overhead_us": load_framework(framework).step_overhead_us.model_dump(),
+            "classes": {name: record.model_dump() for name, record in classes.items()},
+        },
+    }
+    return parse(Timing, content, f"{system}-{framework}")
 
 
 def _inside_grouped(classes: Mapping[str, KernelClass]) -> KernelClass:

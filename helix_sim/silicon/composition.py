@@ -16,16 +16,19 @@ import numpy as np
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
-from helix_sim.ops.attention import Decode
+from helix_sim.ops.layers import KINDS
+from helix_sim.ops.step_input import StepInput
 from helix_sim.silicon import aic_tables as silicon
-from helix_sim.silicon.fit import MACHINES, bare_gpu, modelled_s, residuals
+from helix_sim.silicon.fit import modelled_s, residuals
 from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT
-from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.silicon.systems import borrowed, machine_of
+from helix_sim.specs import kernel_parameters
+from helix_sim.specs.load import load_model, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Composition, Timing
-from helix_sim.step import attention_ops
-from helix_sim.timing.kernel_shapes import SHAPES
-from helix_sim.timing.roofline import interval_deviations, measured_classes, residual_range
+from helix_sim.timing.kernel_shapes import gpu_of
+from helix_sim.timing.roofline import measured_classes
+from helix_sim.timing.uncertainty import interval_deviations, residual_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,25 +39,16 @@ MODULE = (
 )
 """Ops of a step that one measured module runs; its norm and its all-reduce lie outside."""
 
-LENDERS = {
-    **{("sglang", system): ("trtllm", system, "SGLang's modules ran an older version of its kernels")
-       for system in ("gb200", "gb300", "b200", "h200", "h100")},
-    **{("vllm", system): ("vllm", "b200", "here the table times the host's launches, 50 µs whatever the size")
-       for system in ("gb200", "gb300", "h200", "h100")},
-}  # fmt: skip
-"""(framework, system) whose modules say nothing of its kernels: whose stand in, and why."""
-
 
 def composition(timing: Timing) -> Composition:
     """Measured over summed time of a framework's whole modules; of another's, from its shipped timing, where named."""
     assert timing.calibration is not None
     system, framework = timing.calibration.system, timing.calibration.framework
-    if (framework, system) in LENDERS:
-        lender, where, why = LENDERS[framework, system]
-        lent = load_timing(f"{where}-{lender}").calibration
+    for record, of_system, of_framework in borrowed(system, framework, "mla_module"):
+        lent = load_timing(f"{of_system}-{of_framework}").calibration
         assert lent is not None
         assert lent.composition is not None
-        return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {why}"})
+        return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {record.reason}"})
     frame = silicon.mla_module(system, framework)
     frame = frame[frame["gemm_format"].isin(list(TABLE_FORMAT))]
     parts = [_kernels_s(rows, timing, *key) for key, rows in frame.groupby(["kv_format", "gemm_format"])]
@@ -78,18 +72,21 @@ def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) ->
     Operands are in L2 as a benchmark that repeats one module has them. q_heads of 128 heads: TP of 128 / q_heads.
     """
     assert timing.calibration is not None
-    weights, hopper = TABLE_FORMAT[gemm_format], timing.calibration.system in ("h200", "h100")
+    weights = TABLE_FORMAT[gemm_format]
+    in_fp8 = kv == "fp8" and silicon.multiplies_in_fp8(timing.calibration.system)
     precision = Precision.model_validate(
         {
             "weights": weights,
             "math": MATH[weights],
             "kv": kv,
-            "attention_math": "bf16" if hopper or kv == "bf16" else "fp8",
+            "attention_math": "fp8" if in_fp8 else "bf16",
         }
     )
     batch, context, heads = (rows[name].to_numpy(dtype=float) for name in ("batch", "context", "q_heads"))
     layout = Layout(batch=batch, tpa=128 / heads, tpf=128 / heads)
-    ops = attention_ops(Decode(model=load_model("deepseek-r1"), precision=precision, layout=layout, context=context))
+    model = load_model("deepseek-r1")
+    step = StepInput(model=model, precision=precision, layout=layout, context=context)
+    ops = KINDS["mla"].ops(step, model.attention["mla"])
     by_class: dict[str, Any] = {}
     for name in MODULE:
         key = measured_classes(ops[name], timing)[0].partition("/")[0]
@@ -101,10 +98,10 @@ def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) ->
 def _alone_s(work: Work, timing: Timing) -> Any:
     """Seconds of one op on the fastest of its measured kernels, as a benchmark that repeats it finds it."""
     assert timing.calibration is not None
-    machine = load_machine(MACHINES[timing.calibration.system])
-    gpu, best = bare_gpu(machine, timing.calibration.system), np.inf
+    machine = machine_of(timing.calibration.system)
+    gpu, best = gpu_of(machine), np.inf
     for name in measured_classes(work, timing):
         record = timing.calibration.classes[name]
-        warm = replace(gpu, l2_warm="l2_share" in SHAPES[record.shape].parameters)
+        warm = replace(gpu, l2_warm="l2_share" in kernel_parameters.SHAPES[record.shape].parameters)
         best = np.minimum(best, modelled_s(record.shape, [work], warm, machine.flops_per_s, record.values))
     return best

@@ -17,25 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim.core.units import MEGA
 from helix_sim.core.work import Work
-from helix_sim.specs.machine import Machine
+from helix_sim.specs import kernel_parameters
+from helix_sim.specs.extending import differences
+from helix_sim.specs.load import load_timing
 from helix_sim.specs.timing import KernelClass, Residuals, Timing
 from helix_sim.timing.kernel_shapes import SHAPES, Gpu
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MACHINES = {
-    "gb200": "gb200-nvl72",
-    "gb300": "gb300-nvl72",
-    "b200": "b200-hgx",
-    "h200": "h200-hgx",
-    "h100": "h100-hgx",
-}
-SMS = {"gb200": 148, "gb300": 148, "b200": 148, "h200": 132, "h100": 132}
-L2_MB = {"gb200": 126, "gb300": 126, "b200": 126, "h200": 50, "h100": 50}
-TRAY = {"gb200": 4, "gb300": 4, "b200": 8, "h200": 8, "h100": 8}
 MOST_ROWS = 4000
 """Rows that enter a fit; larger tables are sampled, with a fixed seed."""
 
@@ -55,6 +46,8 @@ class Measured:
     source: str
     largest: dict[str, float]
     l2_warm: bool = False
+    borrowed: bool = False
+    """Whether all of it is of another framework's or system's kernels."""
     known: Mapping[str, float] | None = None
     """Parameters that these measurements cannot tell, and the values they are set to."""
 
@@ -80,20 +73,6 @@ class Calibrated:
 
     timing: Timing
     fitted: dict[str, Fitted]
-
-
-def bare_gpu(machine: Machine, system: str) -> Gpu:
-    """The GPU that a system's tables were measured on."""
-    return Gpu(
-        hbm_bytes_per_s=machine.hbm_bytes_per_s,
-        nvlink_bytes_per_s=machine.nvlink_bytes_per_s,
-        network_bytes_per_s=machine.network_bytes_per_s,
-        network_latency_s=0.0,
-        domain=machine.domain,
-        tray=TRAY[system],
-        sms=SMS[system],
-        l2_bytes=L2_MB[system] * MEGA,
-    )
 
 
 def held_out(cells: pd.DataFrame) -> npt.NDArray[np.bool_]:
@@ -128,7 +107,7 @@ def modelled_s(
     """Seconds of a kernel that does these ops, one after the other."""
     total: Any = 0.0
     for work in works:
-        terms = SHAPES[shape].time(work, gpu, rate(work.math) if work.collective is None else 1.0, p)
+        terms = SHAPES[shape](work, gpu, rate(work.math) if work.collective is None else 1.0, p)
         total = total + terms.latency_s + np.maximum(np.maximum(terms.math_s, terms.hbm_s), terms.link_s)
     return total
 
@@ -138,7 +117,7 @@ def fit(measured: Measured, gpu: Gpu, rate: Callable[[str], float], *, starts: i
     from scipy.optimize import least_squares
 
     known = dict(measured.known or {})
-    free = {k: v for k, v in SHAPES[measured.shape].parameters.items() if k not in known}
+    free = {k: v for k, v in kernel_parameters.SHAPES[measured.shape].parameters.items() if k not in known}
     gpu = replace(gpu, l2_warm=measured.l2_warm)
     train = np.flatnonzero(~measured.held)
     train = train if len(train) <= MOST_ROWS else np.random.default_rng(0).choice(train, MOST_ROWS, replace=False)
@@ -174,7 +153,7 @@ def _record(measured: Measured, values: Mapping[str, float], known: Mapping[str,
             "value": float(f"{values[name]:.4g}"),
             "source": "assumed: not told by these measurements" if name in known else "measured: fitted, see the class",
         }
-        for name in SHAPES[measured.shape].parameters
+        for name in kernel_parameters.SHAPES[measured.shape].parameters
     }
     return KernelClass.model_validate(
         {
@@ -204,10 +183,13 @@ def residuals(seconds: Any, modelled: Any, held: Any) -> Residuals:
 
 
 def yaml_text(timing: Timing) -> str:
-    """The timing as its file: numbers with their sources, one a line."""
+    """The timing as its file: what it extends, and what differs from that; numbers with their sources, one a line."""
     import yaml
 
-    assert timing.calibration is not None
     content = timing.model_dump(exclude_none=True)
+    if timing.extends:
+        said = differences(content, load_timing(timing.extends).model_dump(exclude_none=True))
+        first = {"kind": timing.kind, "name": timing.name, "description": timing.description}
+        content = first | {"extends": timing.extends} | said
     head = "# Written by `helix-sim calibrate`; refit instead of editing. Only parameters are here, no measurement.\n"
     return head + yaml.safe_dump(content, sort_keys=False, width=100000, default_flow_style=None, allow_unicode=True)

@@ -15,10 +15,12 @@ import numpy as np
 from helix_sim.core.errors import SpecError
 from helix_sim.core.work import Work
 from helix_sim.kernels.measurements import Measurement, ceilings
-from helix_sim.silicon.fit import L2_MB, MACHINES, SMS, TRAY, Calibrated, Fitted, Measured, bare_gpu, fit
-from helix_sim.specs.load import load_machine, load_timing
+from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
+from helix_sim.silicon.systems import machine_of, systems
+from helix_sim.specs.load import parse
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.timing import Timing
+from helix_sim.timing.kernel_shapes import gpu_of
 
 if TYPE_CHECKING:
     from helix_sim.specs.timing import KernelClass
@@ -33,10 +35,10 @@ def system_of(gpu: str) -> str:
     >>> system_of("NVIDIA H200"), system_of("NVIDIA GB200")
     ('h200', 'gb200')
     """
-    for name in sorted(MACHINES, key=len, reverse=True):
+    for name in sorted(systems(), key=len, reverse=True):
         if name.upper() in gpu.upper():
             return name
-    raise SpecError([f"no machine profile for the GPU {gpu!r}; known: {', '.join(MACHINES)}"])
+    raise SpecError([f"no machine profile for the GPU {gpu!r}; known: {', '.join(systems())}"])
 
 
 def measured_classes(rows: Sequence[Measurement]) -> list[Measured]:
@@ -100,14 +102,14 @@ def calibrate(
     provenance: gpu, driver, versions, date and commit, as `kernels.measure.provenance` tells them.
     """
     system = system_of(provenance.get("gpu", "unknown"))
-    machine = load_machine(MACHINES[system])
+    machine = machine_of(system)
     try:
         best = ceilings(rows)
     except ValueError as error:
         raise SpecError([str(error)]) from None
     fitted: dict[str, Fitted] = {}
     for measured in measured_classes(rows):
-        fitted[measured.name] = fit(measured, bare_gpu(machine, system), machine.flops_per_s)
+        fitted[measured.name] = fit(measured, gpu_of(machine), machine.flops_per_s)
         errors = fitted[measured.name].record.residuals
         say(f"{measured.name}: {errors.count} held out, median {errors.median_error:.1%}, mean {errors.mean_error:.1%}")
     classes = {name: each.record for name, each in fitted.items()}
@@ -123,34 +125,27 @@ def _timing(
     provenance: Mapping[str, str],
 ) -> Timing:
     taken = ", ".join(f"{key} {value}" for key, value in provenance.items())
-    paper = load_timing("paper").model_dump()
     launches = [row.median_s for row in rows if row.op == "launch"]
-    kernel = paper["kernel"] | {
-        "bandwidth_share": _share("best copy", best["hbm_bytes_per_s"] / machine.hbm_bytes_per_s),
-    }
+    kernel = {"bandwidth_share": _share("best copy", best["hbm_bytes_per_s"] / machine.hbm_bytes_per_s)}
     if "bf16_flops_per_s" in best:
         kernel["math_share"] = _share("best BF16 matmul", best["bf16_flops_per_s"] / machine.flops_per_s("bf16"))
     if launches:
         kernel["latency_us"] = {"value": _rounded(min(launches) * 1e6), "source": "measured: launch in a CUDA graph"}
-    datasheet = "datasheet: this GPU"
-    return Timing.model_validate(
-        paper
-        | {
-            "name": f"{system}-reference",
-            "description": f"helix_sim's reference kernels as measured: {taken}",
-            "kernel": kernel,
-            "calibration": {
-                "system": system,
-                "framework": "helix_sim",
-                "package": f"helix_sim {provenance.get('helix_sim', 'unknown')}",
-                "sms": {"value": SMS[system], "source": datasheet},
-                "l2_MB": {"value": L2_MB[system], "source": datasheet},
-                "tray_gpus": {"value": TRAY[system], "source": datasheet},
-                "step_overhead_us": {"value": 0, "source": "assumed: none; a step was not measured"},
-                "classes": {name: record.model_dump() for name, record in classes.items()},
-            },
-        }
-    )
+    content = {
+        "kind": "timing",
+        "name": f"{system}-reference",
+        "description": f"helix_sim's reference kernels as measured: {taken}",
+        "extends": "paper",
+        "kernel": kernel,
+        "calibration": {
+            "system": system,
+            "framework": "helix_sim",
+            "package": f"helix_sim {provenance.get('helix_sim', 'unknown')}",
+            "step_overhead_us": {"value": 0, "source": "assumed: none; a step was not measured"},
+            "classes": {name: record.model_dump() for name, record in classes.items()},
+        },
+    }
+    return parse(Timing, content, f"{system}-reference")
 
 
 def _share(what: str, value: float) -> dict[str, Any]:

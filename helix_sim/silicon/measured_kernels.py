@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_sim.core.collectives import all_reduce, direct
-from helix_sim.core.errors import SpecError
 from helix_sim.core.units import MEGA, bytes_per_value
 from helix_sim.core.work import Work
 from helix_sim.silicon import aic_tables as silicon
-from helix_sim.silicon.fit import MACHINES, TRAY, Measured, held_out
-from helix_sim.specs.load import load_machine
+from helix_sim.silicon.fit import Measured, held_out
+from helix_sim.silicon.systems import borrowed, check_names, machine_of
+from helix_sim.specs.load import load_framework
+from helix_sim.specs.public_tables import Borrowed, TableName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,14 +38,61 @@ def _cited(frame: pd.DataFrame, remark: str = "") -> str:
     return f"{silicon.DISTRIBUTION} {silicon.VERSION}, {tables} ({kernels}){remark}"
 
 
+READERS: dict[TableName, Callable[[str, str], pd.DataFrame]] = {
+    "attention_mla": silicon.attention_mla,
+    "gemm": silicon.gemm,
+    "grouped_gemm": silicon.grouped_gemm,
+    "all_reduce": silicon.all_reduce,
+    "expert_exchange": silicon.expert_exchange,
+}
+"""What reads a table that may borrow."""
+
+
+def with_borrowed(system: str, framework: str, table: TableName) -> pd.DataFrame:
+    """A framework's table on a system; what it borrows, as data says, stands in for its own rows of the same kind.
+
+    `remark` says of each row why it stands in; it is empty for the framework's own.
+    """
+    import pandas as pd
+
+    lent = list(borrowed(system, framework, table))
+    if any(record.format is None and record.kernel is None and not record.more_ranks for record, *_ in lent):
+        frame = pd.DataFrame()  # all of it is borrowed
+    else:
+        frame = READERS[table](system, framework).assign(remark="")
+    for record, *lender in lent:
+        rows = READERS[table](*lender)
+        rows = rows[_lent(record, rows, frame)].assign(remark=record.reason)
+        own = [frame[~_lent(record, frame, frame)]] if len(frame) else []
+        frame = pd.concat([*own, rows], ignore_index=True) if len(rows) else frame
+    return frame
+
+
+def _lent(record: Borrowed, rows: pd.DataFrame, own: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Which rows a record of borrowing is about."""
+    about = np.ones(len(rows), dtype=bool)
+    for column, wanted in (("format", record.format), ("kernel", record.kernel)):
+        if wanted is not None:
+            about &= (rows[column] == wanted).to_numpy()
+    return about & (rows["ranks"] > own["ranks"].max()).to_numpy() if record.more_ranks else about
+
+
+def _remark(rows: pd.DataFrame, before: str = "; ") -> str:
+    """Why rows are borrowed, as their class's source says it."""
+    return "".join(f"{before}{remark}" for remark in rows["remark"].unique() if remark)
+
+
+def _all_borrowed(rows: pd.DataFrame) -> bool:
+    return bool((rows["remark"] != "").all())
+
+
 def _floats(frame: pd.DataFrame, *names: str) -> list[npt.NDArray[np.float64]]:
     return [frame[name].to_numpy(dtype=float) for name in names]
 
 
 def mla_classes(system: str, framework: str) -> list[Measured]:
-    """attention-mla by KV format. vLLM has whole modules only, and borrows SGLang's kernel (both run FlashInfer's)."""
-    remark = "; borrowed: this framework's table has whole modules only" if framework == "vllm" else ""
-    frame = silicon.attention_mla(system, "sglang" if framework == "vllm" else framework)
+    """attention-mla by KV format."""
+    frame = with_borrowed(system, framework, "attention_mla")
     found = []
     for kv, rows in frame.groupby("kv_format"):
         batch, context, heads = _floats(rows, "batch", "context", "q_heads")
@@ -68,9 +116,10 @@ def mla_classes(system: str, framework: str) -> list[Measured]:
                 works=(work,),
                 seconds=rows["seconds"].to_numpy(),
                 held=held_out(rows[["batch", "q_heads", "kv_format"]]),
-                source=_cited(rows, remark),
+                source=_cited(rows, _remark(rows, "; borrowed: ")),
                 largest=_largest(tokens=context, rows=batch),
                 l2_warm=True,
+                borrowed=_all_borrowed(rows),
             )
         )
     return found
@@ -123,18 +172,8 @@ def _fastest(frame: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
 
 
 def gemm_classes(system: str, framework: str) -> list[Measured]:
-    """gemm by weight format, quantising of the input included where the framework's kernel does it.
-
-    vLLM's table of FP8 blocks has floors of 50 to 250 µs, which are a host's and not a kernel's: SGLang's DeepGEMM, the
-    library that vLLM calls as well, stands in for it.
-    """
-    import pandas as pd
-
-    frame, remark = silicon.gemm(system, framework), {}
-    if framework == "vllm":
-        own, borrowed = frame["format"] != "fp8_block", silicon.gemm(system, "sglang").query("format == 'fp8_block'")
-        frame = pd.concat([frame[own], borrowed], ignore_index=True)
-        remark = {"fp8_block": "; borrowed: vLLM's table times the host's launches"}
+    """gemm by weight format, quantising of the input included where the framework's kernel does it."""
+    frame = with_borrowed(system, framework, "gemm")
     frame = frame[(frame["m"] <= DECODE_TOKENS) & (frame["n"] >= 128) & (frame["k"] >= 128)]
     frame = _fastest(frame, ["m", "n", "k", "format"])
     found = []
@@ -150,8 +189,9 @@ def gemm_classes(system: str, framework: str) -> list[Measured]:
                 works=(_product("gemm", name, m, k, n),),
                 seconds=rows["seconds"].to_numpy(),
                 held=held_out(rows[["n", "k", "format"]]),
-                source=_cited(rows, remark.get(str(table_format), "")),
+                source=_cited(rows, _remark(rows, "; borrowed: ")),
                 largest=_largest(rows=m, inner=k, outer=n),
+                borrowed=_all_borrowed(rows),
             )
         )
     return found
@@ -267,19 +307,9 @@ def _raised(loads: npt.NDArray[np.float64], total: npt.NDArray[np.float64]) -> n
 def grouped_classes(system: str, framework: str) -> list[Measured]:
     """grouped-gemm by format and kernel: both products of routed experts and what is fused with them.
 
-    Where a framework has several kernels for a format, each is a class, and the timing runs the faster one. On Blackwell
-    TensorRT-LLM runs FP8 experts on its own trtllm-gen kernels as well, which only SGLang's table has measured, and
-    SGLang runs them on DeepGEMM behind DeepEP, which only TensorRT-LLM's table has. TensorRT-LLM's low-latency FP4
-    kernel is measured on GB200 and B200 but not on GB300, whose SMs and HBM run at the same rates: GB200's stands in.
+    Where a framework has several kernels for a format, each is a class, and the timing runs the faster one.
     """
-    import pandas as pd
-
-    frames = [silicon.grouped_gemm(system, framework).assign(remark="")]
-    for lender, table_format, kernel, why in _lent_kernels(system, framework):
-        lent = silicon.grouped_gemm(*lender)
-        lent = lent[(lent["format"] == table_format) & (lent["kernel"] == kernel)]
-        frames.append(lent.assign(remark=f"; borrowed: {why}"))
-    return _grouped_classes(_credible(_loaded(pd.concat(frames, ignore_index=True)), system))
+    return _grouped_classes(_credible(_loaded(with_borrowed(system, framework, "grouped_gemm")), system))
 
 
 EXPERT = ["hidden", "intermediate", "experts", "top_k", "moe_tp", "moe_ep", "format", "routing"]
@@ -305,24 +335,10 @@ def _credible(frame: pd.DataFrame, system: str) -> pd.DataFrame:
     """
     shard = 3 * frame["hidden"] * frame["intermediate"] / frame["moe_tp"]
     weights = frame["read"] * shard * frame["format"].map(lambda name: bytes_per_value(TABLE_FORMAT[name]))
-    faster = weights / frame["seconds"] > load_machine(MACHINES[system]).hbm_bytes_per_s
+    faster = weights / frame["seconds"] > machine_of(system).hbm_bytes_per_s
     models = [frame[name] for name in ("kernel", "hidden", "intermediate", "experts", "top_k", "format")]
     balanced = frame["routing"] == "balanced"
     return frame[~(balanced & (faster & balanced).groupby(models).transform("any"))]
-
-
-def _lent_kernels(system: str, framework: str) -> list[tuple[tuple[str, str], str, str, str]]:
-    """What a framework runs and its own table lacks: ((system, framework) that has it, format, kernel, why)."""
-    found, runs = [], f"{framework} runs this kernel as well"
-    if framework == "trtllm" and system in ("gb200", "gb300", "b200"):
-        found.append(((system, "sglang"), "fp8_block", "sglang_flashinfer_trtllm_moe", runs))
-    if framework == "sglang" and system in ("gb200", "gb300", "b200"):
-        found.append(((system, "trtllm"), "fp8_block", "deepgemm", runs))
-    if framework == "trtllm" and system == "gb300":
-        found.append(
-            (("gb200", "trtllm"), "nvfp4", "moe_torch_flow_min_latency", "this system's table lacks this kernel")
-        )
-    return found
 
 
 def _grouped_classes(frame: pd.DataFrame) -> list[Measured]:
@@ -339,8 +355,9 @@ def _grouped_classes(frame: pd.DataFrame) -> list[Measured]:
                     works=_expert_works(TABLE_FORMAT[str(table_format)], rows),
                     seconds=rows["seconds"].to_numpy(),
                     held=held_out(rows[EXPERT]),
-                    source=_cited(rows, f"; permutation, activation and sum included{rows['remark'].iloc[0]}"),
+                    source=_cited(rows, f"; permutation, activation and sum included{_remark(rows, '; borrowed: ')}"),
                     largest=_largest(rows=rows["pairs"], copies=rows["experts"] / rows["moe_ep"]),
+                    borrowed=_all_borrowed(rows),
                 )
             )
     return found
@@ -373,16 +390,12 @@ def _expert_works(weights: str, frame: pd.DataFrame) -> tuple[Work, ...]:
 
 # --- Collectives -----------------------------------------------------------------------------------------------------
 
-OFF_BOARD_US = {"gb200": 1.36, "gb300": 1.36, "b200": 0.0, "h200": 0.0, "h100": 0.0}
-"""What leaving the board costs where only one board was measured: on racks the step of TensorRT-LLM's dispatch, fitted
-over 2 to 32 GPUs of GB200; on HGX the board is the NVLink domain, and the network's own latency is charged."""
-
 
 def nccl_classes(system: str, framework: str) -> list[Measured]:
     """all-gather, reduce-scatter and all-to-all of NCCL; each also in the other roles that a decode step has for it."""
     frame = silicon.nccl(system)
     roles = {"all_gather": ("all-gather", "broadcast", "send"), "reduce_scatter": ("reduce-scatter",)}
-    if not _own_exchange(system, framework):
+    if not (load_framework(framework).exchange.attention.value and len(_exchange_rows(system, framework))):
         roles["all_to_all"] = ("all-to-all",)
     found = []
     for op, names in roles.items():
@@ -394,9 +407,18 @@ def nccl_classes(system: str, framework: str) -> list[Measured]:
     return found
 
 
-def _own_exchange(system: str, framework: str) -> bool:
-    """Whether the framework has NVLink kernels of its own that span a rack."""
-    return framework == "trtllm" and system in ("gb200", "gb300")
+def _exchange_rows(system: str, framework: str) -> pd.DataFrame:
+    """What was measured of the kernels by which a framework sends tokens to their experts; no rows where nothing."""
+    frame = with_borrowed(system, framework, "expert_exchange")
+    return frame[frame["kernel"].isin(load_framework(framework).exchange.kernels)]
+
+
+def _off_board(system: str, ranks: Any) -> dict[str, float]:
+    """What leaving the board costs [µs], where one board alone was measured; the fit tells it where more were."""
+    machine = machine_of(system)
+    assert machine.off_board_us is not None
+    _, _, tray = machine.kernel_facts
+    return {} if ranks.max() > tray else {"beyond_tray_us": machine.off_board_us.value}
 
 
 def _exchange_class(
@@ -412,7 +434,6 @@ def _exchange_class(
 ) -> Measured:
     work = Work(op_class=name, kernels=0, collective=direct("all-to-all", sent, ranks))
     cells = [column for column in ("op", "ranks", "bytes", "tokens", "hidden", "format") if column in rows]
-    off_board = {} if ranks.max() > TRAY[system] else {"beyond_tray_us": OFF_BOARD_US[system]}
     return Measured(
         name=name,
         shape=shape,
@@ -421,25 +442,13 @@ def _exchange_class(
         held=held_out(rows[cells]),
         source=_cited(rows, remark),
         largest=_largest(ranks=ranks, payload=sent),
-        known={**off_board, **(known or {})},
+        known={**_off_board(system, ranks), **(known or {})},
     )
 
 
 def all_reduce_classes(system: str, framework: str) -> list[Measured]:
-    """all-reduce: the framework's own kernel; GB200's beyond one board (4 GPUs) borrows GB300's, on the same fabric."""
-    import pandas as pd
-
-    rows, remark = silicon.all_reduce(system, framework), ""
-    if system == "gb200":
-        wide = silicon.all_reduce("gb300", framework)
-        wide = wide[wide["ranks"] > rows["ranks"].max()]
-        if not len(wide):
-            wide = silicon.all_reduce("gb300", "trtllm").query("ranks > 4")
-        rows = pd.concat([rows, wide], ignore_index=True)
-        remark = "; beyond 4 ranks GB300's rows, the same fabric"
-    elif system == "gb300" and rows["ranks"].max() <= 4:
-        rows = pd.concat([rows, silicon.all_reduce("gb300", "trtllm").query("ranks > 4")], ignore_index=True)
-        remark = "; beyond 4 ranks TensorRT-LLM's rows"
+    """all-reduce: the framework's own kernel; beyond the ranks that its table has, that of a like fabric."""
+    rows = with_borrowed(system, framework, "all_reduce")
     rows = rows[rows["bytes"] <= 64 * MEGA]
     ranks, size = _floats(rows, "ranks", "bytes")
     return [
@@ -449,12 +458,9 @@ def all_reduce_classes(system: str, framework: str) -> list[Measured]:
             works=(Work(op_class="all-reduce", kernels=0, collective=all_reduce(size, ranks)),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["ranks", "bytes", "kernel"]]),
-            source=_cited(rows, remark),
+            source=_cited(rows, _remark(rows)),
             largest=_largest(ranks=ranks, payload=size),
-            known={
-                "nccl_us": _nccl_latency_us(system),
-                **({} if ranks.max() > TRAY[system] else {"beyond_tray_us": OFF_BOARD_US[system]}),
-            },
+            known={"nccl_us": _nccl_latency_us(system), **_off_board(system, ranks)},
         )
     ]
 
@@ -468,23 +474,18 @@ def _nccl_latency_us(system: str) -> float:
 def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     """dispatch and combine, and the all-to-all of partial attention outputs where it runs on the same kernels.
 
-    TensorRT-LLM on racks: its one-sided NVLink kernels, measured on GB200 over 2 to 32 ranks. On HGX it gathers all
-    tokens and scatters the sums with NCCL. SGLang and vLLM: DeepEP's low-latency kernels, measured on one board; what
-    more ranks and boards cost is what they cost TensorRT-LLM on GB200.
+    A framework of whose exchange kernels none was measured here gathers all tokens and scatters their sums with NCCL,
+    where its file says so.
     """
-    if framework == "trtllm" and not _own_exchange(system, framework):
-        return _gathered_exchange(system)
-    if _own_exchange(system, framework):
-        frame = silicon.expert_exchange("gb200", "trtllm").query("kernel == 'NVLinkOneSided'")
-        remark, known = "; measured on GB200, the same fabric" if system == "gb300" else "", None
-    else:
-        frame = silicon.expert_exchange(system, framework)
-        frame = frame[frame["kernel"].isin(["deepep", "deepep_ll"])]
-        remark, known = "; one board measured, more ranks cost what they cost TensorRT-LLM on GB200", ONE_BOARD
+    exchange, frame = load_framework(framework).exchange, _exchange_rows(system, framework)
+    if exchange.gathers and not len(frame):
+        return _gathered_exchange(system, exchange.gathers)
+    known = {"doubling_us": exchange.doubling_us.value} if exchange.doubling_us else None
+    remark = _remark(frame) + (f"; {exchange.remark}" if exchange.remark else "")
     frame = frame[frame["tokens"] <= DECODE_TOKENS]
     found = []
     roles = {"dispatch": ["dispatch"], "combine": ["combine"]}
-    if _own_exchange(system, framework):
+    if exchange.attention.value:
         roles["dispatch"] += ["all-to-all"]
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
@@ -498,18 +499,14 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     return found
 
 
-ONE_BOARD = {"doubling_us": 1.14}
-"""What a doubling of ranks costs TensorRT-LLM's dispatch on GB200."""
-
-
-def _gathered_exchange(system: str) -> list[Measured]:
-
+def _gathered_exchange(system: str, why: str) -> list[Measured]:
+    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both."""
     frame, found = silicon.nccl(system), []
     for name, op in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
         rows = frame[frame["op"] == op]
         ranks, size = _floats(rows, "ranks", "bytes")
-        sent, remark = size * (ranks - 1) / ranks, "; this framework gathers every token on HGX"
-        found.append(_exchange_class(system, name, rows, ranks, sent, shape="gather", remark=remark))
+        sent = size * (ranks - 1) / ranks
+        found.append(_exchange_class(system, name, rows, ranks, sent, shape="gather", remark=f"; {why}"))
     return found
 
 
@@ -532,19 +529,6 @@ SECTIONS: dict[str, tuple[Callable[[str, str], list[Measured]], ...]] = {
     "comm": (all_reduce_classes, nccl_classes, expert_exchange_classes),
 }
 """What makes classes of each family of tables."""
-
-
-def check_names(system: str, framework: str) -> None:
-    """SpecError where there are no tables of that name."""
-    from helix_sim.silicon import aic_tables as silicon
-
-    problems = []
-    if system not in silicon.SYSTEMS:
-        problems.append(f"--system: {system!r} is not one of {', '.join(silicon.SYSTEMS)}")
-    if framework not in silicon.FRAMEWORKS:
-        problems.append(f"--framework: {framework!r} is not one of {', '.join(silicon.FRAMEWORKS)}")
-    if problems:
-        raise SpecError(problems)
 
 
 def measurements(system: str, framework: str, families: Iterable[str] = tuple(SECTIONS)) -> list[Measured]:

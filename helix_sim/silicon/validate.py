@@ -17,12 +17,15 @@ from helix_sim.core.layout import Layout
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.aic_tables import served_version
 from helix_sim.silicon.calibrate import as_served
-from helix_sim.silicon.fit import MACHINES, Measured, bare_gpu, modelled_s, rows_of
+from helix_sim.silicon.fit import Measured, modelled_s, rows_of
 from helix_sim.silicon.measured_kernels import measurements
-from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.silicon.systems import machine_of, tables_of
+from helix_sim.specs.load import load_framework, load_model, load_timing
 from helix_sim.specs.precision import Precision
+from helix_sim.specs.setting import Setting
 from helix_sim.specs.timing import Timing
-from helix_sim.step import Step, evaluate
+from helix_sim.step import Step, evaluate_step
+from helix_sim.timing.kernel_shapes import gpu_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +54,7 @@ def kernels(system: str, framework: str, timing: Timing | None = None) -> pd.Dat
     parts: dict[str, Any] = {each.name: _held_out_errors(each, system, timing) for each in found}
     rows = [{"class": name, **_statistics(errors)} for name, errors in parts.items()]
     for group, members in GROUPS.items():
-        inside = [parts[each.name] for each in found if each.name.startswith(members) and "borrowed" not in each.source]
+        inside = [parts[each.name] for each in found if each.name.startswith(members) and not each.borrowed]
         if not inside:
             continue
         pooled = _statistics(np.concatenate(inside))
@@ -65,8 +68,8 @@ def _held_out_errors(measured: Measured, system: str, timing: Timing) -> Any:
     from dataclasses import replace
 
     assert timing.calibration is not None
-    machine = load_machine(MACHINES[system])
-    gpu = replace(bare_gpu(machine, system), l2_warm=measured.l2_warm)
+    machine = machine_of(system)
+    gpu = replace(gpu_of(machine), l2_warm=measured.l2_warm)
     record = timing.calibration.classes[measured.name]
     keep = measured.held if measured.held.any() else np.ones_like(measured.held)
     works = [rows_of(work, keep) for work in measured.works]
@@ -94,18 +97,6 @@ MODELS = {
 }
 
 
-DISPATCH: dict[tuple[str, str], str] = {
-    ("trtllm", "fp4"): "nvfp4",
-    ("trtllm", "fp8"): "bf16",
-    ("sglang", "fp4"): "fp8-block",
-    ("sglang", "fp8"): "fp8-block",
-    ("vllm", "fp4"): "fp8-block",
-    ("vllm", "fp8"): "fp8-block",
-}
-"""What tokens travel to their experts in: TensorRT-LLM quantises to NVFP4 before it sends, but to FP8 blocks after;
-DeepEP's low-latency kernels send FP8 blocks."""
-
-
 def formats(row: Any) -> Precision:
     """Number formats of a serving's checkpoint.
 
@@ -113,7 +104,7 @@ def formats(row: Any) -> Precision:
     the output projection does not; Kimi: all of attention stays BF16; Qwen: all linear layers are NVFP4. The cache is
     what the frameworks' `auto` makes of the checkpoint: FP8 where it says so (NVFP4), else BF16.
     """
-    hopper = row.system in ("h100", "h200")
+    in_fp8 = silicon.multiplies_in_fp8(row.system)
     fp4 = row.precision == "fp4"
     latent = row.model.startswith(("deepseek-ai", "moonshotai"))
     kv = "fp8" if fp4 else "bf16"
@@ -121,10 +112,10 @@ def formats(row: Any) -> Precision:
         "weights": "nvfp4" if fp4 else "fp8-block",
         "math": "fp4" if fp4 else "fp8",
         "kv": kv,
-        "attention_math": "bf16" if hopper or kv == "bf16" or not latent else "fp8",
+        "attention_math": "fp8" if in_fp8 and kv == "fp8" and latent else "bf16",
         "head_weights": "bf16",
         "head_math": "bf16",
-        "dispatch": DISPATCH[row.framework, row.precision],
+        "dispatch": load_framework(row.framework).dispatch[row.precision].value,
     }
     if fp4 and latent:
         chosen |= {"attention_weights": "bf16", "projection_math": "bf16"}
@@ -143,14 +134,13 @@ def layout_of(row: Any, batch: float) -> Layout:
 def predict(row: Any, batch: float, timing: Timing | None = None) -> Step:
     """The decode step of a serving; a fractional batch is a mean, and no step runs with less than one request."""
     timing = timing or load_timing(f"{row.system}-{row.framework}")
-    return evaluate(
-        load_model(MODELS[row.model]),
-        load_machine(MACHINES[row.system]),
-        timing,
-        formats(row),
-        layout_of(row, max(batch, 1.0)),
-        int(row.context),
+    setting = Setting(
+        model=load_model(MODELS[row.model]),
+        machine=machine_of(row.system),
+        timing=timing,
+        precision=formats(row),
     )
+    return evaluate_step(setting, layout_of(row, max(batch, 1.0)), int(row.context))
 
 
 BATCHES = {"as_given": "batch", "effective": "effective_batch"}
@@ -217,7 +207,7 @@ def _peer_engine(
     from aiconfigurator_core.sdk.engine import EngineHandle
 
     return EngineHandle.compile(
-        model, silicon.SYSTEMS[system], framework, tp_size=tp, pp_size=pp, attention_dp_size=dp, moe_tp_size=moe_tp,
+        model, tables_of(system).folder, framework, tp_size=tp, pp_size=pp, attention_dp_size=dp, moe_tp_size=moe_tp,
         moe_ep_size=moe_ep, gemm_quant_mode=gemm, moe_quant_mode=moe,
     )  # fmt: skip
 

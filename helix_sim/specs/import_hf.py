@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from helix_sim.core.errors import SpecError
 from helix_sim.specs.load import parse_json, read_bytes
-from helix_sim.specs.model import Model
+from helix_sim.specs.model import MOST_LAYERS, Model, listed_runs
 from helix_sim.specs.precision import Precision
 
 Config = dict[str, Any]
@@ -90,8 +90,11 @@ class Imported:
     @property
     def active_parameters(self) -> int:
         """Parameters a token passes through: the routed experts count top_k times instead of all."""
-        moe, groups = self.model.experts, self.model.parameters()
-        idle = groups["routed experts"] * (moe.routed - moe.top_k) // moe.routed if moe else 0
+        counts, hidden = self.model.kind_counts, self.model.hidden_size
+        idle = sum(
+            counts["ffn", name] * ffn.parameters(hidden)["routed experts"] * (ffn.routed - ffn.top_k) // ffn.routed
+            for name, ffn in self.model.routed_kinds.items()
+        )
         return self.model.total_parameters - idle
 
     @property
@@ -318,8 +321,13 @@ class _Fields:
 
 def _content(f: _Fields, name: str, source: str) -> dict[str, Any]:
     """The spec's keys and values, but for the published parameter count."""
-    layers = f.count("num_hidden_layers")
-    moe = _moe_layers(f, layers)
+    moe = _moe_layers(f, f.count("num_hidden_layers"))
+    attention = _attention(f)
+    ffn: dict[str, Any] = {}
+    if not all(moe):
+        ffn["dense"] = {"kind": "dense", "intermediate_size": f.count("intermediate_size_mlp", "intermediate_size")}
+    if any(moe):
+        ffn["moe"] = {"kind": "routed", **_experts(f)}
     return {
         "kind": "model",
         "name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "model",
@@ -327,11 +335,9 @@ def _content(f: _Fields, name: str, source: str) -> dict[str, Any]:
         "hidden_size": f.count("hidden_size"),
         "vocab_size": f.count("vocab_size"),
         "tied_embeddings": bool(f.config.get("tie_word_embeddings")),
-        "attention": _attention(f),
-        "dense_layers": layers - moe,
-        "dense_intermediate_size": f.count("intermediate_size_mlp", "intermediate_size") if layers > moe else 0,
-        "moe_layers": moe,
-        "experts": _experts(f) if moe else None,
+        "attention": {attention["kind"]: attention},
+        "ffn": ffn,
+        "layers": listed_runs([(attention["kind"], "moe" if routed else "dense") for routed in moe]),
     }
 
 
@@ -357,20 +363,20 @@ def _attention(f: _Fields) -> dict[str, Any]:
     }
 
 
-def _moe_layers(f: _Fields, layers: int) -> int:
-    """Layers with experts: all but the first few, every n-th, or those listed; none without experts."""
+def _moe_layers(f: _Fields, layers: int) -> list[bool]:
+    """Which layers have experts: all but the first few, every n-th, or those listed; none without experts."""
+    numbers = range(min(layers, MOST_LAYERS))
     if not f.count("n_routed_experts", "num_local_experts", "num_experts", default=0):
-        return 0
+        return [False for _ in numbers]
     listed = f.layers("moe_layers")
     if listed is not None:
-        return len(listed)
+        return [i in listed for i in numbers]
     dense_first, every = f.count("first_k_dense_replace", default=0), f.count("moe_layer_freq", default=1)
     step = f.count("decoder_sparse_step", "interleave_moe_layer_step", default=1)
     dense = f.layers("mlp_only_layers") or set()
-    return sum(
-        i >= dense_first and i % max(every, 1) == 0 and (i + 1) % max(step, 1) == 0 and i not in dense
-        for i in range(min(layers, 10**4))
-    )
+    return [
+        i >= dense_first and i % max(every, 1) == 0 and (i + 1) % max(step, 1) == 0 and i not in dense for i in numbers
+    ]
 
 
 def _experts(f: _Fields) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import stat
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -17,28 +16,41 @@ from pydantic import BaseModel, ValidationError
 from helix_sim.core.errors import SpecError
 from helix_sim.core.files import is_path
 from helix_sim.core.text import said, shortened
+from helix_sim.specs.extending import extend
+from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import Model
+from helix_sim.specs.model import Model, listed_layers
+from helix_sim.specs.public_tables import Framework
 from helix_sim.specs.sweep import Family, Sweep
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import Record
-from helix_sim.timing.kernel_shapes import shape_problems
 
 FOLDERS = {
     "model": "model_specs",
     "machine": "hardware_profiles",
     "timing": "hardware_profiles/timings",
     "sweep": "sweeps",
+    "framework": "hardware_profiles/frameworks",
 }
 CALIBRATIONS = "hardware_profiles/measured_timings"
 """Timings fitted to measured kernels; they load by name like the others."""
-KINDS: dict[str, type[Record]] = {"model": Model, "machine": Machine, "timing": Timing, "sweep": Sweep}
+KINDS: dict[str, type[Record]] = {
+    "model": Model,
+    "machine": Machine,
+    "timing": Timing,
+    "sweep": Sweep,
+    "framework": Framework,
+}
 MOST_BYTES = 2**18
 """Of a file: the shipped ones have a few thousand, and the worst of this size takes about a second."""
 MOST_DEPTH = 32
 MOST_PROBLEMS = 100
 
 R = TypeVar("R", bound=Record)
+
+Held = tuple[Path, int, int, int]
+"""What changes with a file's content, wherever the process stands: its place, inode, size and time of last change."""
+State = tuple[Path, Held]
 
 
 def data_folder(folder: str) -> Path:
@@ -49,7 +61,7 @@ def data_folder(folder: str) -> Path:
 
 
 def shipped(kind: str) -> list[str]:
-    """Names of the shipped files of a kind (model, machine, timing, sweep), sorted."""
+    """Names of the shipped files of a kind (model, machine, timing, sweep, framework), sorted."""
     return sorted(_shipped_files(kind))
 
 
@@ -79,31 +91,45 @@ def load_sweep(name: str | Path) -> Sweep:
     return _load(Sweep, "sweep", name)
 
 
+def load_framework(name: str | Path) -> Framework:
+    """A serving framework by its shipped name (`trtllm`) or the path of a YAML file."""
+    return _load(Framework, "framework", name)
+
+
 def check_file(path: str | Path) -> Record:
     """The spec in a file, of whichever kind its `kind` key says; SpecError with every problem otherwise."""
-    return check_content(read_yaml(Path(path)), str(path))
+    return check_content(read_yaml(Path(path)), str(path), Path(path).parent)
 
 
-def check_content(content: dict[str, Any], shown: str) -> Record:
-    """The spec in a file's content; SpecError with every problem otherwise."""
+def check_content(content: dict[str, Any], shown: str, folder: Path | None = None) -> Record:
+    """The spec in a file's content; SpecError with every problem otherwise. folder: where the file lies."""
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise SpecError([f"{shown}: kind is {said(kind)}; it must be one of {', '.join(KINDS)}"])
-    return parse(KINDS[kind], content, shown)
+    return parse(KINDS[kind], content, shown, folder)
 
 
 def _load(record: type[R], kind: str, name: str | Path) -> R:
     path = find(kind, name)
-    now = path.stat()
-    loaded: R = _load_path(record, path, (path.absolute(), now.st_ino, now.st_size, now.st_mtime_ns))
+    loaded: R = _load_path(record, path, _states(path) if record is Timing else (_state(path),))
     return loaded
 
 
 @functools.lru_cache(maxsize=256)
-def _load_path(record: type[R], path: Path, content: tuple[Path, int, int, int]) -> R:
-    """The record in a file; `content` changes with what the file holds, wherever the process stands."""
-    checked = parse(record, read_yaml(path), _shown(path))
+def _load_path(record: type[R], path: Path, states: tuple[State, ...]) -> R:
+    """The spec in a file; states: the files that it rests on, and what tells their contents apart."""
+    checked = parse(record, _content(*states[0]), _shown(path), path.parent)
     return checked.read_from(path) if isinstance(checked, Sweep) else checked
+
+
+@functools.lru_cache(maxsize=64)
+def _content(path: Path, held: Held) -> dict[str, Any]:
+    return read_yaml(path)
+
+
+def _state(path: Path) -> State:
+    now = path.stat()
+    return path, (path.absolute(), now.st_ino, now.st_size, now.st_mtime_ns)
 
 
 def find(kind: str, name: str | Path) -> Path:
@@ -133,6 +159,47 @@ def _shown(path: Path) -> str:
 def _nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word[:80], known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+# --- A timing that extends another -----------------------------------------------------------------------------------
+
+
+def _states(path: Path) -> tuple[State, ...]:
+    """A timing's file and those that it extends, each with what tells its content; SpecError for a circle."""
+    states, seen = [], [path.resolve()]
+    while True:
+        states.append(_state(path))
+        content = _content(*states[-1])
+        if not isinstance(content.get("extends"), str):
+            return tuple(states)
+        base = _base_path(content["extends"], _shown(path), path.parent)
+        if (base_file := base.resolve()) in seen:
+            circle = " → ".join(each.name for each in (*seen[seen.index(base_file) :], base_file))
+            raise SpecError(
+                [shortened(f"{_shown(path)}: extends: goes in a circle, {circle}; let one extend no other")]
+            )
+        seen.append(base_file)
+        if len(seen) > MOST_DEPTH:
+            raise SpecError([f"{_shown(path)}: extends: more than {MOST_DEPTH} timings after one another"])
+        path = base
+
+
+def _base_path(name: str, shown: str, folder: Path | None) -> Path:
+    """The file of a timing that a file at a place extends, by shipped name or by a path beside that file."""
+    try:
+        return find("timing", str(folder / name) if is_path(name) and folder else name)
+    except SpecError as error:
+        raise SpecError([f"{shown}: extends: {problem}" for problem in error.problems]) from None
+
+
+def _with_base(content: dict[str, Any], shown: str, folder: Path | None) -> dict[str, Any]:
+    """A timing's content over that of the timing it extends; name and description are never another's."""
+    name = content.get("extends")
+    if not isinstance(name, str):
+        return content
+    base = _load(Timing, "timing", _base_path(name, shown, folder))
+    own = {"name", "description"}
+    return extend({key: value for key, value in base.model_dump().items() if key not in own}, content)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -239,10 +306,14 @@ def _kind_of(content: Any) -> str:
 # --- Checking --------------------------------------------------------------------------------------------------------
 
 
-def parse(record: type[R], content: dict[str, Any], shown: str) -> R:
-    """A checked record; SpecError with a sentence for each problem, its path in front."""
+def parse(record: type[R], content: dict[str, Any], shown: str, folder: Path | None = None) -> R:
+    """A checked record; SpecError with a sentence for each problem, its path in front. folder: where the file lies."""
     if record is Sweep:
         content = _with_families(content, shown)
+    if record is Model:
+        content = listed_layers(content)
+    if record is Timing:
+        content = _with_base(content, shown, folder)
     try:
         checked = record.model_validate(content)
     except ValidationError as error:
@@ -280,13 +351,13 @@ def shipped_families() -> dict[str, Family]:
     }
 
 
-TAGS = (("attention", "gqa"), ("attention", "mla"))
-"""Where pydantic puts the kind of attention it checked against into a place; the file has no such level."""
+TAGGED = ("attention", "ffn", "layers")
+"""Keys below which pydantic puts the kind that it checked against into a place; the file has no such level."""
 
 
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
-    place = [part for before, part in pairwise((None, *problem["loc"])) if (before, part) not in TAGS]
+    place = [part for level, part in enumerate(problem["loc"]) if level != 2 or problem["loc"][0] not in TAGGED]
     path, kind, given, context = (
         ".".join(map(str, place)),
         problem["type"],
@@ -312,6 +383,8 @@ def _sentence(problem: Any, record: type[Record]) -> str:
     if kind in ("model_type", "model_attributes_type") and not isinstance(problem["input"], dict):
         needs = " with a value and a source: {value: …, source: …}" if _is_quantity(record, problem["loc"]) else ""
         return f"{at}{given} is not a mapping{needs}"
+    if kind == "too_short":
+        return f"{at}is empty; it needs at least {context['min_length']} entry"
     if kind == "literal_error":
         return f"{at}{given} is not one of {str(context['expected']).replace(chr(39), '')}"
     return f"{at}{problem['msg']}"

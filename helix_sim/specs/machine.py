@@ -2,48 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
+
+from pydantic import Field, model_validator
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.units import GIGA, TERA
+from helix_sim.core.units import GIGA, MEGA, TERA
+from helix_sim.specs.public_tables import PublicTables
 from helix_sim.specs.values import Flag, MathFormat, Positive, Quantity, Record, Text, WholeQuantity
+
+KERNEL_FACTS = ("sms", "l2_MB", "tray_gpus")
+"""What measured kernels ask of a machine beyond its rates."""
+TABLE_FACTS = (*KERNEL_FACTS, "off_board_us", "fp8_attention")
+"""What a fit to public tables asks of a machine beyond its rates."""
 
 
 class Machine(Record):
     """One GPU and the networks around it. Rates are datasheet peaks, dense, per GPU, per direction."""
 
-    kind: Literal["machine"]
-    name: Text
-    gpus: WholeQuantity
-    hbm_bandwidth_GBps: Positive
-    memory_GB: Positive
-    memory_reserve_GB: Quantity
-    bf16_dense_TFLOPs: Positive
-    fp8_dense_TFLOPs: Positive | None = None
-    fp4_dense_TFLOPs: Positive | None = None
-    nvlink_per_direction_GBps: Positive
-    nvlink_domain_gpus: WholeQuantity
-    nvlink_switch_reduces: Flag
-    network_per_direction_GBps: Positive
+    kind: Literal["machine"] = Field(description="says that the file is a machine's")
+    name: Text = Field(description="the file's name without its ending")
+    gpus: WholeQuantity = Field(description="GPUs of the largest system that is searched [GPUs]")
+    hbm_bandwidth_GBps: Positive = Field(description="HBM bandwidth of one GPU [GB/s]")
+    memory_GB: Positive = Field(description="memory of one GPU as its driver sees it [GB]")
+    memory_reserve_GB: Quantity = Field(
+        description="memory of one GPU that weights, cache and activations may not fill [GB]"
+    )
+    bf16_dense_TFLOPs: Positive = Field(description="dense BF16 rate of one GPU's tensor cores [TFLOP/s]")
+    fp8_dense_TFLOPs: Positive | None = Field(None, description="dense FP8 rate of one GPU's tensor cores [TFLOP/s]")
+    fp4_dense_TFLOPs: Positive | None = Field(None, description="dense FP4 rate of one GPU's tensor cores [TFLOP/s]")
+    nvlink_per_direction_GBps: Positive = Field(description="NVLink bandwidth of one GPU in one direction [GB/s]")
+    nvlink_domain_gpus: WholeQuantity = Field(description="GPUs that NVLink connects with each other [GPUs]")
+    nvlink_switch_reduces: Flag = Field(description="whether the NVLink switches add and multicast (NVLink SHARP)")
+    network_per_direction_GBps: Positive = Field(description="scale-out bandwidth of one GPU in one direction [GB/s]")
+    sms: WholeQuantity | None = Field(
+        None, description="streaming multiprocessors of one GPU; measured timings ask [SMs]"
+    )
+    l2_MB: Positive | None = Field(None, description="L2 cache of one GPU; measured timings ask [MB]")
+    tray_gpus: WholeQuantity | None = Field(
+        None, description="GPUs that share a board; collectives that leave it pay another latency [GPUs]"
+    )
+    off_board_us: Quantity | None = Field(
+        None, description="latency of leaving the board, where public tables measured one board alone [µs]"
+    )
+    fp8_attention: Flag | None = Field(None, description="whether attention multiplies in FP8 where its cache is FP8")
+    public_tables: PublicTables | None = Field(None, description="where the public package has this machine's kernels")
+
+    @model_validator(mode="after")
+    def _tables_have_their_facts(self) -> Self:
+        if self.public_tables and (missing := [name for name in TABLE_FACTS if getattr(self, name) is None]):
+            raise ValueError(f"public_tables need {', '.join(missing)} as well: fits to them ask")
+        return self
 
     @property
     def hbm_bytes_per_s(self) -> float:
-        """Peak HBM bandwidth."""
+        """Peak HBM bandwidth of one GPU [B/s]."""
         return self.hbm_bandwidth_GBps.value * GIGA
 
     @property
     def memory_bytes(self) -> float:
-        """Memory that weights, KV cache and activations may fill."""
+        """Memory of one GPU that weights, KV cache and activations may fill [B]."""
         return (self.memory_GB.value - self.memory_reserve_GB.value) * GIGA
 
     @property
     def nvlink_bytes_per_s(self) -> float:
-        """NVLink bandwidth of one GPU in one direction."""
+        """NVLink bandwidth of one GPU in one direction [B/s]."""
         return self.nvlink_per_direction_GBps.value * GIGA
 
     @property
     def network_bytes_per_s(self) -> float:
-        """Scale-out bandwidth of one GPU in one direction."""
+        """Scale-out bandwidth of one GPU in one direction [B/s]."""
         return self.network_per_direction_GBps.value * GIGA
 
     @property
@@ -56,8 +84,18 @@ class Machine(Record):
         """Arithmetic this machine has a dense tensor-core rate for, fastest first."""
         return [name for name in get_args(MathFormat) if getattr(self, f"{name}_dense_TFLOPs") is not None]
 
+    @property
+    def kernel_facts(self) -> tuple[int, float, int]:
+        """Streaming multiprocessors, bytes of L2 cache and GPUs on a board; SpecError where the file lacks one."""
+        if self.sms is None or self.l2_MB is None or self.tray_gpus is None:
+            missing = ", ".join(name for name in KERNEL_FACTS if getattr(self, name) is None)
+            raise SpecError(
+                [f"{self.name} has no {missing}, which measured timings ask of a machine; add it to its file"]
+            )
+        return self.sms.value, self.l2_MB.value * MEGA, self.tray_gpus.value
+
     def flops_per_s(self, number_format: str) -> float:
-        """Dense tensor-core rate of an arithmetic."""
+        """Dense tensor-core rate of one GPU in an arithmetic [FLOP/s]."""
         rate = getattr(self, f"{number_format}_dense_TFLOPs")
         if rate is None:
             known = " or ".join(self.math_formats)

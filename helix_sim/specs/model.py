@@ -1,21 +1,31 @@
-"""A decoder as its YAML file says it: its layers, and the kinds of attention and FFN that they are made of."""
+"""A decoder as its YAML file says it: a list of layers, each a kind of attention and a kind of feed-forward network.
+
+A kind is data: what its equations need, in widths and counts. `layers` lists runs of kinds in order, or a pattern that
+repeats; two kinds of one type (a wide and a narrow attention, say) are two entries with two names.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import groupby
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from helix_sim.core.text import said
 from helix_sim.specs.values import Count, NaturalCount, Number, Record, Text
 
 
 class GqaAttention(Record):
     """Grouped-query attention: `kv_heads` heads of keys and values, shared by q_heads / kv_heads queries each."""
 
-    kind: Literal["gqa"]
-    q_heads: Count
-    kv_heads: Count
-    head_size: Count
+    kind: Literal["gqa"] = Field(description="type of the attention: gqa")
+    q_heads: Count = Field(description="query heads, Q in the paper [count]")
+    kv_heads: Count = Field(description="heads of keys and values, K in the paper; 1 is multi-query attention [count]")
+    head_size: Count = Field(description="dimensions of one head's query, key and value, Hsz in the paper [values]")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -51,13 +61,13 @@ class GqaAttention(Record):
 class MlaAttention(Record):
     """Multi-head latent attention, decoded in its absorbed form: one latent per token, shared by all heads."""
 
-    kind: Literal["mla"]
-    q_heads: Count
-    q_lora_rank: Count
-    kv_lora_rank: Count
-    rope_width: Count
-    nope_width: Count
-    output_width: Count
+    kind: Literal["mla"] = Field(description="type of the attention: mla")
+    q_heads: Count = Field(description="query heads, Q in the paper [count]")
+    q_lora_rank: Count = Field(description="width of the query's latent [values]")
+    kv_lora_rank: Count = Field(description="width of the latent that is cached for keys and values [values]")
+    rope_width: Count = Field(description="width of the rotary key that is cached beside the latent [values]")
+    nope_width: Count = Field(description="width of a head's query and key without position [values]")
+    output_width: Count = Field(description="width of a head's value, its input to the output projection [values]")
 
     @property
     def kv_heads(self) -> int:
@@ -89,16 +99,34 @@ class MlaAttention(Record):
         )
 
 
-class Experts(Record):
-    """Routed and shared experts of a mixture-of-experts (MoE) layer, each a gated FFN."""
+class DenseFfn(Record):
+    """A gated feed-forward network that every token passes: gate, up and down projection."""
 
-    routed: Count
-    top_k: Count
-    intermediate_size: Count
-    shared: NaturalCount = 0
-    shared_intermediate_size: NaturalCount = 0
-    routing_skew: Annotated[Number, Field(ge=0, le=4)] = 0.0
-    """Exponent of the power law of expert popularity; 0 is uniform routing."""
+    kind: Literal["dense"] = Field(description="type of the feed-forward network: dense")
+    intermediate_size: Count = Field(description="inner width, F in the paper [values]")
+
+    @property
+    def narrowest(self) -> int:
+        """The inner width that tpf cuts."""
+        return self.intermediate_size
+
+    def parameters(self, hidden_size: int) -> dict[str, int]:
+        """Weights of one layer's FFN, by group."""
+        return {"dense FFN": 3 * hidden_size * self.intermediate_size}
+
+
+class RoutedFfn(Record):
+    """Routed and shared experts of a mixture-of-experts (MoE) layer, each a gated feed-forward network."""
+
+    kind: Literal["routed"] = Field(description="type of the feed-forward network: routed")
+    routed: Count = Field(description="experts among which the router chooses [count]")
+    top_k: Count = Field(description="experts that each token is sent to [count]")
+    intermediate_size: Count = Field(description="inner width of one routed expert [values]")
+    shared: NaturalCount = Field(default=0, description="experts that every token passes [count]")
+    shared_intermediate_size: NaturalCount = Field(default=0, description="inner width of one shared expert [values]")
+    routing_skew: Annotated[Number, Field(ge=0, le=4)] = Field(
+        default=0.0, description="exponent of the power law of expert popularity; 0 is uniform routing [number]"
+    )
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
@@ -108,51 +136,185 @@ class Experts(Record):
             raise ValueError("shared experts need shared_intermediate_size, the width of each")
         return self
 
+    @property
+    def narrowest(self) -> int:
+        """The inner width that tpf cuts."""
+        return self.intermediate_size
+
+    def parameters(self, hidden_size: int) -> dict[str, int]:
+        """Weights of one layer's FFN, by group."""
+        return {
+            "routed experts": self.routed * 3 * hidden_size * self.intermediate_size,
+            "shared experts": self.shared * 3 * hidden_size * self.shared_intermediate_size,
+            "router": self.routed * hidden_size,
+        }
+
+
+Attention = Annotated[GqaAttention | MlaAttention, Field(discriminator="kind")]
+Ffn = Annotated[DenseFfn | RoutedFfn, Field(discriminator="kind")]
+AttentionKind = GqaAttention | MlaAttention
+FfnKind = DenseFfn | RoutedFfn
+
+
+class Run(Record):
+    """Neighbouring layers of one pair of kinds."""
+
+    attention: Text = Field(description="name of an entry of `attention` [name]")
+    ffn: Text = Field(description="name of an entry of `ffn` [name]")
+    repeat: Count = Field(default=1, description="layers in a row [count]")
+
+
+class Pattern(Record):
+    """Runs that come again and again, in the same order."""
+
+    pattern: Annotated[list[Run], Field(min_length=1)] = Field(description="the runs of one round [list of runs]")
+    repeat: Count = Field(default=1, description="rounds in a row [count]")
+
+
+def _entry(value: Any) -> str:
+    """Which of the two an entry of `layers` is."""
+    return "pattern" if isinstance(value, Pattern) or (isinstance(value, dict) and "pattern" in value) else "run"
+
+
+Entry = Annotated[Annotated[Run, Tag("run")] | Annotated[Pattern, Tag("pattern")], Discriminator(_entry)]
+
+MOST_LAYERS = 10_000
+"""Layers of a model, at most: more than any, and few enough to list."""
+
 
 class Model(Record):
-    """A decoder: its attention, its dense layers and its MoE layers."""
+    """A decoder: its kinds of attention and of feed-forward network, and the list of layers made of them."""
 
-    kind: Literal["model"]
-    name: Text
-    source: Text
-    published_parameters_B: Annotated[Number, Field(gt=0)]
-    hidden_size: Count
-    vocab_size: Count
-    tied_embeddings: bool = False
-    attention: Annotated[GqaAttention | MlaAttention, Field(discriminator="kind")]
-    dense_layers: NaturalCount
-    dense_intermediate_size: NaturalCount = 0
-    moe_layers: NaturalCount = 0
-    experts: Experts | None = None
+    kind: Literal["model"] = Field(description="what the file is: model")
+    name: Text = Field(description="the model's name [text]")
+    source: Text = Field(description="where its numbers come from, such as the config's address [text]")
+    published_parameters_B: Annotated[Number, Field(gt=0)] = Field(
+        description="parameters that its publisher counts [billions]"
+    )
+    hidden_size: Count = Field(description="width of the residual stream, H in the paper [values]")
+    vocab_size: Count = Field(description="tokens of the vocabulary [count]")
+    tied_embeddings: bool = Field(default=False, description="whether the head's table is the embedding's [yes or no]")
+    attention: Annotated[dict[Text, Attention], Field(min_length=1)] = Field(
+        description="kinds of attention by a name of one's own [mapping]"
+    )
+    ffn: Annotated[dict[Text, Ffn], Field(min_length=1)] = Field(
+        description="kinds of feed-forward network by a name of one's own [mapping]"
+    )
+    layers: Annotated[list[Entry], Field(min_length=1)] = Field(
+        description="the layers in order: runs of (attention, ffn), or patterns that repeat [list]"
+    )
 
     @model_validator(mode="after")
-    def _layers_are_described(self) -> Self:
-        if self.layers == 0:
-            raise ValueError("dense_layers and moe_layers are both 0: the model has no layer")
-        if self.dense_layers and not self.dense_intermediate_size:
-            raise ValueError(f"{self.dense_layers} dense_layers need dense_intermediate_size")
-        if bool(self.moe_layers) != (self.experts is not None):
-            raise ValueError("moe_layers and experts go together: give both, or neither")
+    def _layers_name_kinds(self) -> Self:
+        count, used = 0, set()
+        for place, entry in enumerate(self.layers):
+            runs = entry.pattern if isinstance(entry, Pattern) else [entry]
+            rounds = entry.repeat if isinstance(entry, Pattern) else 1
+            for run in runs:
+                for half, known in (("attention", self.attention), ("ffn", self.ffn)):
+                    name = getattr(run, half)
+                    if name not in known:
+                        raise ValueError(f"layers.{place}: {half} {said(name)} is not one of {', '.join(known)}")
+                    used.add((half, name))
+                count += run.repeat * rounds
+        if count > MOST_LAYERS:
+            raise ValueError(f"layers: {count} layers are more than {MOST_LAYERS}")
+        for half, known in (("attention", self.attention), ("ffn", self.ffn)):
+            for name in known:
+                if (half, name) not in used:
+                    raise ValueError(f"{half}.{name}: no layer uses it; leave it out, or name it in layers")
         return self
 
+    @cached_property
+    def layer_list(self) -> tuple[tuple[str, str], ...]:
+        """(attention, ffn) of every layer by name, in order."""
+        found: list[tuple[str, str]] = []
+        for entry in self.layers:
+            runs = entry.pattern if isinstance(entry, Pattern) else [entry]
+            one = [(run.attention, run.ffn) for run in runs for _ in range(run.repeat)]
+            found += one * (entry.repeat if isinstance(entry, Pattern) else 1)
+        return tuple(found)
+
     @property
-    def layers(self) -> int:
+    def layer_count(self) -> int:
         """Decoder layers of any kind."""
-        return self.dense_layers + self.moe_layers
+        return len(self.layer_list)
+
+    @cached_property
+    def kind_counts(self) -> Counter[tuple[str, str]]:
+        """Layers of each kind: by ("attention", name) and ("ffn", name)."""
+        return Counter(_kinds(self.layer_list))
+
+    @cached_property
+    def heaviest_starts(self) -> list[int]:
+        """Where the heaviest n neighbouring layers begin, by n from 0 to all of them.
+
+        Heaviest: with the most parameters, and of equals the widest KV cache.
+        """
+        hidden = self.hidden_size
+        weights = [
+            (
+                self.attention[a].parameters(hidden) + sum(self.ffn[f].parameters(hidden).values()),
+                self.attention[a].kv_heads * self.attention[a].cache_width,
+            )
+            for a, f in self.layer_list
+        ]
+        before = np.cumsum([(0, 0), *weights], axis=0, dtype=float)
+        of_runs = (before[n:] - before[: len(before) - n] for n in range(1, len(before)))
+        return [0, *(int(np.lexsort(runs.T[::-1])[-1]) for runs in of_runs)]
+
+    def heaviest_run(self, layers: int) -> tuple[tuple[str, str], ...]:
+        """(attention, ffn) of the heaviest neighbouring layers, as many as asked for.
+
+        A pipeline stage of so many layers is charged as if it held these: wherever the stages are cut, no such stage is
+        larger.
+        """
+        start = self.heaviest_starts[layers]
+        return self.layer_list[start : start + layers]
+
+    @cached_property
+    def heaviest_counts(self) -> dict[tuple[str, str], list[int]]:
+        """Layers of each kind, by ("attention" or "ffn", name), in the heaviest n layers, by n from 0 to all."""
+        runs = [Counter(_kinds(self.heaviest_run(n))) for n in range(self.layer_count + 1)]
+        return {kind: [run[kind] for run in runs] for kind in self.kind_counts}
+
+    @property
+    def routed_kinds(self) -> dict[str, RoutedFfn]:
+        """The kinds of feed-forward network that have experts, by name."""
+        return {name: ffn for name, ffn in self.ffn.items() if isinstance(ffn, RoutedFfn)}
+
+    @property
+    def fewest_q_heads(self) -> int:
+        """Query heads of the attention that has the fewest: more ranks than these would leave some without."""
+        return min(a.q_heads for a in self.attention.values())
+
+    @property
+    def fewest_kv_heads(self) -> int:
+        """KV heads of the attention that has the fewest: past them TPA holds copies."""
+        return min(a.kv_heads for a in self.attention.values())
 
     def parameters(self) -> dict[str, int]:
         """Parameters by group; they sum to the model's published count."""
-        h, moe = self.hidden_size, self.experts
-        return {
+        h = self.hidden_size
+        groups = {
             "embedding": self.vocab_size * h,
             "head": 0 if self.tied_embeddings else self.vocab_size * h,
-            "norms": h * (2 * self.layers + 1),
-            "attention": self.layers * self.attention.parameters(h),
-            "dense FFN": self.dense_layers * 3 * h * self.dense_intermediate_size,
-            "routed experts": self.moe_layers * moe.routed * 3 * h * moe.intermediate_size if moe else 0,
-            "shared experts": self.moe_layers * moe.shared * 3 * h * moe.shared_intermediate_size if moe else 0,
-            "router": self.moe_layers * moe.routed * h if moe else 0,
+            "norms": h * (2 * self.layer_count + 1),
+            "attention": 0,
+            "dense FFN": 0,
+            "routed experts": 0,
+            "shared experts": 0,
+            "router": 0,
         }
+        for (half, name), count in self.kind_counts.items():
+            found: dict[str, Any] = (
+                {"attention": self.attention[name].parameters(h)}
+                if half == "attention"
+                else self.ffn[name].parameters(h)
+            )
+            for group, parameters in found.items():
+                groups[group] += count * parameters
+        return groups
 
     @property
     def total_parameters(self) -> int:
@@ -161,5 +323,57 @@ class Model(Record):
 
     @property
     def kv_values_per_token(self) -> int:
-        """Values cached per token and layer: 2·K·Hsz, or the latent of MLA."""
-        return self.attention.kv_heads * self.attention.cache_width
+        """Values cached per token over all layers: 2·K·Hsz a layer of GQA, the latent and its rotary key of MLA."""
+        return sum(
+            count * self.attention[name].kv_heads * self.attention[name].cache_width
+            for (half, name), count in self.kind_counts.items()
+            if half == "attention"
+        )
+
+
+def _kinds(layers: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, str]]:
+    """("attention", name) and ("ffn", name) of every layer."""
+    return (kind for layer in layers for kind in zip(("attention", "ffn"), layer, strict=True))
+
+
+def listed_runs(layers: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """(attention, ffn) of every layer as the shortest `layers` of a file: runs, or a pattern that repeats.
+
+    >>> listed_runs([("a", "dense")] + 2 * [("a", "moe")])
+    [{'attention': 'a', 'ffn': 'dense'}, {'attention': 'a', 'ffn': 'moe', 'repeat': 2}]
+    >>> listed_runs(24 * [("a", "dense"), ("a", "moe")])
+    [{'pattern': [{'attention': 'a', 'ffn': 'dense'}, {'attention': 'a', 'ffn': 'moe'}], 'repeat': 24}]
+    """
+
+    def runs(some: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        found = [(pair, len(list(same))) for pair, same in groupby(some)]
+        return [{"attention": a, "ffn": f, **({"repeat": count} if count > 1 else {})} for (a, f), count in found]
+
+    whole = runs(layers)
+    rounds = (n for n in range(1, len(layers) // 2 + 1) if len(layers) % n == 0)
+    period = next((n for n in rounds if layers == layers[:n] * (len(layers) // n)), None)
+    if period is None or len(whole) <= 2:
+        return whole
+    return [{"pattern": runs(layers[:period]), "repeat": len(layers) // period}]
+
+
+def listed_layers(content: dict[str, Any]) -> dict[str, Any]:
+    """A model's content with `layers`, of one in the form with one attention and counts of dense and MoE layers.
+
+    attention: {kind: …}, dense_layers and dense_intermediate_size, moe_layers and experts; dense layers come first.
+    Anything else is returned as it is.
+    """
+    if "layers" in content or not isinstance(attention := content.get("attention"), dict) or "kind" not in attention:
+        return content
+    old = ("dense_layers", "dense_intermediate_size", "moe_layers", "experts")
+    kept = {key: value for key, value in content.items() if key not in old}
+    counts = {"dense": content.get("dense_layers", 0), "moe": content.get("moe_layers", 0)}
+    specs = {"dense": {"intermediate_size": content.get("dense_intermediate_size")}, "moe": content.get("experts")}
+    name = attention["kind"] if isinstance(attention["kind"], str) else "attention"
+    ffn, layers = {}, []
+    for label, kind in (("dense", "dense"), ("moe", "routed")):
+        if counts[label] not in (0, None):
+            spec = specs[label]
+            ffn[label] = {"kind": kind, **spec} if isinstance(spec, dict) else spec
+            layers.append({"attention": name, "ffn": label, "repeat": counts[label]})
+    return kept | {"attention": {name: attention}, "ffn": ffn, "layers": layers}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from helix_sim.core.units import bytes_per_value
 from helix_sim.specs.values import MathFormat, NumberFormat, Record
 
@@ -22,20 +24,39 @@ FOLLOWS = {
 class Precision(Record):
     """Number formats of weights, KV cache, arithmetic and wire; the optional ones follow the first four."""
 
-    weights: NumberFormat
-    kv: NumberFormat
-    math: MathFormat
-    wire: NumberFormat = "bf16"
-    activations: NumberFormat = "bf16"
-    attention_weights: NumberFormat | None = None
-    attention_math: MathFormat | None = None
-    projection_math: MathFormat | None = None
-    output_weights: NumberFormat | None = None
-    """Of the attention's output projection, which checkpoints may quantise where they leave the others in BF16."""
-    output_math: MathFormat | None = None
-    head_weights: NumberFormat | None = None
-    head_math: MathFormat | None = None
-    dispatch: NumberFormat | None = None
+    weights: NumberFormat = Field(description="weights in memory, those of every product unless said below [format]")
+    kv: NumberFormat = Field(description="the KV cache in memory [format]")
+    math: MathFormat = Field(description="arithmetic of every product unless said below [format]")
+    wire: NumberFormat = Field(default="bf16", description="activations on a link [format]")
+    activations: NumberFormat = Field(
+        default="bf16", description="activations in memory, and the router's weights [format]"
+    )
+    attention_weights: NumberFormat | None = Field(
+        default=None, description="weights of attention's projections; those of `weights` unless given [format]"
+    )
+    attention_math: MathFormat | None = Field(
+        default=None, description="arithmetic of the attention core; that of `math` unless given [format]"
+    )
+    projection_math: MathFormat | None = Field(
+        default=None, description="arithmetic of attention's projections; that of `math` unless given [format]"
+    )
+    output_weights: NumberFormat | None = Field(
+        default=None,
+        description="weights of attention's output projection, which checkpoints may quantise where they leave the "
+        "others in BF16; those of `attention_weights` unless given [format]",
+    )
+    output_math: MathFormat | None = Field(
+        default=None, description="arithmetic of the output projection; that of `projection_math` unless given [format]"
+    )
+    head_weights: NumberFormat | None = Field(
+        default=None, description="weights of the LM head and the embedding; those of `weights` unless given [format]"
+    )
+    head_math: MathFormat | None = Field(
+        default=None, description="arithmetic of the LM head; that of `math` unless given [format]"
+    )
+    dispatch: NumberFormat | None = Field(
+        default=None, description="tokens on their way to their experts; that of `wire` unless given [format]"
+    )
 
     def format_of(self, tensor: str) -> str:
         """The format of a tensor or an arithmetic, following its default where the file is silent."""

@@ -18,25 +18,36 @@ Axis = Literal["free", "many"] | Count
 
 
 class Family(Record):
-    """A way to shard, as data: which widths are free, and what the FFN grid spans."""
+    """A way to shard, as data: which widths are free, and what the FFN grid spans; tpf is what is left of it."""
 
-    title: Text
-    tpa: Axis = 1
-    kvp: Axis = 1
-    dp: Axis = 1
-    pp: Axis = 1
-    ep: Axis = 1
-    ffn_on: Literal["all", "tpa"] = "all"
-    """The FFN grid tpf·ep spans every GPU of the stage, or only the tpa GPUs of one KV shard (Medha)."""
-    hop_b: bool = False
-    tpa_at_most_kv_heads: bool = False
+    title: Text = Field(description="the family in legends and reports [text]")
+    tpa: Axis = Field(default=1, description="tensor-parallel width of attention [GPUs, or free, or many]")
+    kvp: Axis = Field(default=1, description="KV-parallel width: sequence shards of the cache [GPUs, or free, or many]")
+    dp: Axis = Field(default=1, description="data-parallel attention groups [count, or free, or many]")
+    pp: Axis = Field(default=1, description="pipeline stages [count, or free, or many]")
+    ep: Axis = Field(default=1, description="expert-parallel width of the FFN [GPUs, or free, or many]")
+    ffn_on: Literal["all", "tpa"] = Field(
+        default="all",
+        description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",
+    )
+    hop_b: bool = Field(default=False, description="whether the sweep's chunk counts above 1 are tried [yes or no]")
+    tpa_at_most_kv_heads: bool = Field(
+        default=False, description="no tpa above the model's KV heads, where it would duplicate the cache [yes or no]"
+    )
+
+
+class Families(Record):
+    """A file of families by name, which sweeps list; the shipped one is sweeps/families.yaml."""
+
+    kind: Literal["families"] = Field(description="what this file describes [name]")
+    families: dict[Text, Family] = Field(min_length=1, description="ways to shard by name [mapping]")
 
 
 class GpuRange(Record):
     """GPU counts from the first to the last, each one of them."""
 
-    first: Count = Field(default=1, alias="from")
-    last: Count = Field(alias="to")
+    first: Count = Field(default=1, alias="from", description="the smallest layout tried [GPUs]")
+    last: Count = Field(alias="to", description="the largest layout tried, at most 4096 [GPUs]")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -50,9 +61,11 @@ class GpuRange(Record):
 class BatchRange(Record):
     """Batch sizes: every whole number up to `dense_to`, then steps of `growth` up to `to`."""
 
-    dense_to: Count
-    growth: Annotated[Number, Field(gt=1, le=4)]
-    last: Annotated[StrictInt, Field(ge=1, le=10**6)] = Field(alias="to")
+    dense_to: Count = Field(description="every batch up to this one is tried [requests of one attention group]")
+    growth: Annotated[Number, Field(gt=1, le=4)] = Field(description="from there, each batch over the last [number]")
+    last: Annotated[StrictInt, Field(ge=1, le=10**6)] = Field(
+        alias="to", description="the largest batch tried [requests of one attention group]"
+    )
 
     def values(self) -> list[int]:
         """The batch sizes, rising.
@@ -69,20 +82,29 @@ class BatchRange(Record):
 class Sweep(Record):
     """A search: one model on one machine, every layout of the families, every batch, every context."""
 
-    kind: Literal["sweep"]
-    name: Text
-    description: Text
-    model: Text
-    machine: Text
-    timing: Text
-    precision: Precision
-    contexts: Annotated[list[Size], Field(min_length=1)]
-    gpus: GpuRange
-    batch: BatchRange
-    chunks: Annotated[list[Count | Literal["batch"]], Field(min_length=1)] = [1]
-    families: Annotated[dict[Text, Family], Field(min_length=1)]
-    groups: dict[Text, Annotated[list[Text], Field(min_length=1)]] = {}
-    """Named unions of families whose frontiers are compared, such as baseline and helix."""
+    kind: Literal["sweep"] = Field(description="what this file describes [name]")
+    name: Text = Field(description="the sweep in tables, and of its baseline's file [name]")
+    description: Text = Field(description="one line for titles [text]")
+    model: Text = Field(description="a shipped model, or the path of a model's file [name]")
+    machine: Text = Field(description="a shipped machine, or the path of a machine's file [name]")
+    timing: Text = Field(description="a shipped timing, or the path of a timing's file [name]")
+    precision: Precision = Field(description="number formats, the same for every layout [mapping]")
+    contexts: Annotated[list[Size], Field(min_length=1)] = Field(
+        description="tokens in each request's KV cache, such as 128K or 1M; a search each [list of tokens]"
+    )
+    gpus: GpuRange = Field(description="GPU counts of a layout, every one of them [mapping]")
+    batch: BatchRange = Field(description="requests that one attention group decodes at a time [mapping]")
+    chunks: Annotated[list[Count | Literal["batch"]], Field(min_length=1)] = Field(
+        default=[1],
+        description="HOP-B pieces of the batch that families with hop_b try; 1 is off, batch one a request [list]",
+    )
+    families: Annotated[dict[Text, Family], Field(min_length=1)] = Field(
+        description="ways to shard: names from sweeps/families.yaml, or your own by name [list or mapping]"
+    )
+    groups: dict[Text, Annotated[list[Text], Field(min_length=1)]] = Field(
+        default={},
+        description="unions of families whose frontiers are compared, such as all-helix [mapping of lists]",
+    )
     _file: Path | None = PrivateAttr(default=None)
 
     @property

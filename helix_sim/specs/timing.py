@@ -2,69 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from helix_sim.core.units import MICRO
-from helix_sim.specs.values import (
-    Fraction,
-    NaturalCount,
-    Number,
-    Positive,
-    Quantity,
-    Record,
-    Share,
-    Source,
-    Text,
-    WholeQuantity,
-)
+from helix_sim.specs.kernel_parameters import SHAPES, TIMES
+from helix_sim.specs.values import Fraction, NaturalCount, Number, Quantity, Record, Share, Source, Text
+
+R = TypeVar("R", bound=Record)
 
 
 class OpConstants(Record):
     """What a class of ops reaches: a latency for each launch, and a share of each datasheet rate."""
 
-    latency_us: Quantity
-    bandwidth_share: Share
-    math_share: Share
+    latency_us: Quantity = Field(description="latency of one launch [µs]")
+    bandwidth_share: Share = Field(description="share of HBM's datasheet rate that is reached [1]")
+    math_share: Share = Field(description="share of the tensor cores' dense datasheet rate that is reached [1]")
 
     @property
     def latency_s(self) -> float:
-        """Latency of one launch."""
+        """Latency of one launch [s]."""
         return self.latency_us.value * MICRO
 
 
 class CollectiveConstants(Record):
     """What collectives reach: a latency for each phase, and a share of each link's datasheet rate."""
 
-    latency_us: Quantity
-    network_latency_us: Quantity
-    nvlink_share: Share
-    network_share: Share
+    latency_us: Quantity = Field(description="latency of one phase inside an NVLink domain [µs]")
+    network_latency_us: Quantity = Field(
+        description="latency of one phase between NVLink domains, on top of the phase inside [µs]"
+    )
+    nvlink_share: Share = Field(description="share of NVLink's datasheet rate that is reached [1]")
+    network_share: Share = Field(description="share of the scale-out network's datasheet rate that is reached [1]")
 
     @property
     def latency_s(self) -> float:
-        """Latency of one phase inside a domain."""
+        """Latency of one phase inside an NVLink domain [s]."""
         return self.latency_us.value * MICRO
 
     @property
     def network_latency_s(self) -> float:
-        """Latency of one phase between domains, on top of the phase inside."""
+        """Latency of one phase between NVLink domains, on top of the phase inside [s]."""
         return self.network_latency_us.value * MICRO
 
 
 class Residuals(Record):
     """Measured over modelled time on cells kept out of the fit, as natural logarithms: quantiles and errors."""
 
-    count: NaturalCount
-    low: Number
-    """A tenth of the cells lie below: they are faster than modelled by this much."""
-    median: Number
-    high: Number
-    """A tenth of the cells lie above."""
-    median_error: Annotated[Number, Field(ge=0)]
-    mean_error: Annotated[Number, Field(ge=0)]
-    """Absolute errors |modelled / measured - 1|."""
+    count: NaturalCount = Field(description="cells kept out of the fit [cells]")
+    low: Number = Field(
+        description="tenth centile of ln(measured / modelled): a tenth of the cells are faster still [1]"
+    )
+    median: Number = Field(description="median of ln(measured / modelled) [1]")
+    high: Number = Field(description="ninetieth centile of ln(measured / modelled): a tenth are slower still [1]")
+    median_error: Annotated[Number, Field(ge=0)] = Field(description="median of |modelled / measured - 1| [1]")
+    mean_error: Annotated[Number, Field(ge=0)] = Field(description="mean of |modelled / measured - 1| [1]")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -76,12 +69,13 @@ class Residuals(Record):
 class KernelClass(Record):
     """One class of kernels as measured: the name of its shape, the shape's parameters, what was measured, how well."""
 
-    shape: Text
-    source: Source
-    parameters: dict[Text, Quantity]
-    largest: dict[Text, Annotated[Number, Field(gt=0)]] = {}
-    """Largest measured size by name of a Work's field; what is larger is extrapolated."""
-    residuals: Residuals
+    shape: Text = Field(description="the equation of its time, by its name in timing.kernel_shapes")
+    source: Source = Field(description="the tables it was fitted to, how many rows, and when")
+    parameters: dict[Text, Quantity] = Field(description="the shape's parameters, units in their names")
+    largest: dict[Text, Annotated[Number, Field(gt=0)]] = Field(
+        {}, description="largest measured size by name of a Work's field; what is larger is extrapolated"
+    )
+    residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit")
 
     @property
     def values(self) -> dict[str, float]:
@@ -92,50 +86,89 @@ class KernelClass(Record):
 class Composition(Record):
     """How well kernels add up: whole modules of a step, timed as one, over the sum of their kernels."""
 
-    source: Source
-    low: Annotated[Number, Field(gt=-1, le=0)]
-    """Of the sum: an 80 % interval's lower end, less what the kernels' own residuals explain."""
-    high: Annotated[Number, Field(ge=0)]
-    residuals: Residuals
-    """Measured over summed, as it is."""
+    source: Source = Field(description="the tables of whole modules, and how many rows")
+    low: Annotated[Number, Field(gt=-1, le=0)] = Field(
+        description="lower end of an 80 % interval, of the sum, less what the kernels' own residuals explain [1]"
+    )
+    high: Annotated[Number, Field(ge=0)] = Field(description="upper end of the same interval [1]")
+    residuals: Residuals = Field(description="measured over summed time, as it is")
 
 
 class Calibration(Record):
     """Measured kernels of one framework on one system, by class, and what its steps take outside of kernels."""
 
-    system: Text
-    framework: Text
-    package: Text
-    sms: WholeQuantity
-    l2_MB: Positive
-    tray_gpus: WholeQuantity
-    """GPUs that share a board; collectives that leave it pay another latency."""
-    step_overhead_us: Quantity
-    """Host and launch overhead of one step, outside all kernels."""
-    composition: Composition | None = None
-    """What all kernels of a step share of its interval."""
-    classes: dict[Text, KernelClass]
-    """By op class and number format: gemm-nvfp4; an op class alone serves all formats."""
+    system: Text = Field(description="the machine's short name in the public tables: gb200, b200, h100")
+    framework: Text = Field(description="the framework's short name: trtllm, sglang, vllm")
+    package: Text = Field(description="the package of measurements and its version")
+    step_overhead_us: Quantity = Field(description="host and launch overhead of one step, outside all kernels [µs]")
+    composition: Composition | None = Field(None, description="what all kernels of a step share of its interval")
+    classes: dict[Text, KernelClass] = Field(
+        description="by op class and number format (gemm-nvfp4); an op class alone serves all formats"
+    )
 
 
 class Timing(Record):
     """Constants that turn Work into seconds: the same for every model, layout and figure."""
 
-    kind: Literal["timing"]
-    name: Text
-    description: Text
-    kernel: OpConstants
-    pointwise: OpConstants
-    collective: CollectiveConstants
-    all_reduce_overlap: Fraction
-    """Share of an all-reduce's transfer, or of the product before it, that runs behind the other."""
-    chunk_latency: Fraction
-    """Share of its latencies that each HOP-B chunk after the first pays; 0 splits one latency among all."""
-    shared_expert_overlap: Fraction
-    """Share of the shared experts' launch latency that runs behind the routed experts."""
-    calibration: Calibration | None = None
-    """Measured kernels; the constants above stand in where a class was not measured."""
+    kind: Literal["timing"] = Field(description="says that the file is a timing's")
+    name: Text = Field(description="the file's name without its ending")
+    description: Text = Field(description="what the timing stands for, in a line")
+    extends: Text | None = Field(
+        None,
+        exclude=True,  # how the file says the values, not one of them: copies and digests are of what holds
+        description="timing whose values hold where this file says none: a shipped name, or a path beside this file",
+    )
+    kernel: OpConstants = Field(description="of kernels that were not measured")
+    pointwise: OpConstants = Field(description="of pointwise kernels (RoPE, activations) that were not measured")
+    collective: CollectiveConstants = Field(description="of collectives that were not measured")
+    all_reduce_overlap: Fraction = Field(
+        description="share of an all-reduce's transfer, or of the product before it, that runs behind the other [1]"
+    )
+    chunk_latency: Fraction = Field(
+        description="share of its latencies that each HOP-B chunk after the first pays; 0 splits one among all [1]"
+    )
+    shared_expert_overlap: Fraction = Field(
+        description="share of the shared experts' launch latency that runs behind the routed experts [1]"
+    )
+    calibration: Calibration | None = Field(
+        None, description="measured kernels; the constants above stand in where a class was not measured"
+    )
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
         return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
+
+    def scale_latencies(
+        self, *, kernel: float = 1, collective: float = 1, network: float = 1, host: float = 1
+    ) -> Timing:
+        """The timing with its latencies times a factor, and every other time that no datasheet rate sets.
+
+        kernel: launches and all times in the parameters of measured kernels. collective: phases inside an NVLink domain
+        and all times in the parameters of measured collectives. network: phases between domains. host: the step's
+        overhead. Rates divided by x and all four times x make every op take x times as long.
+        """
+        phases, calibration = self.collective, self.calibration
+        changed: dict[str, Any] = {
+            "kernel": _scaled(self.kernel, kernel, "latency_us"),
+            "pointwise": _scaled(self.pointwise, kernel, "latency_us"),
+            "collective": _scaled(_scaled(phases, collective, "latency_us"), network, "network_latency_us"),
+        }
+        if calibration:
+            classes = {
+                name: _scaled_class(each, collective if SHAPES[each.shape].collective else kernel)
+                for name, each in calibration.classes.items()
+            }
+            scaled = _scaled(calibration, host, "step_overhead_us")
+            changed["calibration"] = scaled.model_copy(update={"classes": classes})
+        return self.model_copy(update=changed)
+
+
+def _scaled(record: R, factor: float, name: str) -> R:
+    """The record with one of its quantities times a factor."""
+    return record.model_copy(update={name: getattr(record, name).scale(factor)})
+
+
+def _scaled_class(measured: KernelClass, factor: float) -> KernelClass:
+    """The class with every parameter that is a time times a factor."""
+    times = {name: each.scale(factor) for name, each in measured.parameters.items() if name.endswith(TIMES)}
+    return measured.model_copy(update={"parameters": {**measured.parameters, **times}})

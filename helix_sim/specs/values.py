@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, WithJsonSchema
 from pydantic.functional_validators import BeforeValidator
 
 from helix_sim.core.text import said
@@ -20,7 +20,19 @@ def _size(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str | int | float) else value
 
 
-Size = Annotated[int, BeforeValidator(_size), Field(ge=1, le=LIMIT)]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    Field(ge=1, le=LIMIT),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": LIMIT},
+                {"type": "string", "pattern": r"^\s*[0-9][0-9_,]*(\.[0-9]+)?\s*([KMGT]i?|[kmgt])?\s*$"},
+            ]
+        }
+    ),
+]
 """A whole number of at least 1; text such as 128K or 1M is read by `units.parse_size`."""
 Count = Annotated[StrictInt, Field(ge=1, le=10**9)]
 NaturalCount = Annotated[StrictInt, Field(ge=0, le=10**9)]
@@ -67,42 +79,51 @@ def _exponent_hint(value: Any) -> str:
 
 Number = Annotated[float, BeforeValidator(_number)]
 Source = Annotated[StrictStr, Field(pattern=r"^(datasheet|measured|assumed)\b.*\S")]
+VALUE = "the number, in the unit that the key's name ends in [number]"
+SOURCE = "where it comes from: datasheet, measured or assumed, then which, with the URL of a public one [text]"
 
 
 class Quantity(Record):
     """A number and where it comes from: `datasheet: …`, `measured: …` or `assumed: …`."""
 
-    value: Annotated[Number, Field(ge=0)]
-    source: Source
+    value: Annotated[Number, Field(ge=0)] = Field(description=VALUE)
+    source: Source = Field(description=SOURCE)
+
+    def scale(self, factor: float) -> Self:
+        """The quantity times a factor, with a source that says so; itself where the factor is 1."""
+        if factor == 1:
+            return self
+        source = f"assumed: {factor:g} times what it was ({self.source})"
+        return self.model_copy(update={"value": self.value * factor, "source": source})
 
 
 class Positive(Quantity):
     """A quantity above zero."""
 
-    value: Annotated[Number, Field(gt=0)]
+    value: Annotated[Number, Field(gt=0)] = Field(description=VALUE)
 
 
 class Share(Quantity):
     """A share of a datasheet rate that is reached, in (0, 1]."""
 
-    value: Annotated[Number, Field(gt=0, le=1)]
+    value: Annotated[Number, Field(gt=0, le=1)] = Field(description="of the datasheet's rate [share]")
 
 
 class Fraction(Quantity):
     """A share that may be none, in [0, 1]."""
 
-    value: Annotated[Number, Field(ge=0, le=1)]
+    value: Annotated[Number, Field(ge=0, le=1)] = Field(description="of the whole [share]")
 
 
 class WholeQuantity(Record):
     """A whole number and where it comes from."""
 
-    value: Count
-    source: Source
+    value: Count = Field(description="the number [count]")
+    source: Source = Field(description=SOURCE)
 
 
 class Flag(Record):
     """A yes or no and where it comes from."""
 
-    value: StrictBool
-    source: Source
+    value: StrictBool = Field(description="whether it holds [yes or no]")
+    source: Source = Field(description=SOURCE)

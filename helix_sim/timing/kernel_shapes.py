@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from helix_sim.core.numeric import Column, ceil_div
 from helix_sim.core.units import MICRO, bytes_per_value
 from helix_sim.core.work import Work
-
-if TYPE_CHECKING:
-    from helix_sim.specs.timing import Calibration
+from helix_sim.specs.machine import Machine
 
 NANO = 1e-9
 
@@ -54,21 +52,23 @@ class Gpu:
     l2_warm: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """Where a fit begins, and what it may become."""
+def gpu_of(machine: Machine, *, network_share: float = 1.0, network_latency_s: float = 0.0) -> Gpu:
+    """What the shapes ask of a machine, whose network reaches a share of its rate, each phase after a latency [s]."""
+    sms, l2_bytes, tray = machine.kernel_facts
+    return Gpu(
+        hbm_bytes_per_s=machine.hbm_bytes_per_s,
+        nvlink_bytes_per_s=machine.nvlink_bytes_per_s,
+        network_bytes_per_s=machine.network_bytes_per_s * network_share,
+        network_latency_s=network_latency_s,
+        domain=machine.domain,
+        tray=tray,
+        sms=sms,
+        l2_bytes=l2_bytes,
+    )
 
-    start: float
-    low: float
-    high: float
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A shape's equation and its parameters, units in their names."""
-
-    time: Callable[[Work, Gpu, float, Mapping[str, float]], Terms]
-    parameters: dict[str, Parameter]
+ShapeTime = Callable[[Work, Gpu, float, Mapping[str, float]], Terms]
+"""A shape: what an op asks, the GPU, the rate of its arithmetic [FLOP/s], and its parameters by name."""
 
 
 def norm(p: float, *terms: Column) -> Any:
@@ -297,105 +297,18 @@ def all_reduce(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float])
     return Terms(best - best_link, 0.0, 0.0, best_link)
 
 
-SHARE = Parameter(start=0.7, low=0.02, high=1.0)
-L2: dict[str, Parameter] = {
-    "l2_share": Parameter(start=0.7, low=0.2, high=1.2),
-    "l2_gain": Parameter(start=1.0, low=0.01, high=20.0),
+SHAPES: dict[str, ShapeTime] = {
+    "stream": stream,
+    "gemm": gemm,
+    "batched-gemm": gemm,
+    "grouped": grouped,
+    "latent-attention": latent_attention,
+    "head-attention": head_attention,
+    "exchange": exchange,
+    "gather": gather,
+    "all-reduce": all_reduce,
 }
-CORE: dict[str, Parameter] = {
-    "latency_us": Parameter(start=10.0, low=0.5, high=100.0),
-    "bandwidth_share": Parameter(start=0.85, low=0.02, high=1.0),
-    "math_share": SHARE,
-    "merge_us": Parameter(start=0.2, low=0.001, high=10.0),
-    "chunk_tokens": Parameter(start=1000.0, low=64.0, high=20000.0),
-    "token_ns": Parameter(start=3.0, low=0.01, high=100.0),
-    "request_us": Parameter(start=2.0, low=0.01, high=100.0),
-    "heads_half": Parameter(start=32.0, low=0.5, high=10000.0),
-    **L2,
-}
-LINKS: dict[str, Parameter] = {
-    "doubling_us": Parameter(start=1.0, low=0.0, high=30.0),
-    "beyond_tray_us": Parameter(start=1.0, low=0.0, high=100.0),
-}
-EXCHANGE: dict[str, Parameter] = {
-    "latency_us": Parameter(start=9.0, low=0.2, high=300.0),
-    **LINKS,
-    "link_share": SHARE,
-    "ramp_kB": Parameter(start=10.0, low=0.001, high=1e5),
-}
-PRODUCT: dict[str, Parameter] = {
-    "latency_us": Parameter(start=4.0, low=0.2, high=50.0),
-    "bandwidth_share": SHARE,
-    "math_share": SHARE,
-    "wave_us": Parameter(start=1.0, low=0.01, high=20.0),
-    "split_us": Parameter(start=1.0, low=0.01, high=20.0),
-    "input_passes": Parameter(start=1.0, low=0.01, high=20.0),
-    "load_share": Parameter(start=1.5, low=0.1, high=20.0),
-    "step_ns": Parameter(start=1.0, low=0.001, high=20.0),
-}
-SHAPES: dict[str, Shape] = {
-    "stream": Shape(
-        time=stream, parameters={"latency_us": Parameter(start=2.0, low=0.0, high=50.0), "bandwidth_share": SHARE}
-    ),
-    "gemm": Shape(time=gemm, parameters=PRODUCT),
-    "batched-gemm": Shape(time=gemm, parameters={**PRODUCT, **L2}),
-    "grouped": Shape(
-        time=grouped,
-        parameters={
-            "latency_us": Parameter(start=10.0, low=0.2, high=100.0),
-            "bandwidth_share": SHARE,
-            "math_share": SHARE,
-            "step_ns": Parameter(start=1.0, low=0.001, high=30.0),
-            "sort_us": Parameter(start=4.0, low=0.01, high=60.0),
-            "sort_half_tokens": Parameter(start=100.0, low=1.0, high=3000.0),
-            "local_expert_ns": Parameter(start=30.0, low=0.01, high=2000.0),
-            "read_expert_ns": Parameter(start=50.0, low=0.01, high=2000.0),
-            "inner_ns": Parameter(start=0.5, low=0.0, high=10.0),
-            "ramp_kB": Parameter(start=100.0, low=0.001, high=1e6),
-            "pair_passes": Parameter(start=1.0, low=0.01, high=50.0),
-            "token_passes": Parameter(start=1.0, low=0.01, high=50.0),
-            "least_tile_rows": Parameter(start=32.0, low=1.0, high=128.0),
-        },
-    ),
-    "latent-attention": Shape(
-        time=latent_attention, parameters={**CORE, "reread_share": Parameter(start=0.4, low=0.001, high=2.0)}
-    ),
-    "head-attention": Shape(
-        time=head_attention, parameters={**CORE, "first_read_us": Parameter(start=4.0, low=0.001, high=50.0)}
-    ),
-    "exchange": Shape(time=exchange, parameters=EXCHANGE),
-    "gather": Shape(time=gather, parameters=EXCHANGE),
-    "all-reduce": Shape(
-        time=all_reduce,
-        parameters={
-            "one_shot_us": Parameter(start=4.0, low=0.2, high=100.0),
-            "two_shot_us": Parameter(start=10.0, low=0.2, high=300.0),
-            **LINKS,
-            "nccl_us": Parameter(start=15.0, low=0.2, high=300.0),
-            "one_shot_share": SHARE,
-            "two_shot_share": SHARE,
-        },
-    ),
-}
-
-
-def shape_problems(calibration: Calibration) -> list[str]:
-    """What is wrong with a calibration's classes against their shapes, a sentence each, the place in front."""
-    problems = []
-    for name, measured in calibration.classes.items():
-        if measured.shape not in SHAPES:
-            problems.append(f"{name}.shape: {measured.shape!r} is not one of {', '.join(SHAPES)}")
-            continue
-        needed = SHAPES[measured.shape].parameters
-        for key in [key for key in needed if key not in measured.parameters]:
-            problems.append(f"{name}.parameters.{key}: missing; shape {measured.shape} needs it")
-        for key, given in measured.parameters.items():
-            at = f"{name}.parameters.{key}"
-            if key not in needed:
-                problems.append(f"{at}: unknown; shape {measured.shape} has {', '.join(needed)}")
-            elif not needed[key].low <= given.value <= needed[key].high:
-                problems.append(f"{at}: {given.value} is not between {needed[key].low:g} and {needed[key].high:g}")
-    return problems
+"""Each shape's equation by its name in a timing's file; its parameters are in `specs.kernel_parameters`."""
 
 
 def one_piece(work: Work) -> Work:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from helix_sim.core.numeric import Column, chosen, larger
-from helix_sim.core.units import MEGA, MICRO
+from helix_sim.core.numeric import Column, chosen, larger, largest
+from helix_sim.core.units import MICRO
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.timing import Calibration, KernelClass, Timing
-from helix_sim.timing.kernel_shapes import SHAPES, Gpu, one_piece
+from helix_sim.specs.timing import Timing
+from helix_sim.timing.kernel_shapes import SHAPES, gpu_of, one_piece
 
 TERMS = ("latency", "math", "hbm", "link")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OpTime:
     """Seconds of one op, once, by term: latency, then whichever of math, HBM and link takes longest."""
 
@@ -26,12 +27,12 @@ class OpTime:
     hbm_s: Column
     link_s: Column
 
-    @property
+    @cached_property
     def body_s(self) -> Any:
         """Time at full rate: the slowest of arithmetic, memory and link."""
-        return larger(larger(self.math_s, self.hbm_s), self.link_s)
+        return largest(self.math_s, self.hbm_s, self.link_s)
 
-    @property
+    @cached_property
     def seconds(self) -> Any:
         """Latency, then the body."""
         return self.latency_s + self.body_s
@@ -106,27 +107,14 @@ def _fastest(times: list[OpTime]) -> OpTime:
     return best
 
 
-def gpu_of(machine: Machine, timing: Timing, calibration: Calibration) -> Gpu:
-    """What the shapes ask of a machine."""
-    return Gpu(
-        hbm_bytes_per_s=machine.hbm_bytes_per_s,
-        nvlink_bytes_per_s=machine.nvlink_bytes_per_s,
-        network_bytes_per_s=machine.network_bytes_per_s * timing.collective.network_share.value,
-        network_latency_s=timing.collective.network_latency_s,
-        domain=machine.domain,
-        tray=calibration.tray_gpus.value,
-        sms=calibration.sms.value,
-        l2_bytes=calibration.l2_MB.value * MEGA,
-    )
-
-
 def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> OpTime:
     """Pieces one after another, each as its class was measured; later pieces may share the first one's latency."""
     assert timing.calibration is not None
     measured = timing.calibration.classes[name]
-    gpu = gpu_of(machine, timing, timing.calibration)
+    constants = timing.collective
+    gpu = gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
     rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
-    terms = SHAPES[measured.shape].time(one_piece(work), gpu, rate, measured.values)
+    terms = SHAPES[measured.shape](one_piece(work), gpu, rate, measured.values)
     return OpTime(
         latency_s=_launches(work, timing) * terms.latency_s,
         math_s=work.pieces * terms.math_s,
@@ -135,47 +123,14 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
     )
 
 
-def beyond_measured(work: Work, measured: KernelClass) -> Any:
-    """Whether an op is larger than anything its class was measured at, for one layout or a column of them."""
-    one = one_piece(work)
-    beyond: Any = np.asarray(False)
-    for name, largest in measured.largest.items():
-        beyond = beyond | np.asarray(_size(one, name) > largest)
-    return beyond
-
-
-def residual_range(name: str, timing: Timing) -> tuple[float, float]:
-    """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
-    assert timing.calibration is not None
-    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
-    return min(each.low for each in found), max(each.high for each in found)
-
-
-def composition_range(timing: Timing) -> tuple[float, float]:
-    """The same of whole modules over the sum of their kernels, beyond the kernels' own; none where not measured."""
-    found = timing.calibration.composition if timing.calibration else None
-    return (float(np.log1p(found.low)), float(np.log1p(found.high))) if found else (0.0, 0.0)
-
-
-def interval_deviations(parts: list[tuple[Any, tuple[float, float]]]) -> tuple[Any, Any]:
-    """Seconds below and above a sum of independent parts (seconds, (low, high) of ln): T·(1 - e^low), in squares."""
-    below = sum((seconds * -np.expm1(min(low, 0.0))) ** 2 for seconds, (low, _) in parts)
-    above = sum((seconds * np.expm1(max(high, 0.0))) ** 2 for seconds, (_, high) in parts)
-    return np.sqrt(below), np.sqrt(above)
-
-
-def _size(work: Work, name: str) -> Any:
-    if work.collective is None:
-        return getattr(work, name)
-    return {"ranks": work.collective.group, "payload": work.collective.payload}[name]
-
-
 def _overhead_s(timing: Timing) -> float:
     return timing.calibration.step_overhead_us.value * MICRO if timing.calibration else 0.0
 
 
 def _launches(work: Work, timing: Timing) -> Any:
     """Latencies that an op's pieces pay together."""
+    if isinstance(work.pieces, int) and work.pieces == 1:
+        return 1
     return 1 + (work.pieces - 1) * timing.chunk_latency.value
 
 

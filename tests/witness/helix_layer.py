@@ -1,12 +1,13 @@
-"""One decode step of one layer, really run: N in-process ranks with real tensors, sharded as a Layout says.
+"""One step of one layer, really run: N in-process ranks with real tensors, sharded as a Layout says.
 
 The independent witness of the equations. Each rank holds its own weights and KV shard, computes in float64, exchanges
 arrays with the others and counts what that takes, under the op names of the step. It shares no arithmetic with the
 equations: which heads, experts and tokens a rank holds is dealt out here, thing by thing.
 
-Shapes on one rank: B requests of its attention group, H hidden, q and k of the Q query and K KV heads, S cached tokens.
-Ranks are placed in order: attention group, then KV shard, then tpa column. Tokens are appended to the KV shards
-round-robin in blocks of 16 [Helix 2025, section 2.3].
+Shapes on one rank: B requests of its attention group, n new tokens of each, H hidden, q and k of the Q query and K KV
+heads, S cached tokens; `rows` are the B·n new tokens, those of one request side by side. Ranks are placed in order:
+attention group, then KV shard, then tpa column. Tokens are appended to the KV shards round-robin in blocks of 16
+[Helix 2025, section 2.3].
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from math import gcd
 import numpy as np
 import numpy.typing as npt
 from witness.counted import Array, Rank, ring_all_reduce, send
-from witness.plain_layer import Weights, choose_experts, gated, rms_norm, rotate, score_scale
+from witness.plain_layer import LayerSpec, Weights, choose_experts, gated, rms_norm, rotate, score_scale
 
 from helix_sim.core.layout import Layout
 from helix_sim.kernels.twin import combine
-from helix_sim.specs.model import Experts, GqaAttention, Model
+from helix_sim.specs.model import AttentionKind, GqaAttention, RoutedFfn
 from helix_sim.specs.precision import Precision
+
+Positions = npt.NDArray[np.int64]
+"""Places of tokens in their request, from 0."""
 
 BLOCK_TOKENS = 16
 """Tokens that one KV shard takes before it is the next one's turn."""
@@ -97,9 +101,8 @@ class Seat:
     kept: range
 
 
-def seats_of(model: Model, x: Widths) -> list[Seat]:
+def seats_of(a: AttentionKind, x: Widths) -> list[Seat]:
     """Every rank of a pipeline stage, in order. The exchange deals a column's heads to the shards that keep tokens."""
-    a = model.attention
     columns = deal_heads(a.q_heads, a.kv_heads, x.tpa)
     return [
         Seat(group=group, shard=shard, q_heads=q, kv_heads=kv, kept=kept)
@@ -119,43 +122,40 @@ class Parts:
     rotated: slice
 
 
-def parts_of(model: Model) -> Parts:
+def parts_of(a: AttentionKind) -> Parts:
     """GQA caches a rotated key beside a value; MLA a latent, which is the value, beside a rotary key."""
-    a = model.attention
     if isinstance(a, GqaAttention):
         return Parts(key=slice(a.head_size), value=slice(a.head_size, None), rotated=slice(a.head_size))
     return Parts(key=slice(None), value=slice(a.kv_lora_rank), rotated=slice(a.kv_lora_rank, None))
 
 
 class KvShard:
-    """The cached vectors of one rank, [B, tokens, k, cached values]; it grows by doubling."""
+    """The cached vectors of one rank, [B, tokens, k, cached values], and the position of each token in its request."""
 
     def __init__(self, batch: int, kv_heads: int, width: int) -> None:
-        self._held = np.empty((batch, BLOCK_TOKENS, kv_heads, width))
-        self.tokens = 0
+        self.values: Array = np.empty((batch, 0, kv_heads, width))
+        self.positions: Positions = np.empty(0, dtype=np.int64)
 
     @property
-    def values(self) -> Array:
-        """What is cached so far."""
-        return self._held[:, : self.tokens]
+    def tokens(self) -> int:
+        """Tokens of each request that are cached so far."""
+        return len(self.positions)
 
-    def append(self, entry: Array) -> None:
-        """One more token of every request, [B, k, cached values]."""
-        if self.tokens == self._held.shape[1]:
-            self._held = np.concatenate([self._held, np.empty_like(self._held)], axis=1)
-        self._held[:, self.tokens] = entry
-        self.tokens += 1
+    def append(self, entries: Array, positions: Positions) -> None:
+        """More tokens of every request, [B, tokens, k, cached values]."""
+        self.values = np.concatenate([self.values, entries], axis=1)
+        self.positions = np.concatenate([self.positions, positions])
 
 
 # --- Attention on one rank -------------------------------------------------------------------------------------------
 
 
-def hold_attention(model: Model, w: Weights, seat: Seat) -> Weights:
+def hold_attention(a: AttentionKind, w: Weights, seat: Seat) -> Weights:
     """A rank's shard of the attention weights: its heads' columns side by side, and the rows of the heads it keeps."""
     q, kv = list(seat.q_heads), list(seat.kv_heads)
     kept = [q[i] for i in seat.kept]
-    held = {"o": w["o"][kept].reshape(-1, model.hidden_size)}
-    if isinstance(model.attention, GqaAttention):
+    held = {"o": w["o"][kept].reshape(-1, w["o"].shape[-1])}
+    if isinstance(a, GqaAttention):
         return held | {"qkv": _side_by_side(np.concatenate([w["q"][q], w["k"][kv], w["v"][kv]]))}
     down = np.concatenate([w["q_down"], w["kv_down"]], axis=1)
     return held | {"down": down, "q_up": _side_by_side(w["q_up"][q]), "k_up": w["k_up"][q], "v_up": w["v_up"][kept]}
@@ -166,9 +166,9 @@ def _side_by_side(heads: Array) -> Array:
     return heads.transpose(1, 0, 2).reshape(heads.shape[1], -1)
 
 
-def project(model: Model, rank: Rank, seat: Seat, w: Weights, x: Array) -> tuple[Array, Array]:
-    """x [B, H] to the queries [B, q, score width] and the vector to cache [B, k, cached values], not yet rotated."""
-    a, tensor = model.attention, "attention_weights"
+def project(a: AttentionKind, rank: Rank, seat: Seat, w: Weights, x: Array) -> tuple[Array, Array]:
+    """x [rows, H] to the queries [rows, q, score width] and what to cache [rows, k, cached values], not yet rotated."""
+    tensor = "attention_weights"
     if isinstance(a, GqaAttention):
         heads = rank.linear("qkv_projection", x, w["qkv"], tensor).reshape(len(x), -1, a.head_size)
         query, key, value = np.split(heads, [len(seat.q_heads), len(seat.q_heads) + len(seat.kv_heads)], axis=1)
@@ -185,37 +185,42 @@ def project(model: Model, rank: Rank, seat: Seat, w: Weights, x: Array) -> tuple
 
 
 def each_head(op: str, rank: Rank, x: Array, w: Array) -> Array:
-    """x [B, heads, inner], each head through its own weights w [heads, inner, outer]."""
+    """x [rows, heads, inner], each head through its own weights w [heads, inner, outer]."""
     outputs = [rank.linear(op, x[:, head], w[head], "attention_weights") for head in range(len(w))]
     return np.stack(outputs, axis=1) if outputs else np.zeros((len(x), 0, w.shape[2]))
 
 
-def rotated(values: Array, part: slice, position: int) -> Array:
-    """A copy whose `part` of the last axis is turned to its position."""
+def rotated(values: Array, part: slice, positions: Positions) -> Array:
+    """A copy of values [B, n, heads, width] whose `part` of the last axis is turned to the n tokens' positions."""
     turned = values.copy()
-    turned[..., part] = rotate(values[..., part], position)
+    turned[..., part] = rotate(values[..., part], positions)
     return turned
 
 
-def partial_attention(rank: Rank, query: Array, cached: Array, parts: Parts, scale: float) -> tuple[Array, Array]:
-    """Attention over the local shard alone: the partial output [B, q, value width] and its log-sum-exp [B, q].
+def partial_attention(
+    rank: Rank, query: Array, cached: Array, seen: Positions, parts: Parts, scale: float
+) -> tuple[Array, Array]:
+    """Attention over the local shard alone: partial outputs [B, n, q, value width] and log-sum-exps [B, n, q].
 
-    query [B, q, score width], cached [B, tokens, k, cached values]. A shard without a token answers zeros and a
-    log-sum-exp of minus infinity: it has no say in the sum.
+    query [B, n, q, score width], cached [B, tokens, k, cached values]; of its tokens, which are in order, each of the n
+    new ones sees the first `seen`. Every cached vector is read once, for all of them. Where nothing is seen the answer
+    is zeros and a log-sum-exp of minus infinity: it has no say in the sum.
     """
-    batch, heads, _ = query.shape
-    out = np.zeros((batch, heads, cached[..., parts.value].shape[-1]))
-    lse = np.full((batch, heads), -np.inf)
-    share = heads // cached.shape[2]
-    for row, head in np.ndindex(batch, cached.shape[2] if cached.shape[1] and heads else 0):
+    heads, kv_heads = query.shape[2], cached.shape[2]
+    out = np.zeros((*query.shape[:3], cached[..., parts.value].shape[-1]))
+    lse = np.full(query.shape[:3], -np.inf)
+    share = heads // kv_heads
+    for row, head in np.ndindex(len(query), kv_heads if cached.shape[1] and heads else 0):
         mine, vectors = slice(share * head, share * (head + 1)), cached[row, :, head]
         rank.moves_kv("attention_core", vectors)
-        scores = rank.product("attention_core", query[row, mine], vectors[:, parts.key].T) * scale
-        top = scores.max(axis=1, keepdims=True)
-        raised = np.exp(scores - top)
-        total = raised.sum(axis=1, keepdims=True)
-        out[row, mine] = rank.product("attention_core", raised, vectors[:, parts.value]) / total
-        lse[row, mine] = (top + np.log(total))[:, 0]
+        for new in np.flatnonzero(seen):
+            before = vectors[: seen[new]]
+            scores = rank.product("attention_core", query[row, new, mine], before[:, parts.key].T) * scale
+            top = scores.max(axis=1, keepdims=True)
+            raised = np.exp(scores - top)
+            total = raised.sum(axis=1, keepdims=True)
+            out[row, new, mine] = rank.product("attention_core", raised, before[:, parts.value]) / total
+            lse[row, new, mine] = (top + np.log(total))[:, 0]
     rank.moves("attention_core", query, out)
     return out, lse
 
@@ -248,18 +253,19 @@ class HelixLayer:
 
     The same code runs plain TP (kvp = 1, past TPA = K with duplicated KV heads), data-parallel attention with expert
     parallelism (dp > 1), Helix (kvp > 1, the FFN grid on every rank) and Medha (kvp > 1, the FFN grid on the first KV
-    shard's ranks). `ffn` holds the tensors of a dense FFN, or of an MoE one, and decides which the layer has.
+    shard's ranks). `attention` and `ffn` hold the tensors that the layer's two kinds have.
     """
 
-    def __init__(self, model: Model, precision: Precision, layout: Layout, attention: Weights, ffn: Weights) -> None:
-        self.model, self.widths = model, Widths.of(layout)
-        self.experts: Experts | None = model.experts if "router" in ffn else None
-        self.seats = seats_of(model, self.widths)
+    def __init__(
+        self, layer: LayerSpec, precision: Precision, layout: Layout, attention: Weights, ffn: Weights
+    ) -> None:
+        self.attention, self.widths = layer.attention, Widths.of(layout)
+        self.experts = layer.ffn if isinstance(layer.ffn, RoutedFfn) else None
+        self.seats = seats_of(layer.attention, self.widths)
         self.ranks = [Rank(precision) for _ in self.seats]
-        self.weights = [hold_attention(model, attention, seat) for seat in self.seats]
-        self.cache = [
-            KvShard(self.widths.batch, len(seat.kv_heads), model.attention.cache_width) for seat in self.seats
-        ]
+        self.weights = [hold_attention(layer.attention, attention, seat) for seat in self.seats]
+        width = layer.attention.cache_width
+        self.cache = [KvShard(self.widths.batch, len(seat.kv_heads), width) for seat in self.seats]
         self.tokens = 0
         self.groups = self._token_groups()
         self.grid = [rank for group in self.groups for rank in group]
@@ -313,29 +319,36 @@ class HelixLayer:
 
     def fill(self, cache: Array) -> None:
         """Appends earlier tokens [dp·B, tokens, K, cached values], as earlier steps would have; nothing is counted."""
-        for token in range(cache.shape[1]):
-            for r, seat in enumerate(self.seats):
-                if seat.shard == self._turn():
-                    self.cache[r].append(self._own_rows(seat, cache[:, token])[:, list(seat.kv_heads)])
-            self.tokens += 1
+        positions = self._next_positions(cache.shape[1])
+        for r, seat in enumerate(self.seats):
+            mine = self._turns(positions) == seat.shard
+            self.cache[r].append(self._own(seat, cache)[:, mine][:, :, list(seat.kv_heads)], positions[mine])
+        self.tokens += len(positions)
 
     def step(self, residual: Array, delta: Array) -> list[Array]:
-        """One token for every request: residual + delta [dp·B, H] in, the new hidden state [B, H] of every rank out.
+        """New tokens of every request: residual + delta [dp·B, n, H] in, every rank's new hidden state [B, n, H] out.
 
         `delta` is what the layer before left in its all-reduce, which the first norm adds to the residual.
         """
-        residuals = {r: self._own_rows(seat, residual) for r, seat in enumerate(self.seats)}
-        deltas = {r: self._own_rows(seat, delta) for r, seat in enumerate(self.seats)}
+        hidden = residual.shape[2]
+        residuals, deltas = (
+            {r: self._own(seat, given).reshape(-1, hidden) for r, seat in enumerate(self.seats)}
+            for given in (residual, delta)
+        )
         residuals, deltas = self.attend(residuals, deltas)
-        return self.feed_forward(residuals, deltas)
+        return [rows.reshape(self.widths.batch, -1, hidden) for rows in self.feed_forward(residuals, deltas)]
 
-    def _own_rows(self, seat: Seat, values: Array) -> Array:
-        """The rows of a rank's own attention group."""
+    def _own(self, seat: Seat, values: Array) -> Array:
+        """What belongs to the requests of a rank's own attention group."""
         return values[self.widths.batch * seat.group : self.widths.batch * (seat.group + 1)]
 
-    def _turn(self) -> int:
-        """The KV shard that the next token goes to."""
-        return int(self.tokens // BLOCK_TOKENS % self.widths.kvp)
+    def _next_positions(self, new: int) -> Positions:
+        """Places of the next tokens in their request."""
+        return self.tokens + np.arange(new)
+
+    def _turns(self, positions: Positions) -> Positions:
+        """The KV shard that the token at each position goes to."""
+        return positions // BLOCK_TOKENS % self.widths.kvp
 
     def _norm(self, op: str, residuals: Held, deltas: Held) -> tuple[Held, Held]:
         """residual + delta, and its norm: two tensors read and two written."""
@@ -355,8 +368,9 @@ class HelixLayer:
     def attend(self, residuals: Held, deltas: Held) -> tuple[Held, Held]:
         """Attention of every group; the residual, and what is to be added to it, on the ranks that keep the tokens."""
         residuals, normed = self._norm("attention_norm", residuals, deltas)
-        queries = self._project_and_append(normed)
-        pieces = [self._attend_rows(queries, rows) for rows in deal(self.widths.batch, self.widths.chunks)]
+        positions = self._next_positions(len(normed[0]) // self.widths.batch)
+        queries = self._project_and_append(normed, positions)
+        pieces = [self._attend_piece(queries, positions, some) for some in deal(self.widths.batch, self.widths.chunks)]
         kept = {r: np.concatenate([piece[r] for piece in pieces]) for r in self.grid}
         projected = {r: self._project_output(r, out) for r, out in kept.items()}
         sums: Held = {}
@@ -364,35 +378,42 @@ class HelixLayer:
             sums |= self._all_reduce("attention_all_reduce", group, projected)
         return {r: residuals[r] for r in self.grid}, sums
 
-    def _project_and_append(self, normed: Held) -> Held:
-        """Rotated queries of every rank; the new token joins the cache of the KV shard whose turn it is."""
-        part, turn, queries = parts_of(self.model).rotated, self._turn(), {}
+    def _project_and_append(self, normed: Held, positions: Positions) -> Held:
+        """Rotated queries [B, n, q, score width] of every rank; each new token joins the KV shard whose turn it is."""
+        part, queries = parts_of(self.attention).rotated, {}
         for r, seat in enumerate(self.seats):
-            rank = self.ranks[r]
-            query, entry = project(self.model, rank, seat, self.weights[r], normed[r])
-            queries[r] = rotated(query, part, self.tokens)
-            rank.moves("rope_and_append", query, queries[r])
-            if seat.shard == turn:
-                self.cache[r].append(rotated(entry, part, self.tokens))
-                rank.moves("rope_and_append", entry)
-                rank.moves_kv("rope_and_append", entry)
-        self.tokens += 1
+            rank, mine = self.ranks[r], self._turns(positions) == seat.shard
+            made = project(self.attention, rank, seat, self.weights[r], normed[r])
+            query, entries = (rows.reshape(self.widths.batch, len(positions), *rows.shape[1:]) for rows in made)
+            queries[r] = rotated(query, part, positions)
+            kept = rotated(entries[:, mine], part, positions[mine])
+            self.cache[r].append(kept, positions[mine])
+            rank.moves("rope_and_append", query, queries[r], kept)
+            rank.moves_kv("rope_and_append", kept)
+        self.tokens += len(positions)
         return queries
 
-    def _attend_rows(self, queries: Held, rows: range) -> Held:
-        """One HOP-B piece of the batch: local attention on every rank, the exchange, and the combined heads kept."""
-        piece, scale = slice(rows.start, rows.stop), score_scale(self.model.attention)
-        partial = {
-            r: partial_attention(self.ranks[r], query[piece], self.cache[r].values[piece], parts_of(self.model), scale)
-            for r, query in queries.items()
-        }
+    def _attend_piece(self, queries: Held, positions: Positions, some: range) -> Held:
+        """One HOP-B piece of the requests: local attention on every rank, the exchange, and the combined heads kept.
+
+        [rows of the piece, kept heads, value width] of every rank that keeps tokens.
+        """
+        piece, scale = slice(some.start, some.stop), score_scale(self.attention)
+        partial = {}
+        for r, query in queries.items():
+            cache = self.cache[r]
+            seen = np.searchsorted(cache.positions, positions, side="right")
+            each = partial_attention(
+                self.ranks[r], query[piece], cache.values[piece], seen, parts_of(self.attention), scale
+            )
+            partial[r] = tuple(values.reshape(-1, *values.shape[2:]) for values in each)
         if self.widths.kvp == 1:
             return {r: out for r, (out, _) in partial.items()}
         for r, (_, lse) in partial.items():
             self.ranks[r].moves("attention_core", lse, tensor="lse")
         return {r: self._exchange(r, partial) for r in self.grid}
 
-    def _exchange(self, target: int, partial: dict[int, tuple[Array, Array]]) -> Array:
+    def _exchange(self, target: int, partial: dict[int, tuple[Array, ...]]) -> Array:
         """The heads that a rank keeps, from every shard of its column: one row of the all-to-all, and the exact sum."""
         seat, rank, columns = self.seats[target], self.ranks[target], self.widths.tpa
         first = target - seat.shard * columns
@@ -407,7 +428,7 @@ class HelixLayer:
         return combined
 
     def _project_output(self, r: int, out: Array) -> Array:
-        """The kept heads [B, kept, value width] through their rows of the output projection: a partial sum [B, H]."""
+        """The kept heads [rows, kept, value width] through their part of the output projection: a partial sum."""
         rank, w = self.ranks[r], self.weights[r]
         if "v_up" in w:
             out = each_head("value_up_projection", rank, out, w["v_up"])
@@ -431,7 +452,7 @@ class HelixLayer:
         return [hidden[r] for r in range(len(self.seats))]
 
     def _dense(self, normed: Held) -> Held:
-        """Partial sums [B, H] of each rank's own tokens, from the rows of all token groups in its pool."""
+        """Partial sums [rows, H] of each rank's own tokens, from the rows of all token groups in its pool."""
         partial: Held = {}
         for pool in self.pools():
             inner: dict[int, list[Array]] = {}
@@ -450,8 +471,8 @@ class HelixLayer:
         width = len(self.groups[0])
         return [pool[at] for at in range(pool.index(r) % width, len(pool), width)]
 
-    def _moe(self, normed: Held, moe: Experts) -> Held:
-        """Partial sums [B, H] of each rank's own tokens: its experts', those of ranks that were asked, and shared ones.
+    def _moe(self, normed: Held, moe: RoutedFfn) -> Held:
+        """Partial sums [rows, H] of each rank's own tokens: its experts', those of ranks it asked, and shared ones.
 
         A rank asks its peers of other groups for the rows that picked an expert here, and answers with a partial sum.
         """
@@ -469,8 +490,8 @@ class HelixLayer:
                 partial[r] += run_ffn(rank, "shared", normed[r], self.ffn[r])
         return partial
 
-    def _route(self, rank: Rank, x: Array, moe: Experts) -> tuple[npt.NDArray[np.int64], Array]:
-        """The experts of each of the group's own tokens and their gates, both [B, top_k]; every rank finds them."""
+    def _route(self, rank: Rank, x: Array, moe: RoutedFfn) -> tuple[npt.NDArray[np.int64], Array]:
+        """The experts of each of the group's own tokens and their gates, both [rows, top_k]; every rank finds them."""
         scores = rank.linear("router", x, self.router, "router_weights")
         chosen, gates = choose_experts(scores, moe.top_k)
         rank.moves("top_k", scores, chosen, gates)

@@ -1,19 +1,20 @@
 """One decoder layer on one device in float64, written as the model is published: the truth for the sharded layer.
 
-Shapes: B requests, H hidden, Q query heads, K KV heads, S cached tokens, F FFN width, E routed experts. MLA is computed
-in its expanded form here, with a key and a value for every head and token, so that the absorbed form is checked too.
-Norms have unit gains.
+Shapes: B requests, q new tokens of each, H hidden, Q query heads, K KV heads, S cached tokens with the new ones, F FFN
+width, E routed experts. MLA is computed in its expanded form here, with a key and a value for every head and token, so
+that the absorbed form is checked too. Norms have unit gains.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from witness.counted import Array
 
-from helix_sim.specs.model import Experts, GqaAttention, MlaAttention, Model
+from helix_sim.specs.model import AttentionKind, FfnKind, GqaAttention, MlaAttention, RoutedFfn
 
 Weights: TypeAlias = dict[str, Array]
 """Tensors of one layer by name; `attention_shapes` and its neighbours say which, and their shapes."""
@@ -22,12 +23,21 @@ ROPE_BASE = 10_000.0
 NORM_EPSILON = 1e-6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """What one layer of a model is made of."""
+
+    hidden_size: int
+    attention: AttentionKind
+    ffn: FfnKind
+
+
 # --- Weights ---------------------------------------------------------------------------------------------------------
 
 
-def attention_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+def attention_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     """Tensors of the attention block; the last axis but one is what a product sums over."""
-    a, h = model.attention, model.hidden_size
+    a, h = layer.attention, layer.hidden_size
     if isinstance(a, GqaAttention):
         q, k, v = a.q_heads, a.kv_heads, a.head_size
         return {"q": (q, h, v), "k": (k, h, v), "v": (k, h, v), "o": (q, v, h)}
@@ -41,20 +51,17 @@ def attention_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     }
 
 
-def dense_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Tensors of a dense FFN: gate and up H x F, down F x H."""
-    h, f = model.hidden_size, model.dense_intermediate_size
-    return {"gate": (h, f), "up": (h, f), "down": (f, h)}
-
-
-def moe_shapes(model: Model, moe: Experts) -> dict[str, tuple[int, ...]]:
-    """Tensors of an MoE FFN; the shared experts side by side are one wide gated FFN."""
-    h, f, wide = model.hidden_size, moe.intermediate_size, moe.shared * moe.shared_intermediate_size
+def ffn_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Tensors of the FFN: gate and up H x F, down F x H; of every expert, and of the shared ones side by side."""
+    h, f = layer.hidden_size, layer.ffn.intermediate_size
+    if not isinstance(layer.ffn, RoutedFfn):
+        return {"gate": (h, f), "up": (h, f), "down": (f, h)}
+    routed, wide = layer.ffn.routed, layer.ffn.shared * layer.ffn.shared_intermediate_size
     return {
-        "router": (h, moe.routed),
-        "gate": (moe.routed, h, f),
-        "up": (moe.routed, h, f),
-        "down": (moe.routed, f, h),
+        "router": (h, routed),
+        "gate": (routed, h, f),
+        "up": (routed, h, f),
+        "down": (routed, f, h),
         "shared_gate": (h, wide),
         "shared_up": (h, wide),
         "shared_down": (wide, h),
@@ -75,10 +82,13 @@ def rms_norm(x: Array) -> Array:
     return normed
 
 
-def rotate(x: Array, position: int) -> Array:
-    """Rotary embedding of the last axis at one position: pairs (i, i + half) turn by position / base^(i / half)."""
+def rotate(x: Array, positions: npt.NDArray[np.int64]) -> Array:
+    """Rotary embedding of the last axis of x [B, q, heads, width], each of the q tokens at its own position.
+
+    Pairs (i, i + half) turn by position / base^(i / half).
+    """
     half = x.shape[-1] // 2
-    angle = position * ROPE_BASE ** (-np.arange(half) / max(half, 1))
+    angle = positions[:, None, None] * ROPE_BASE ** (-np.arange(half) / max(half, 1))
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     turned = (first * np.cos(angle) - second * np.sin(angle), second * np.cos(angle) + first * np.sin(angle), rest)
     return np.concatenate(turned, axis=-1)
@@ -91,12 +101,12 @@ def gated(gate: Array, up: Array) -> Array:
 
 
 def choose_experts(scores: Array, top_k: int) -> tuple[npt.NDArray[np.int64], Array]:
-    """The top_k experts of each row of scores [B, E], and their gates: softmax over the chosen, both [B, top_k]."""
+    """The top_k experts of each row of scores [rows, E], and their gates, softmax over the chosen: [rows, top_k]."""
     chosen = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
     return chosen, _softmax(np.take_along_axis(scores, chosen, axis=-1))
 
 
-def score_scale(attention: GqaAttention | MlaAttention) -> float:
+def score_scale(attention: AttentionKind) -> float:
     """1 / sqrt of the dimensions that a published score sums over; absorption does not change it."""
     if isinstance(attention, GqaAttention):
         return float(attention.head_size**-0.5)
@@ -112,58 +122,64 @@ def _softmax(scores: Array) -> Array:
 # --- The layer -------------------------------------------------------------------------------------------------------
 
 
-def plain_attention(model: Model, w: Weights, x: Array, cache: Array) -> tuple[Array, Array]:
-    """Attention of one new token [B, H] after cache [B, S - 1, K, cached values]; the output [B, H], the grown cache.
+def plain_attention(a: AttentionKind, w: Weights, x: Array, cache: Array) -> tuple[Array, Array]:
+    """Attention of the new tokens [B, q, H] after cache [B, S - q, K, cached values]; their output, the grown cache.
 
-    What is cached is rotated already: key and value side by side for GQA, latent and rotary key for MLA.
+    What is cached is rotated already: key and value side by side for GQA, latent and rotary key for MLA. A new token
+    sees what was cached before it, the new ones among it, and itself.
     """
-    a, position = model.attention, cache.shape[1]
-    new = _gqa_entry(a, w, x, position) if isinstance(a, GqaAttention) else _mla_entry(a, w, x, position)
-    grown = np.concatenate([cache, new[:, None]], axis=1)
-    query, keys, values = _gqa_heads(a, w, x, grown) if isinstance(a, GqaAttention) else _mla_heads(a, w, x, grown)
-    shares = _softmax(np.einsum("bqd,bsqd->bqs", query, keys) * score_scale(a))
-    output: Array = np.einsum("bqs,bsqd,qdh->bh", shares, values, w["o"], optimize=True)
+    positions = cache.shape[1] + np.arange(x.shape[1])
+    new = _gqa_entry(a, w, x, positions) if isinstance(a, GqaAttention) else _mla_entry(a, w, x, positions)
+    grown = np.concatenate([cache, new], axis=1)
+    heads = _gqa_heads if isinstance(a, GqaAttention) else _mla_heads
+    query, keys, values = heads(a, w, x, grown, positions)
+    scores = np.einsum("bnqd,bsqd->bnqs", query, keys) * score_scale(a)
+    seen = np.arange(grown.shape[1]) <= positions[:, None]
+    shares = _softmax(np.where(seen[:, None], scores, -np.inf))
+    output: Array = np.einsum("bnqs,bsqd,qdh->bnh", shares, values, w["o"], optimize=True)
     return output, grown
 
 
-def _gqa_entry(a: GqaAttention, w: Weights, x: Array, position: int) -> Array:
-    """The new token's rotated key and its value, [B, K, 2·Hsz]."""
-    key, value = (np.einsum("bh,khd->bkd", x, w[name]) for name in ("k", "v"))
-    return np.concatenate([rotate(key, position), value], axis=-1)
+def _gqa_entry(a: GqaAttention, w: Weights, x: Array, positions: npt.NDArray[np.int64]) -> Array:
+    """The new tokens' rotated keys and their values, [B, q, K, 2·Hsz]."""
+    key, value = (np.einsum("bnh,khd->bnkd", x, w[name]) for name in ("k", "v"))
+    return np.concatenate([rotate(key, positions), value], axis=-1)
 
 
-def _gqa_heads(a: GqaAttention, w: Weights, x: Array, grown: Array) -> tuple[Array, Array, Array]:
-    """Query [B, Q, Hsz], and a key and a value [B, S, Q, Hsz] of every token for every query head."""
-    query = rotate(np.einsum("bh,qhd->bqd", x, w["q"]), grown.shape[1] - 1)
+def _gqa_heads(
+    a: GqaAttention, w: Weights, x: Array, grown: Array, positions: npt.NDArray[np.int64]
+) -> tuple[Array, Array, Array]:
+    """Queries [B, q, Q, Hsz], and a key and a value [B, S, Q, Hsz] of every token for every query head."""
+    query = rotate(np.einsum("bnh,qhd->bnqd", x, w["q"]), positions)
     repeated = grown.repeat(a.q_heads // a.kv_heads, axis=2)
     return query, repeated[..., : a.head_size], repeated[..., a.head_size :]
 
 
-def _mla_entry(a: MlaAttention, w: Weights, x: Array, position: int) -> Array:
-    """The new token's normed latent and its rotary key, [B, 1, kv_lora + rope]."""
-    down = x @ w["kv_down"]
-    latent, turning = rms_norm(down[:, : a.kv_lora_rank]), rotate(down[:, a.kv_lora_rank :], position)
-    return np.concatenate([latent, turning], axis=-1)[:, None]
+def _mla_entry(a: MlaAttention, w: Weights, x: Array, positions: npt.NDArray[np.int64]) -> Array:
+    """The new tokens' normed latents and their rotary keys, [B, q, 1, kv_lora + rope]."""
+    down = (x @ w["kv_down"])[:, :, None]
+    latent, turning = rms_norm(down[..., : a.kv_lora_rank]), rotate(down[..., a.kv_lora_rank :], positions)
+    return np.concatenate([latent, turning], axis=-1)
 
 
-def _mla_heads(a: MlaAttention, w: Weights, x: Array, grown: Array) -> tuple[Array, Array, Array]:
-    """Query, key [B, S, Q, nope + rope] and value [B, S, Q, v] of every head, each latent expanded."""
+def _mla_heads(
+    a: MlaAttention, w: Weights, x: Array, grown: Array, positions: npt.NDArray[np.int64]
+) -> tuple[Array, Array, Array]:
+    """Queries [B, q, Q, nope + rope], keys [B, S, Q, nope + rope] and values [B, S, Q, v], each latent expanded."""
     latents, turned = grown[:, :, 0, : a.kv_lora_rank], grown[..., a.kv_lora_rank :]
-    query = np.einsum("br,qrd->bqd", rms_norm(x @ w["q_down"]), w["q_up"])
-    turning = rotate(query[..., a.nope_width :], grown.shape[1] - 1)
-    query = np.concatenate([query[..., : a.nope_width], turning], axis=-1)
+    query = np.einsum("bnr,qrd->bnqd", rms_norm(x @ w["q_down"]), w["q_up"])
+    query = np.concatenate([query[..., : a.nope_width], rotate(query[..., a.nope_width :], positions)], axis=-1)
     keys = np.einsum("bsr,qdr->bsqd", latents, w["k_up"])
     keys = np.concatenate([keys, np.repeat(turned, a.q_heads, axis=2)], axis=-1)
     return query, keys, np.einsum("bsr,qrd->bsqd", latents, w["v_up"])
 
 
-def plain_ffn(model: Model, w: Weights, x: Array) -> Array:
-    """Gated FFN of [B, H]: dense, or where there is a router every expert times its gate, plus the shared ones."""
-    if "router" not in w:
+def plain_ffn(f: FfnKind, w: Weights, x: Array) -> Array:
+    """Gated FFN of [rows, H]: dense, or of every expert times its gate, plus the shared ones."""
+    if not isinstance(f, RoutedFfn):
         return gated(x @ w["gate"], x @ w["up"]) @ w["down"]
-    assert model.experts is not None
-    chosen, gates = choose_experts(x @ w["router"], model.experts.top_k)
-    share = np.zeros((len(x), model.experts.routed))
+    chosen, gates = choose_experts(x @ w["router"], f.top_k)
+    share = np.zeros((len(x), f.routed))
     np.put_along_axis(share, chosen, gates, axis=-1)
     inner = gated(np.einsum("bh,ehf->bef", x, w["gate"]), np.einsum("bh,ehf->bef", x, w["up"]))
     routed: Array = np.einsum("be,bef,efh->bh", share, inner, w["down"], optimize=True)
@@ -171,8 +187,9 @@ def plain_ffn(model: Model, w: Weights, x: Array) -> Array:
     return routed + shared
 
 
-def plain_layer(model: Model, attention: Weights, ffn: Weights, hidden: Array, cache: Array) -> tuple[Array, Array]:
-    """hidden [B, H] through attention and FFN, each behind its norm and added to the residual; and the grown cache."""
-    attended, grown = plain_attention(model, attention, rms_norm(hidden), cache)
+def plain_layer(layer: LayerSpec, attention: Weights, ffn: Weights, hidden: Array, cache: Array) -> tuple[Array, Array]:
+    """hidden [B, q, H] through attention and FFN, each behind its norm and added to the residual; the grown cache."""
+    attended, grown = plain_attention(layer.attention, attention, rms_norm(hidden), cache)
     hidden = hidden + attended
-    return hidden + plain_ffn(model, ffn, rms_norm(hidden)), grown
+    rows = rms_norm(hidden).reshape(-1, layer.hidden_size)
+    return hidden + plain_ffn(layer.ffn, ffn, rows).reshape(hidden.shape), grown

@@ -1,0 +1,243 @@
+"""Kinds of half a layer, as data: which ops each has, which widths they see, what of them runs at the same time.
+
+A layer is an attention and a feed-forward network; a model is a list of such pairs. A kind of either is one row here:
+a function from (step, spec of the kind) to its ops in order, and what the search and the timing must know of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from helix_sim.core.layout import Layout
+from helix_sim.core.numeric import Column, ceil_div
+from helix_sim.core.work import Work
+from helix_sim.ops import attention, ffn
+from helix_sim.ops.elementwise import hidden_norm
+from helix_sim.ops.ends import closing_ops, opening_ops
+from helix_sim.ops.exchange import (
+    combine_partials,
+    gather_tokens,
+    group_all_reduce,
+    partial_exchange,
+    scatter_sums,
+    spread_to_shards,
+)
+from helix_sim.ops.routing import BusiestRank, busiest_rank
+from helix_sim.ops.step_input import StepInput
+from helix_sim.specs.model import AttentionKind, DenseFfn, GqaAttention, MlaAttention, Model, RoutedFfn
+
+OpTable = dict[str, Work]
+"""Ops by name, in the order in which they run."""
+
+
+# --- Op tables -------------------------------------------------------------------------------------------------------
+
+
+def gqa_ops(s: StepInput, a: GqaAttention) -> OpTable:
+    """Ops of one layer's grouped-query attention, in order."""
+    return {
+        "attention_norm": hidden_norm(s),
+        "qkv_projection": attention.qkv_projection(s, a),
+        **_core_ops(s, a),
+        "output_projection": attention.output_projection(s, a),
+        "attention_all_reduce": group_all_reduce(s),
+    }
+
+
+def mla_ops(s: StepInput, a: MlaAttention) -> OpTable:
+    """Ops of one layer's multi-head latent attention, absorbed, in order."""
+    return {
+        "attention_norm": hidden_norm(s),
+        "latent_down_projection": attention.latent_down_projection(s, a),
+        "latent_norm": attention.latent_norm(s, a),
+        "query_up_projection": attention.query_up_projection(s, a),
+        "key_absorption": attention.key_absorption(s, a),
+        **_core_ops(s, a),
+        "value_up_projection": attention.value_up_projection(s, a),
+        "output_projection": attention.output_projection(s, a),
+        "attention_all_reduce": group_all_reduce(s),
+    }
+
+
+def _core_ops(s: StepInput, a: AttentionKind) -> OpTable:
+    return {
+        "rope_and_append": attention.rope_and_append(s, a),
+        "attention_core": attention.attention_core(s, a),
+        "exchange": partial_exchange(s, a),
+        "combine_partials": combine_partials(s, a),
+    }
+
+
+def dense_ops(s: StepInput, f: DenseFfn) -> OpTable:
+    """Ops of a dense layer's feed-forward network, in order."""
+    return {
+        "dense_norm": hidden_norm(s),
+        "dense_gather": gather_tokens(s),
+        "dense_up": ffn.dense_up(s, f),
+        "dense_activation": ffn.dense_activation(s, f),
+        "dense_down": ffn.dense_down(s, f),
+        "dense_scatter": scatter_sums(s),
+        "dense_all_reduce": group_all_reduce(s),
+        "dense_spread": spread_to_shards(s),
+    }
+
+
+def routed_ops(s: StepInput, f: RoutedFfn, rank: BusiestRank | None = None) -> OpTable:
+    """Ops of an MoE layer's feed-forward network, in order; `rank` where a caller knows the routing."""
+    rank = rank or busiest_rank(s, f)
+    shared = {
+        "shared_up": ffn.shared_up(s, f),
+        "shared_activation": ffn.shared_activation(s, f),
+        "shared_down": ffn.shared_down(s, f),
+    }
+    return {
+        "moe_norm": hidden_norm(s),
+        "router": ffn.router(s, f),
+        "top_k": ffn.top_k(s, f),
+        "dispatch": ffn.dispatch(s, rank),
+        **(shared if f.shared else {}),
+        "routed_up": ffn.routed_up(s, f, rank),
+        "routed_activation": ffn.routed_activation(s, f, rank),
+        "routed_down": ffn.routed_down(s, f, rank),
+        "combine": ffn.combine(s, rank),
+        "moe_all_reduce": group_all_reduce(s),
+        "moe_spread": spread_to_shards(s),
+    }
+
+
+# --- Kinds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """An all-reduce into which the tiles of the product before it stream; `between` would stand between the two."""
+
+    product: str
+    reduced: str
+    between: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What is known of a kind of half a layer besides its equations.
+
+    ops: the op table of (step, spec). sees: the widths of a layout that its ops look at, besides the batch, the context
+    and the chunks: where they are the same, so are its times. pipelined: (op in pieces, the exchange that follows each
+    piece and runs behind the next). streamed: see Streamed. beside: (op of the shared experts, op of the routed ones
+    that it runs beside); they share HBM, but not their latencies.
+    """
+
+    title: str
+    ops: Callable[[StepInput, Any], OpTable]
+    sees: Callable[[Layout], tuple[Column, ...]]
+    pipelined: tuple[tuple[str, str], ...] = ()
+    streamed: tuple[Streamed, ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()
+
+
+ATTENTION: dict[str, Any] = {
+    "sees": lambda x: (x.tpa, x.kvp, x.token_group),
+    "pipelined": (("attention_core", "exchange"),),
+    "streamed": (Streamed(product="output_projection", reduced="attention_all_reduce"),),
+}
+"""What grouped-query and latent attention have in common."""
+
+KINDS: dict[str, Kind] = {
+    "gqa": Kind(title="grouped-query attention", ops=gqa_ops, **ATTENTION),
+    "mla": Kind(title="multi-head latent attention", ops=mla_ops, **ATTENTION),
+    "dense": Kind(
+        title="dense",
+        ops=dense_ops,
+        sees=lambda x: (x.token_group, x.idle_shards, x.pooled_groups),
+        streamed=(Streamed(product="dense_down", reduced="dense_all_reduce", between="dense_scatter"),),
+    ),
+    "routed": Kind(
+        title="MoE",
+        ops=routed_ops,
+        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards),
+        streamed=(Streamed(product="routed_down", reduced="moe_all_reduce", between="combine"),),
+        beside=(("shared_up", "routed_up"), ("shared_down", "routed_down")),
+    ),
+}
+"""Kinds by the `kind` of their spec."""
+
+ENDS = Kind(
+    title="ends",
+    ops=lambda s, _: opening_ops(s) | closing_ops(s),
+    sees=lambda x: (x.token_group, np.minimum(x.pp, 2), x.dp * x.attention_group),
+)
+"""Both ends of the model: once a step and stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Half:
+    """A kind of half a layer as a model has it: `half` is "attention", "ffn" or "ends", `name` the model's own name.
+
+    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names.
+    """
+
+    half: str
+    name: str
+    kind: Kind
+    spec: Any
+    layers_by_stage_size: Sequence[int]
+    """Its layers on the busiest pipeline stage, by the layers that the largest stage holds."""
+    suffix: str = ""
+
+    def ops(self, s: StepInput) -> OpTable:
+        """Its ops for one layer, by their names within the kind."""
+        return self.kind.ops(s, self.spec)
+
+    def op_name(self, op: str) -> str:
+        """An op's name in the step: its own, with the kind's in brackets where two kinds of the model share it."""
+        return op + self.suffix
+
+    def repeats(self, stage_size: Column) -> Any:
+        """How often it runs in a step on the busiest pipeline stage, whose layers are `stage_size`."""
+        if isinstance(stage_size, int | float):
+            return self.layers_by_stage_size[int(stage_size)]
+        return np.asarray(self.layers_by_stage_size)[np.asarray(stage_size, dtype=np.intp)]
+
+
+def stage_size(model: Model, pp: Column) -> Any:
+    """Decoder layers on the largest pipeline stage."""
+    return ceil_div(model.layer_count, pp)
+
+
+def halves_of(model: Model) -> tuple[Half, ...]:
+    """The kinds of a model in the order of the op table: both ends, then every attention, then every FFN."""
+    specs: list[tuple[str, str, Any]] = [
+        (half, name, getattr(model, half)[name]) for half, name in sorted(model.kind_counts, key=lambda k: k[0])
+    ]
+    both = [Half(half="ends", name="ends", kind=ENDS, spec=None, layers_by_stage_size=[1] * (model.layer_count + 1))]
+    for half, name, spec in specs:
+        rivals = [other for of, _, other in specs if of == half and (half == "attention" or other.kind == spec.kind)]
+        both.append(
+            Half(
+                half=half,
+                name=name,
+                kind=KINDS[spec.kind],
+                spec=spec,
+                suffix=f"[{name}]" if len(rivals) > 1 else "",
+                layers_by_stage_size=model.heaviest_counts[half, name],
+            )
+        )
+    return tuple(both)
+
+
+def ordered(tables: Iterable[tuple[Half, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing."""
+    opening: dict[str, Any] = {}
+    body: dict[str, Any] = {}
+    closing: dict[str, Any] = {}
+    for half, table in tables:
+        for op, value in table.items():
+            if half.half != "ends":
+                body[half.op_name(op)] = value
+            else:
+                (opening if op.startswith("embedding") else closing)[op] = value
+    return opening | body | closing

@@ -1,0 +1,406 @@
+"""One block of a sweep: admit what can run, time it in shared parts, keep what no other layout beats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from helix_sim.core.layout import Layout
+from helix_sim.core.numeric import Column, distinct
+from helix_sim.feasibility import FLAGS, Reason, shape_reasons
+from helix_sim.ops.layers import Half, halves_of, ordered, stage_size
+from helix_sim.ops.memory import memory_of, resident_weights
+from helix_sim.ops.step_input import StepInput
+from helix_sim.search.evaluated import Dropped, Evaluated, Frontiers
+from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_order
+from helix_sim.search.plan import Block, Plan, layouts_of
+from helix_sim.search.shared_parts import Shapes, Shared, shared_seconds
+from helix_sim.step import evaluate_step, host_seconds, op_tables
+
+CELLS = 2**16
+"""Shapes times batches that are added up at a time: enough to amortise numpy's calls, few enough to stay in cache."""
+
+Ints = npt.NDArray[np.intp]
+Seconds = npt.NDArray[np.float64]
+
+OnPoints = Callable[[Columns], None]
+"""Called with the columns of layouts that run, some at a time."""
+
+
+def evaluate_block(planned: Plan, block: Block, on_points: OnPoints | None = None) -> Evaluated:
+    """Evaluate one block; on_points, where given, is called with every layout of it that runs."""
+    rows = Rows.of(planned, block)
+    admitted = Admitted(rows)
+    kept = Kept(admitted, on_points)
+    for some in timed_slices(admitted, longest=len(planned.sweep.chunks) if on_points else 1):
+        kept.add(some)
+    return Evaluated(layouts=layouts_of(planned, block), frontiers=kept.frontiers, dropped=admitted.dropped())
+
+
+# --- The rows of a block ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a block, sorted by family and attention group; a row is a shape of a family, (n,) each.
+
+    row: its number in the plan. family: the place of its family in the sweep's list. group: its tpa·kvp GPUs. hop_b:
+    whether its family splits batches. split: whether it has several KV shards.
+    """
+
+    plan: Plan
+    block: Block
+    row: Ints
+    family: Ints
+    group: Ints
+    shapes: Shapes
+
+    @classmethod
+    def of(cls, planned: Plan, block: Block) -> Rows:
+        """The rows of a block of a plan."""
+        family, shapes = planned.row_families(block.rows), planned.row_shapes(block.rows)
+        group = shapes["tpa"] * shapes["kvp"]
+        order = np.lexsort((group, family))
+        return cls(
+            plan=planned,
+            block=block,
+            row=np.arange(*block.rows)[order],
+            family=family[order],
+            group=group[order],
+            shapes={axis: column[order] for axis, column in shapes.items()},
+        )
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The families' names, in the sweep's order."""
+        return list(self.plan.sweep.families)
+
+    @cached_property
+    def hop_b(self) -> npt.NDArray[np.bool_]:
+        """Whether each row's family has HOP-B."""
+        return np.array([self.plan.sweep.families[name].hop_b for name in self.names])[self.family]
+
+    @cached_property
+    def split(self) -> npt.NDArray[np.bool_]:
+        """Whether each row has several KV shards, and so an exchange."""
+        found: npt.NDArray[np.bool_] = self.shapes["kvp"] > 1
+        return found
+
+    @cached_property
+    def contexts(self) -> dict[int, int]:
+        """The block's contexts by their place in the sweep's list."""
+        return {index: self.plan.sweep.contexts[index] for index in range(*self.block.contexts)}
+
+    @cached_property
+    def halves(self) -> tuple[Half, ...]:
+        """The kinds of the model."""
+        return halves_of(self.plan.model)
+
+    @cached_property
+    def stage_sizes(self) -> Ints:
+        """Layers on each row's largest pipeline stage."""
+        return np.asarray(stage_size(self.plan.model, self.shapes["pp"]))
+
+    def repeats(self, half: Half) -> Any:
+        """How often a kind runs on each row's busiest stage, (n, 1)."""
+        return np.broadcast_to(half.repeats(self.stage_sizes), self.row.shape)[:, None]
+
+    def batches(self, span: tuple[int, int]) -> npt.NDArray[Any]:
+        """The batch sizes of a range of the plan's list."""
+        return self.plan.batches[slice(*span)]
+
+    def chunks(self, hop_b: bool, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Chunk counts (c, 1, b) of families with or without HOP-B."""
+        axis = self.plan.sweep.chunks if hop_b else [1]
+        return np.stack([batch if count == "batch" else np.full_like(batch, int(count)) for count in axis])[:, None]
+
+    def step_input(self, rows: Any, context: Column, batch: Column = 1) -> StepInput:
+        """One decode step of some rows' shapes, a column entry each."""
+        x = Layout(batch=batch, **{axis: column[rows] for axis, column in self.shapes.items()}).as_floats()
+        precision, tokens = self.plan.setting.precision, np.multiply(context, 1.0)
+        return StepInput(model=self.plan.model, precision=precision, layout=x, context=tokens)
+
+
+# --- Admit -----------------------------------------------------------------------------------------------------------
+
+
+class Admitted:
+    """What of a block can run: flags of each context's shapes, the batches they have memory for, and of chunk counts.
+
+    flags[context]: why each row cannot run, (n,). fits[context]: how many batch sizes of the plan's list each row has
+    memory for, (n,). most: the largest of these over the contexts. chunk_flags[hop_b, split]: why chunk counts cannot
+    be at each batch of the block, (c, b).
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, planned = rows, rows.plan
+        x = Layout(**rows.shapes)
+        self.flags = {
+            index: np.broadcast_to(shape_reasons(planned.model, planned.machine, x, context), rows.row.shape)
+            for index, context in rows.contexts.items()
+        }
+        able = np.flatnonzero(np.any([flags == 0 for flags in self.flags.values()], axis=0))
+        self.weights = np.zeros(len(rows.row))
+        self.weights[able] = self._weights(able) if able.size else 0.0
+        self.fits = {index: self._fits(flags == 0, rows.contexts[index]) for index, flags in self.flags.items()}
+        self.most = np.max(list(self.fits.values()), axis=0)
+        self.chunk_flags = {
+            (hop_b, split): self._chunk_flags(alike[0], hop_b)
+            for hop_b in (False, True)
+            for split in (False, True)
+            if (alike := able[(rows.hop_b[able] == hop_b) & (rows.split[able] == split)]).size
+        }
+
+    def resident_bytes(self, rows: Any, batch: Any, context: Column) -> Any:
+        """Bytes on the fullest GPU, for each row at its batch; weights depend on neither batch nor context."""
+        return memory_of(self.rows.step_input(rows, context, batch), self.weights[rows]).resident_bytes
+
+    def _weights(self, rows: Ints) -> Any:
+        s = self.rows.step_input(rows, self.rows.plan.sweep.contexts[0])
+        tables = op_tables(s)
+        repeats = ((half, dict.fromkeys(ops, half.repeats(self.rows.stage_sizes[rows]))) for half, ops in tables)
+        return resident_weights(ordered(tables), ordered(repeats))
+
+    def _fits(self, able: npt.NDArray[Any], context: int) -> Ints:
+        """How many batch sizes of the list each row has memory for, by bisection: memory only grows with the batch."""
+        rows, batches = np.flatnonzero(able), self.rows.plan.batches
+        low, high = np.zeros(len(rows), dtype=np.intp), np.full(len(rows), len(batches), dtype=np.intp)
+        while (low < high).any():
+            middle = np.minimum((low + high) // 2, len(batches) - 1)
+            fits = self.resident_bytes(rows, batches[middle], context) <= self.rows.plan.machine.memory_bytes
+            low, high = np.where(fits & (low < high), middle + 1, low), np.where(fits, high, np.minimum(middle, high))
+        found = np.zeros(len(able), dtype=np.intp)
+        found[rows] = low
+        return found
+
+    def _chunk_flags(self, row: int, hop_b: bool) -> npt.NDArray[Any]:
+        """Flags (c, b) of every chunk count and batch of one row; all rows with KVP, or all without, have the same."""
+        batch = self.rows.batches(self.rows.block.batches)
+        shape = {axis: column[row] for axis, column in self.rows.shapes.items()}
+        x = Layout(batch=batch, chunks=self.rows.chunks(hop_b, batch), **shape)
+        context = next(self.rows.contexts[index] for index, flags in self.flags.items() if flags[row] == 0)
+        flags = shape_reasons(self.rows.plan.model, self.rows.plan.machine, x, context)
+        return np.asarray(flags)[:, 0]
+
+    def dropped(self) -> Dropped:
+        """Every context's dropped layouts by family and first reason."""
+        rows, first = self.rows, self.rows.block.batches[0]
+        batches = rows.block.batches[1] - first
+        chunks = np.array([len(rows.plan.chunk_axis(name)) for name in rows.names])
+        counts = np.zeros((len(rows.names), 1 << len(FLAGS)), dtype=np.int64)
+        for index, flags in self.flags.items():
+            dead = flags != 0
+            np.add.at(counts, (rows.family[dead], _lowest(flags[dead])), chunks[rows.family[dead]] * batches)
+            held = np.clip(self.fits[index] - first, 0, batches)
+            for (hop_b, split), cells in self.chunk_flags.items():
+                mine = ~dead & (rows.hop_b == hop_b) & (rows.split == split)
+                refused = np.bincount(_lowest(cells[cells != 0]), minlength=counts.shape[1])
+                counts += np.bincount(rows.family[mine], minlength=len(rows.names))[:, None] * refused
+                running = np.concatenate([[0], np.cumsum((cells == 0).sum(axis=0))])
+                beyond = running[-1] - running[held[mine]]
+                np.add.at(counts, (rows.family[mine], Reason.OUT_OF_MEMORY.flag), beyond)
+        return {
+            name: {reason.name: int(row[flag]) for reason, flag in FLAGS.items() if row[flag]}
+            for name, row in zip(rows.names, counts, strict=True)
+        }
+
+
+def _lowest(flags: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The first reason among each layout's."""
+    lowest: npt.NDArray[Any] = flags & -flags
+    return lowest
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Rows and batches (a half-open range of the plan's list) whose layouts are added up together, at one context.
+
+    attention: seconds (c, k, b) of attention at its k distinct widths, infinite where a chunk count cannot be; place:
+    where each row finds its own among those; times: how often it runs on a row's busiest stage, (n, 1). rest: seconds
+    (n, b) of all else of one stage. fits: batch sizes of the plan's list that each row has memory for.
+    """
+
+    context: int
+    rows: Ints
+    span: tuple[int, int]
+    attention: Seconds
+    place: Ints
+    times: Any
+    rest: Seconds
+    fits: Ints
+    stages: npt.NDArray[Any]
+
+    def ttl_s(self, attention: Seconds) -> Any:
+        """TTL (n, b), or (c, n, b) with chunks; infinite where a layout does not run."""
+        ttl = attention[..., self.place, :]
+        ttl *= self.times
+        ttl += self.rest
+        ttl *= self.stages[:, None]
+        beyond = np.arange(*self.span) >= self.fits[:, None]
+        if beyond.any():
+            ttl[..., beyond] = np.inf
+        return ttl
+
+
+def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
+    """Every slice of batches of a block at every context; `longest`: chunk counts that are kept at once."""
+    rows = admitted.rows
+    first, stop = rows.block.batches
+    while first < stop and (some := np.flatnonzero(admitted.most > first)).size:
+        last = min(first + max(CELLS // some.size // longest, 16), stop)
+        rest = _rest(rows, some, (first, last))
+        for index in rows.contexts:
+            for hop_b in (False, True):
+                mine = np.flatnonzero((admitted.fits[index][some] > first) & (rows.hop_b[some] == hop_b))
+                if mine.size:
+                    yield _slice(admitted, index, hop_b, some[mine], (first, last), rest[mine])
+        first = last
+
+
+def _rest(rows: Rows, some: Ints, span: tuple[int, int]) -> Any:
+    """Seconds (n, b) of one stage without its attention; there is no context in them."""
+    setting, batch = rows.plan.setting, rows.batches(span)
+    shapes = {axis: column[some] for axis, column in rows.shapes.items()}
+    total: Any = host_seconds(setting)
+    for half in rows.halves:
+        if half.half != "attention":
+            found = shared_seconds(setting, half, shapes, batch, rows.plan.sweep.contexts[0])
+            total = total + rows.repeats(half)[some] * found.seconds[found.place]
+    return total
+
+
+def _slice(admitted: Admitted, index: int, hop_b: bool, some: Ints, span: tuple[int, int], rest: Any) -> Slice:
+    """Attention of rows with or without HOP-B at a context, for every chunk count, beside the rest of their step."""
+    rows, batch = admitted.rows, admitted.rows.batches(span)
+    chunks = rows.chunks(hop_b, batch)
+    found, times = _attention(rows, some, batch, rows.contexts[index], chunks)
+    here = slice(*(edge - rows.block.batches[0] for edge in span))
+    seconds = np.array(found.seconds)
+    for split in (False, True):
+        alike = rows.split[some[found.first]] == split
+        if alike.any():
+            flags = admitted.chunk_flags[hop_b, split][:, None, here]
+            seconds[:, alike] = np.where(flags == 0, seconds[:, alike], np.inf)
+    return Slice(
+        context=index,
+        rows=some,
+        span=span,
+        attention=seconds,
+        place=found.place,
+        times=times,
+        rest=rest,
+        fits=admitted.fits[index][some],
+        stages=rows.shapes["pp"][some],
+    )
+
+
+def _attention(rows: Rows, some: Ints, batch: Any, context: int, chunks: Any) -> tuple[Shared, Any]:
+    """Attention's seconds at its distinct widths, and how often it runs.
+
+    Where a model has several kinds of it, widths and stage sizes are distinguished together, and the kinds are added
+    up, each as often as it runs on such a stage.
+    """
+    shapes = {axis: column[some] for axis, column in rows.shapes.items()}
+    kinds = [half for half in rows.halves if half.half == "attention"]
+    setting = rows.plan.setting
+    if len(kinds) == 1:
+        return shared_seconds(setting, kinds[0], shapes, batch, context, chunks), rows.repeats(kinds[0])[some]
+    alone = [shared_seconds(setting, half, shapes, batch, context, chunks) for half in kinds]
+    first, place = distinct((*(found.place for found in alone), rows.stage_sizes[some]))
+    total: Any = sum(
+        rows.repeats(half)[some[first]] * found.seconds[..., found.place[first], :]
+        for half, found in zip(kinds, alone, strict=True)
+    )
+    return Shared(seconds=total, first=first, place=place), 1.0
+
+
+# --- Keep ------------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """The frontiers of a block so far, by context and family; hands on every layout that runs if somebody asks.
+
+    Two facts make a frontier cheap, and both are exact. At one shape and batch, users and GPUs are the same, so the
+    fastest chunk count has the best of both axes. At one batch and attention group (tpa·kvp GPUs), users per GPU are
+    the same whatever dp, pp, tpf and ep, so again the lowest TTL has the best of both.
+    """
+
+    def __init__(self, admitted: Admitted, on_points: OnPoints | None) -> None:
+        self.admitted, self.rows, self.on_points = admitted, admitted.rows, on_points
+        self.frontiers: Frontiers = {
+            context: {name: Frontier(name=name, columns={}) for name in self.rows.names}
+            for context in self.rows.contexts.values()
+        }
+
+    def add(self, some: Slice) -> None:
+        """Keep what a slice adds to the frontiers; hand on every point of it if somebody asks."""
+        rows, ttl = self.rows, some.ttl_s(some.attention.min(axis=0))
+        starts = np.flatnonzero(np.diff(rows.family[some.rows] * 2**32 + rows.group[some.rows], prepend=-1))
+        lowest = np.minimum.reduceat(ttl, starts, axis=0)
+        x = 1 / lowest
+        y = rows.batches(some.span) / rows.group[some.rows[starts], None] / lowest
+        families = rows.family[some.rows[starts]]
+        here = self.frontiers[rows.contexts[some.context]]
+        for family in np.unique(families):
+            name, mine = rows.names[family], slice(*np.searchsorted(families, [family, family + 1]))
+            left = (lowest[mine] < np.inf) & (y[mine] >= (here[name].attained(x[mine]) if len(here[name]) else 0))
+            group, column = np.nonzero(left)
+            best = pareto_order(x[mine][left], y[mine][left], lowest[mine][left])
+            if best.size:
+                points = self._points(some, ttl, np.append(starts, len(ttl)), mine.start + group[best], column[best])
+                here[name] = merge([here[name], frontier(points, name)], name)
+        if self.on_points:
+            ttl = some.ttl_s(some.attention)
+            chunk, place, column = np.nonzero(ttl < np.inf)
+            if chunk.size:
+                self.on_points(self._columns(some, place, column, chunk, ttl[chunk, place, column]))
+
+    def _points(self, some: Slice, ttl: Any, edges: Any, groups: Any, columns: Any) -> Columns:
+        """Columns of the fastest row of each group at a batch (the first, of equals), at its fastest chunk count."""
+        place = np.array(
+            [
+                edges[group] + ttl[edges[group] : edges[group + 1], column].argmin()
+                for group, column in zip(groups, columns, strict=True)
+            ]
+        )
+        chunk = some.attention[:, some.place[place], columns].argmin(axis=0)
+        return self._columns(some, place, columns, chunk, ttl[place, columns])
+
+    def _columns(self, some: Slice, place: Any, column: Any, chunk: Any, seconds: Any) -> Columns:
+        """Columns of layouts: id, widths, what a user sees, memory."""
+        own, planned = self.rows, self.rows.plan
+        rows, batch, context = some.rows[place], some.span[0] + column, own.contexts[some.context]
+        chunks = own.chunks(bool(own.hop_b[rows[0]]), own.batches(some.span))[chunk, 0, column]
+        shape = {axis: values[rows] for axis, values in own.shapes.items()}
+        x = Layout(batch=planned.batches[batch], chunks=chunks, **shape)
+        return {
+            "id": planned.ids(some.context, own.row[rows], batch, chunk),
+            "family": own.family[rows].astype(np.int16),
+            "context": np.full(len(rows), context, dtype=np.int64),
+            **{name: np.asarray(values) for name, values in x.columns().items()},
+            "gpus": x.gpus,
+            "users": x.users,
+            "ttl_s": seconds,
+            "tokens_per_s_user": 1 / seconds,
+            "tokens_per_s_gpu": x.users / x.gpus / seconds,
+            "resident_bytes": self.admitted.resident_bytes(rows, x.batch, context),
+            **error_bars(planned, x, context),
+        }
+
+
+def error_bars(planned: Plan, x: Layout, context: int) -> Columns:
+    """Ends of the TTL's interval, and whether it rests on sizes beyond the measured; none on an unmeasured timing."""
+    if planned.timing.calibration is None:
+        return {}
+    step = evaluate_step(planned.setting, x, context)
+    low, high = step.ttl_interval_s
+    found = {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": step.rests_on_extrapolation}
+    return {name: np.broadcast_to(values, np.shape(x.batch)) for name, values in found.items()}

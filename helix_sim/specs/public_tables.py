@@ -1,0 +1,86 @@
+"""What a public package of measured kernels has: a machine's name in it, a framework's ways, what tables borrow.
+
+A machine's file says under which name its tables lie, a framework's file what is the same on every machine. Where a
+table lacks rows that a framework needs, a `Borrowed` record names whose rows stand in, and why.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from helix_sim.specs.values import Flag, NumberFormat, Quantity, Record, Source, Text
+
+TableName = Literal["attention_mla", "gemm", "grouped_gemm", "all_reduce", "expert_exchange", "mla_module"]
+"""Tables that may borrow, by the functions of `silicon.aic_tables` that read them."""
+
+
+class Borrowed(Record):
+    """Rows of another system's or another framework's table that stand in for a table's own."""
+
+    table: TableName = Field(description="the table that lacks the rows")
+    framework: Text | None = Field(None, description="whose table lacks them; every framework's where not said")
+    from_system: Text | None = Field(
+        None, description="the system that lends, by its short name; the same where not said"
+    )
+    from_framework: Text | None = Field(None, description="the framework that lends; the same where not said")
+    format: Text | None = Field(None, description="rows of this number format alone, as the table spells it")
+    kernel: Text | None = Field(None, description="rows of this kernel alone, as the table spells it")
+    more_ranks: bool = Field(False, description="rows of more ranks than the table itself has, and no others")
+    reason: Text = Field(description="why these rows stand in; the classes fitted to them say it too")
+
+
+class PublicTables(Record):
+    """Where the package `aiconfigurator-core` has a machine's measured kernels, and what they borrow."""
+
+    system: Text = Field(
+        description="the machine's short name, as commands and measured timings have it: gb200, b200, h100"
+    )
+    folder: Text = Field(description="the machine's folder in the package's `systems/data`")
+    frameworks: list[Text] = Field(min_length=1, description="the frameworks whose kernels were measured on it")
+    borrowed: list[Borrowed] = Field([], description="rows that this machine's tables lack, and whose stand in")
+
+
+class WireFormat(Record):
+    """A number format and where it is known from."""
+
+    value: NumberFormat = Field(description="the number format")
+    source: Source = Field(description="where it is known from")
+
+
+class Exchange(Record):
+    """How a framework sends tokens to their experts and back."""
+
+    kernels: list[Text] = Field(min_length=1, description="the kernels it runs, as the public tables spell them")
+    attention: Flag = Field(description="whether the all-to-all of partial attention outputs runs on them as well")
+    doubling_us: Quantity | None = Field(
+        None, description="latency of each doubling of the ranks, where tables of one board cannot tell it [µs]"
+    )
+    remark: Text | None = Field(None, description="what its measurements leave open, as the fitted classes say it")
+    gathers: Text | None = Field(
+        None,
+        description="what it does where none of these kernels was measured: gather all tokens and scatter the sums",
+    )
+
+
+class Releases(Record):
+    """A framework's own version inside the releases of a distribution that servings name."""
+
+    source: Source = Field(description="where the versions are known from")
+    versions: dict[Text, Text] = Field(description="the framework's version by the release's")
+
+
+class Framework(Record):
+    """A serving framework as the public tables and servings show it: the same on every machine."""
+
+    kind: Literal["framework"] = Field(description="says that the file is a framework's")
+    name: Text = Field(description="its short name, as commands, tables and measured timings have it")
+    title: Text = Field(description="its name as its makers write it")
+    step_overhead_us: Quantity = Field(description="host and launch overhead of one decode step, outside kernels [µs]")
+    dispatch: dict[Literal["fp4", "fp8"], WireFormat] = Field(
+        description="the format in which tokens travel to their experts, by the precision of the checkpoint"
+    )
+    exchange: Exchange = Field(description="how tokens travel to their experts and back")
+    releases: Releases | None = Field(None, description="its versions inside releases by which servings name it")
+    borrowed: list[Borrowed] = Field([], description="rows that its tables lack on every machine, and whose stand in")

@@ -1,0 +1,60 @@
+"""The JSON schema of each kind of file, for editors that complete and check YAML while it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from helix_sim.core.errors import SpecError
+from helix_sim.core.text import said
+from helix_sim.specs.load import KINDS, shipped, shipped_families
+from helix_sim.specs.sweep import Families
+from helix_sim.specs.values import Record
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+FILES: dict[str, type[Record]] = {**KINDS, "families": Families}
+"""The record that a file of each kind holds."""
+
+NAMES = {"model": "model", "machine": "machine", "timing": "timing"}
+"""Keys of a sweep that name a file of another kind."""
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """What a file of this kind may hold: keys, types, limits, defaults, descriptions with units.
+
+    It knows each field for itself; what must hold between fields (a multiple of the KV heads, a family that a group
+    names) `helix-sim check` says.
+
+    >>> json_schema("machine")["properties"]["hbm_bandwidth_GBps"]["$ref"]
+    '#/$defs/Positive'
+    """
+    if kind not in FILES:
+        raise SpecError([f"there is no kind of file named {said(kind)}; known: {', '.join(FILES)}"])
+    schema = {"$schema": DIALECT, **_with_limits(FILES[kind].model_json_schema()), "title": f"helix-sim {kind}"}
+    if kind == "sweep":
+        _offer_names(schema["properties"])
+    return schema
+
+
+LIMITS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+"""Limits of a number that is checked by a function first: pydantic leaves them under its own names."""
+
+
+def _with_limits(schema: Any) -> Any:
+    """The schema with every limit under the name that JSON schema has for it."""
+    if isinstance(schema, list):
+        return [_with_limits(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    renamed = {LIMITS.get(key, key) if isinstance(each, int | float) else key: each for key, each in schema.items()}
+    return {key: _with_limits(each) for key, each in renamed.items()}
+
+
+def _offer_names(properties: dict[str, Any]) -> None:
+    """What an editor may offer in a sweep: shipped names, and families by name as well as by definition."""
+    for key, named in NAMES.items():
+        properties[key]["examples"] = shipped(named)
+    defined = properties["families"]
+    listed = {"type": "array", "minItems": 1, "items": {"enum": sorted(shipped_families())}}
+    about = {key: defined.pop(key) for key in ("title", "description")}
+    properties["families"] = {**about, "anyOf": [listed, defined]}

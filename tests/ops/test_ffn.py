@@ -1,0 +1,62 @@
+"""FFN and routing by hand, and against a simulation of random routing."""
+
+import numpy as np
+import pytest
+from cases import MOE, R1, decode
+from scipy.stats import binom
+
+from helix_sim.ops import ffn, routing
+from helix_sim.specs.model import RoutedFfn
+
+
+def test_dispatch_carries_each_foreign_token_once_to_a_rank_that_it_picks():
+    # 64 groups of one GPU, 4 experts each: P(hit) = 1 - C(252, 8) / C(256, 8), of 126 foreign tokens
+    d = decode(R1, batch=2, dp=64, tpf=1, ep=64)
+    hit = 1 - np.prod([(252 - i) / (256 - i) for i in range(8)])
+    assert routing.share_of_tokens_here(d, MOE) == pytest.approx(hit, rel=1e-12)
+    busiest_of_64 = np.sum(1 - binom.cdf(np.arange(126), 126, hit) ** 64)
+    assert ffn.dispatch(d, routing.busiest_rank(d, MOE)).link_bytes == pytest.approx(busiest_of_64 * 7168 * 2, rel=0.01)
+    alone = decode(R1, batch=2, kvp=64, tpf=1, ep=64)
+    assert ffn.dispatch(alone, routing.busiest_rank(alone, MOE)).link_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ep"), [(1, 64), (1, 8), (4, 64), (8, 8), (16, 64), (32, 32), (64, 1), (256, 16), (1024, 64)]
+)
+def test_the_busiest_rank_of_random_routing(tokens, ep):
+    moe, rng, trials = MOE, np.random.default_rng(7), 300
+    distinct, load = [], []
+    for _ in range(trials):
+        picks = np.argsort(rng.random((tokens, moe.routed)), axis=1)[:, : moe.top_k]
+        counts = np.bincount(picks.ravel(), minlength=moe.routed).reshape(ep, -1)
+        distinct.append((counts > 0).sum(axis=1).max())
+        load.append(counts.sum(axis=1).max())
+    d = decode(R1, batch=tokens, kvp=ep, tpf=1, ep=ep)
+    busiest = routing.busiest_rank(d, moe)
+    assert busiest.read == pytest.approx(np.mean(distinct), rel=0.05)
+    assert busiest.pairs == pytest.approx(np.mean(load), rel=0.10 if tokens > 2 else 0.30)
+
+
+def test_on_one_rank_the_expected_distinct_experts_are_exact():
+    d = decode(R1, batch=32)
+    rank = routing.busiest_rank(d, MOE)
+    assert rank.read == pytest.approx(256 * (1 - (1 - 8 / 256) ** 32), rel=1e-12)
+    assert rank.pairs == 32 * 8
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.5, 1.2, 3.0])
+@pytest.mark.parametrize(("routed", "top_k"), [(256, 8), (2, 2), (5, 4), (8, 1)])
+def test_popularity_sums_to_the_experts_a_token_picks(routed, top_k, skew):
+    moe = RoutedFfn(kind="routed", routed=routed, top_k=top_k, intermediate_size=64, routing_skew=skew)
+    classes = routing.expert_popularity(moe)
+    assert sum(count for count, _ in classes) == routed
+    assert sum(count * picked for count, picked in classes) == pytest.approx(top_k, rel=1e-3)
+    assert all(0 <= picked <= 1 for _, picked in classes)
+
+
+def test_skewed_routing_reads_fewer_experts_but_loads_the_busiest_rank_more():
+    skewed = MOE.model_copy(update={"routing_skew": 1.0})
+    d = decode(R1, batch=32, kvp=8, tpf=1, ep=8)
+    uniform, uneven = routing.busiest_rank(d, MOE), routing.busiest_rank(d, skewed)
+    assert uneven.read < uniform.read
+    assert uneven.pairs > uniform.pairs

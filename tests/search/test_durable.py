@@ -1,0 +1,435 @@
+"""A sweep stopped in any way loses nothing, harms nobody's files, and ends as if it had never been stopped."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helix_sim.core.errors import Exit, SpecError, Stopped
+from helix_sim.output.sweep_folder import explore
+from helix_sim.search import executors, journal
+from helix_sim.search.block import evaluate_block
+from helix_sim.search.journal import Journal, Outcome, told
+from helix_sim.search.plan import blocks, plan
+from helix_sim.specs.load import load_sweep, parse, parse_yaml
+from helix_sim.specs.sweep import Sweep
+
+SMALL = b"""
+kind: sweep
+name: small
+description: some ten thousand layouts
+model: llama-3.1-8b
+machine: gb200-nvl72
+timing: paper
+precision: {weights: fp4, kv: fp4, math: fp4}
+contexts: [128K, 300K, 1M]
+gpus: {from: 1, to: 8}
+batch: {dense_to: 8, growth: 1.5, to: 64}
+chunks: [1, 4, batch]
+families: [tp, pp, helix]
+groups: {baseline: [tp, pp], all-helix: [helix]}
+"""
+BLOCK = 400
+"""Layouts in a block of these tests: about forty blocks."""
+
+
+def small(**changes):
+    """The sweep above, with changes."""
+    return parse(Sweep, parse_yaml(SMALL, "small") | changes, "small")
+
+
+def contents(folder):
+    """Every file of a folder and its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of an uninterrupted run, with every point."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    explore(small(), out, every_point=True, layouts_per_block=BLOCK)
+    return contents(out)
+
+
+def command(folder, *options):
+    """The command line of the same run."""
+    path = folder / "small.yaml"
+    path.write_bytes(SMALL)
+    arguments = ["sweep", path, "--out", folder / "out", "--points", "all", "--block", BLOCK, *options]
+    return [sys.executable, "-m", "helix_sim", *map(str, arguments)]
+
+
+def started(folder, *options):
+    """That run in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        command(folder, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finished(folder, *options):
+    """That run's exit code and what it said on stderr."""
+    process = started(folder, *options)
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def stop_after(count):
+    """Progress that stops a run after so many blocks, as Ctrl-C does."""
+    seen = []
+
+    def on_progress(now):
+        seen.append(now)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def interrupted(out, count=5, **options):
+    """A run into `out` that was stopped after some blocks."""
+    with pytest.raises(Stopped) as caught:
+        explore(small(), out, every_point=True, layouts_per_block=BLOCK, on_progress=stop_after(count), **options)
+    assert caught.value.code == Exit.INTERRUPTED
+
+
+# --- The same results, whoever evaluates -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("executor", "workers"), [("serial", None), ("processes", 1), ("processes", 3), ("dask", 2)])
+def test_files_are_the_same_whoever_evaluates(executor, workers, whole, tmp_path):
+    if executor == "dask":
+        pytest.importorskip("distributed")
+    options = {"executor": executor, "workers": workers}
+    explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, **options)
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("layouts", [1, 150, 10**9])
+def test_frontiers_are_the_same_for_any_size_of_block(layouts, whole, tmp_path):
+    sweep = small(gpus={"from": 1, "to": 2}) if layouts == 1 else small()
+    explore(sweep, tmp_path / "out", layouts_per_block=layouts)
+    if layouts == 1:
+        explore(sweep, tmp_path / "other")
+        assert contents(tmp_path / "out") == contents(tmp_path / "other")
+    else:
+        found = contents(tmp_path / "out")
+        assert all(found[name] == whole[name] for name in found if name != "summary.json")
+
+
+def test_points_are_the_same_for_any_size_of_block(whole, tmp_path):
+    explore(small(), tmp_path / "one", every_point=True, layouts_per_block=10**9)
+    explore(small(), tmp_path / "many", every_point=True, layouts_per_block=BLOCK)
+    one, many = (pd.read_parquet(tmp_path / name / "points").sort_values("id") for name in ("one", "many"))
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), many.reset_index(drop=True), check_exact=True)
+
+
+def test_a_worker_that_dies_is_replaced(whole, tmp_path):
+    killed = []
+
+    def on_progress(now):
+        if not killed:
+            killed.append(multiprocessing.active_children()[0])
+            killed[0].kill()
+
+    options = {"executor": "processes", "workers": 2, "layouts_per_block": BLOCK, "on_progress": on_progress}
+    explore(small(), tmp_path / "out", every_point=True, **options)
+    assert killed
+    assert contents(tmp_path / "out") == whole
+
+
+def test_workers_that_die_again_and_again_stop_the_sweep(monkeypatch, tmp_path):
+    def broken(*_):
+        raise executors.BrokenProcessPool
+
+    monkeypatch.setattr(executors, "_bounded", broken)
+    with pytest.raises(Stopped, match="died 4 times in a row") as caught:
+        explore(small(), tmp_path / "out", executor="processes")
+    assert caught.value.code == Exit.WORKERS_DIED
+
+
+def test_a_scheduler_that_does_not_answer_is_a_mistake(tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(SpecError, match="no Dask scheduler answers at nonsense"):
+        explore(small(), tmp_path / "out", executor="dask", scheduler="nonsense://x")
+
+
+def test_an_unknown_executor_is_a_mistake(tmp_path):
+    with pytest.raises(SpecError, match="not one of auto, serial, processes, dask"):
+        explore(small(), tmp_path / "out", executor="threads")
+    assert not (tmp_path / "out").exists()
+
+
+# --- Stopped and resumed ---------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(whole, tmp_path):
+    interrupted(tmp_path / "out")
+    seen = []
+    options = {"every_point": True, "layouts_per_block": BLOCK, "on_progress": seen.append}
+    explore(small(), tmp_path / "out", resume=True, **options)
+    assert contents(tmp_path / "out") == whole
+    count = len(list(blocks(plan(small()), BLOCK)))
+    assert len(seen) == count - 5
+    assert seen[-1].layouts == seen[-1].layouts_in_all
+
+
+def killed_until_done(folder, rng, most, *options):
+    """How often a run was killed at a random moment after it began its folder, before a resumed one came to its end."""
+    kills = 0
+    while True:
+        process = started(folder, "--resume", *options)
+        try:
+            process.communicate(timeout=most * rng.random())
+        except subprocess.TimeoutExpired:
+            kills += (folder / "out").exists()
+            process.kill()
+            process.communicate()
+        else:
+            assert process.returncode == 0
+            return kills
+
+
+def test_a_sweep_killed_at_random_moments_ends_as_if_it_never_was(whole, tmp_path):
+    # HELIX_SIM_KILLS=50 for the long form
+    wanted = int(os.environ.get("HELIX_SIM_KILLS", "4"))
+    rng, kills, runs = random.Random(7), 0, 0
+    while kills < wanted:
+        folder = tmp_path / str(runs)
+        folder.mkdir()
+        executor = ("serial", "processes")[runs % 2]
+        kills += killed_until_done(folder, rng, 6.0, "--executor", executor, "--workers", "2")
+        assert contents(folder / "out") == whole, f"run {runs} after {kills} kills"
+        runs += 1
+    print(f"{kills} kills in {runs} runs")
+
+
+def test_ctrl_c_is_one_sentence_and_loses_nothing(whole, tmp_path):
+    process = started(tmp_path, "--executor", "processes", "--workers", "2")
+    while not list(tmp_path.glob("out/unfinished/*.block")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert said.startswith("helix-sim: interrupted; what is done is kept")
+    assert said.count("\n") == 1
+    assert finished(tmp_path, "--resume") == (0, "")
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("moment", range(0, 60, 3))
+def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tmp_path):
+    from helix_sim.core import files
+
+    real, calls = files.create_beside, []
+
+    def full(path):  # every file that appears whole begins here
+        calls.append(path)
+        if len(calls) > moment:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(files, "create_beside", full)
+    with pytest.raises(Stopped, match="the disk is full; what is done is kept") as caught:
+        explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK)
+    assert caught.value.code == Exit.DISK_FULL
+    monkeypatch.setattr(files, "create_beside", real)
+    explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, resume=True)
+    assert contents(tmp_path / "out") == whole
+
+
+# --- Other folders, other sweeps -------------------------------------------------------------------------------------
+
+
+def stopped(out, sweep=None, **options):
+    """The exit code and sentence of a run that is refused; the folder is as it was."""
+    before = contents(out)
+    with pytest.raises(Stopped) as caught:
+        explore(sweep or small(), out, every_point=True, layouts_per_block=BLOCK, **options)
+    assert contents(out) == before
+    return caught.value.code, caught.value.sentence
+
+
+def test_an_unfinished_sweep_is_not_begun_again_by_accident(tmp_path):
+    interrupted(tmp_path / "out")
+    code, sentence = stopped(tmp_path / "out")
+    assert code == Exit.UNFINISHED
+    assert "5 of" in sentence
+    assert "--resume" in sentence
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_another_sweep_is_left_alone(resume, tmp_path):
+    out = tmp_path / "out"
+    explore(small(), out, every_point=True, layouts_per_block=BLOCK)
+    code, sentence = stopped(out, small(contexts=["2M"]), resume=resume)
+    assert code == Exit.OTHER_SWEEP
+    assert "its sweep differs" in sentence
+    interrupted(tmp_path / "unfinished")
+    code, sentence = stopped(tmp_path / "unfinished", small(timing="ideal"), resume=resume)
+    assert code == Exit.OTHER_SWEEP
+    assert "its sweep and timing differs" in sentence
+
+
+def test_a_sweep_is_resumed_only_by_the_code_that_began_it(monkeypatch, tmp_path):
+    interrupted(tmp_path / "out")
+    monkeypatch.setattr(journal, "code_digest", lambda: "another")
+    code, sentence = stopped(tmp_path / "out", resume=True)
+    assert code == Exit.OTHER_SWEEP
+    assert "its code differs" in sentence
+
+
+def test_a_foreign_summary_is_left_alone(tmp_path):
+    (tmp_path / "summary.json").write_text("[1, 2")
+    assert stopped(tmp_path)[0] == Exit.OTHER_SWEEP
+
+
+def test_points_of_an_unknown_sweep_are_left_alone(tmp_path):
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points" / "part-000000.parquet").write_text("somebody's")
+    code, _ = stopped(tmp_path)
+    assert code == Exit.OTHER_SWEEP
+
+
+def test_a_finished_sweep_can_be_run_again_and_resuming_it_does_nothing(whole, tmp_path):
+    for resume in (False, True, False):
+        seen = []
+        options = {"every_point": True, "layouts_per_block": BLOCK, "on_progress": seen.append}
+        explore(small(), tmp_path / "out", resume=resume, **options)
+        assert bool(seen) != resume
+        assert contents(tmp_path / "out") == whole
+
+
+def test_two_sweeps_into_one_folder_at_once_are_refused(tmp_path):
+    planned = plan(small())
+    with Journal(tmp_path / "out", planned, points=False, layouts=BLOCK):
+        code, said = finished(tmp_path)
+    assert code == Exit.BUSY
+    assert said == f"helix-sim: {tmp_path}/out: another sweep is writing here; wait for it, or give another --out\n"
+
+
+@pytest.mark.parametrize("what", ["block", "points", "cut", "gone"])
+def test_a_damaged_file_is_found_and_only_its_block_evaluated_again(what, whole, tmp_path):
+    out = tmp_path / "out"
+    interrupted(out)
+    block = out / "unfinished" / "000002.block"
+    path = block if what in ("block", "cut") else out / "points" / "part-000002.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content[: len(content) // 3] if what == "cut" else content)
+    if what == "gone":
+        path.unlink()
+    code, sentence = stopped(out, resume=True)
+    assert code == Exit.DAMAGED
+    assert f"remove {block}" in sentence
+    block.unlink()
+    explore(small(), out, every_point=True, layouts_per_block=BLOCK, resume=True)
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_one_sentence(number, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(Stopped, match=r"cannot be written: (read-only file system|permission denied)") as caught:
+        explore(small(), tmp_path / "out")
+    assert caught.value.code == Exit.CANNOT_WRITE
+
+
+def test_a_file_where_the_folder_should_be_is_one_sentence(tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    code, said = finished(tmp_path)
+    assert code == Exit.CANNOT_WRITE
+    assert said.count("\n") == 1
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(OSError, match="odd"), told(tmp_path):
+        raise OSError(errno.EBADF, "odd")
+
+
+def test_what_is_kept_of_a_block_is_what_it_showed(tmp_path):
+    planned = plan(load_sweep("paper-deepseek-r1"))
+    with Journal(tmp_path, planned, points=False, layouts=10**5) as kept:
+        for index, block in list(enumerate(kept.blocks))[::17]:
+            shown = evaluate_block(planned, block)
+            kept.save(index, Outcome(evaluated=shown))
+            again = kept.load(index)
+            assert (again.layouts, again.dropped) == (shown.layouts, shown.dropped)
+            for context, families in shown.frontiers.items():
+                for name, found in families.items():
+                    here = again.frontiers.get(context, {}).get(name)
+                    for key, column in found.columns.items():
+                        assert np.array_equal(here.columns[key], column)
+                        assert here.columns[key].dtype == column.dtype
+
+
+# --- Progress and memory ---------------------------------------------------------------------------------------------
+
+
+def test_progress_for_programs_is_a_json_line_a_block(tmp_path):
+    code, said = finished(tmp_path, "--progress", "json")
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert code == 0
+    assert len(lines) == len(list(blocks(plan(small()), BLOCK)))
+    assert [line["layouts"] for line in lines] == sorted(line["layouts"] for line in lines)
+    assert lines[-1]["layouts"] == lines[-1]["layouts_in_all"] == plan(small()).layouts
+    assert set(lines[0]) >= {"layouts_per_s", "frontier_points", "dropped", "dropped_share", "seconds_left"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to ask for a process's memory")
+def test_memory_is_flat_in_the_number_of_layouts():
+    code = """
+import sys
+from helix_sim.specs.load import load_sweep
+from helix_sim.search.sweep import run_sweep
+spec = load_sweep("paper-deepseek-r1").model_copy(update={"contexts": [50_000 * i for i in range(1, int(sys.argv[1]))]})
+layouts = run_sweep(spec).layouts
+status = open("/proc/self/status").read()  # ru_maxrss would count what the parent held before this program was started
+print(layouts, status.split("VmHWM:")[1].split()[0])
+"""
+    found = {}
+    for contexts in (5, 21):
+        run = [sys.executable, "-c", code, str(contexts)]
+        layouts, kilobytes = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+        found[int(layouts)] = int(kilobytes)
+    few, many = sorted(found)
+    assert many > 10**8
+    assert found[many] < 500_000
+    assert found[many] < 1.2 * found[few]
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_progress_on_a_terminal_fits_it_and_says_speed_dropped_share_frontier_and_time_left(tmp_path, columns):
+    pty = pytest.importorskip("pty")
+    child, terminal = pty.fork()
+    if not child:
+        environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
+        command = [sys.executable, "-m", "helix_sim", "sweep", "paper-deepseek-r1", "--out", str(tmp_path / "out")]
+        os.execve(sys.executable, command, environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal goes with the child
+        while part := os.read(terminal, 65536):
+            shown += part
+    assert os.waitpid(child, 0)[1] == 0
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()))
+    (last,) = {line.rstrip() for line in lines if "100%" in line}
+    assert re.search(r"100% 5\.4M layouts, \d+M/s, \d+% dropped, \d+ points (--|\d\d):", last), last
+    assert len(last) <= columns
+    assert ("━" in last) == (columns == 120)

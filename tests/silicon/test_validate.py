@@ -1,0 +1,165 @@
+"""The judge: errors on kernels and servings, intervals against simulation, and what may not be looked at."""
+
+from importlib import metadata
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helix_sim.core.layout import Layout
+from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon import validate
+from helix_sim.silicon.systems import systems
+from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.precision import Precision
+from helix_sim.specs.setting import Setting
+from helix_sim.step import evaluate_step
+from helix_sim.timing.uncertainty import composition_range, residual_range
+
+try:
+    installed = metadata.version(silicon.DISTRIBUTION)
+except metadata.PackageNotFoundError:
+    installed = None
+
+measured = pytest.mark.skipif(
+    installed != silicon.VERSION,
+    reason=f"needs {silicon.DISTRIBUTION} {silicon.VERSION} (pip install 'helix-sim[silicon]'), found {installed}",
+)
+
+
+def serving(**changed):
+    row = {
+        "model": "deepseek-ai/DeepSeek-V3",
+        "system": "gb200",
+        "framework": "trtllm",
+        "precision": "fp4",
+        "tp": 1,
+        "dp": 8,
+        "pp": 1,
+        "moe_tp": 1,
+        "moe_ep": 8,
+        "gpus": 8,
+        "context": 8704.0,
+    }
+    return SimpleNamespace(**row | changed)
+
+
+def on(model, timing, precision):
+    return Setting(model=load_model(model), machine=load_machine("gb200-nvl72"), timing=timing, precision=precision)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return validate.end_to_end()
+
+
+def test_an_interval_agrees_with_a_simulation_of_its_classes_and_of_their_sum():
+    timing = load_timing("gb200-trtllm")
+    precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8", head_weights="bf16")
+    for layout in (Layout(batch=64, dp=8, ep=8), Layout(batch=2, tpa=8, ep=8)):
+        step = evaluate_step(on("deepseek-r1", timing, precision), layout, 8192)
+        rng = np.random.default_rng(5)
+        total = np.full(200_000, float(step.ttl_s))
+        kernels = step.seconds_by_class
+        parts = [(seconds, residual_range(name, timing)) for name, seconds in kernels.items()]
+        for seconds, (low, high) in [*parts, (sum(kernels.values()), composition_range(timing))]:
+            drawn = rng.normal(size=len(total))
+            logs = np.where(drawn < 0, -drawn * min(low, 0), drawn * max(high, 0)) / 1.2816
+            total += float(seconds) * np.expm1(logs)
+        simulated = np.quantile(total, [0.1, 0.9])
+        stated = np.array([float(end) for end in step.ttl_interval_s])
+        assert np.abs(stated - simulated).max() < 0.2 * (stated[1] - stated[0])
+
+
+def test_an_interval_holds_its_prediction_and_a_timing_without_residuals_has_none():
+    for name, widens in (("gb200-trtllm", True), ("paper", False)):
+        precision = Precision(weights="fp8-block", kv="fp8", math="fp8")
+        step = evaluate_step(on("llama-3.1-405b", load_timing(name), precision), Layout(batch=8, tpa=8, tpf=8), 100_000)
+        low, high = (float(end) for end in step.ttl_interval_s)
+        assert low <= float(step.ttl_s) <= high
+        assert (low < high) is widens
+
+
+def test_odd_layouts_are_predicted_and_not_refused():
+    for changed in (
+        {"moe_tp": 8, "moe_ep": 1},
+        {"dp": 32, "gpus": 32, "moe_tp": 32, "moe_ep": 1, "framework": "sglang"},
+    ):
+        assert 1e-3 < float(validate.predict(serving(**changed), 4.0).ttl_s) < 1.0
+
+
+def test_an_unstated_expert_grid_is_tensor_parallel():
+    layout = validate.layout_of(serving(tp=4, dp=1, gpus=4, moe_tp=0, moe_ep=0), 8)
+    assert (layout.tpa, layout.tpf, layout.ep, layout.gpus) == (4, 4, 1, 4)
+
+
+def test_no_step_runs_with_less_than_one_request():
+    assert float(validate.predict(serving(), 0.3).ttl_s) == float(validate.predict(serving(), 1.0).ttl_s)
+
+
+def test_the_cache_is_what_the_checkpoint_says():
+    assert [validate.formats(serving(precision=p)).kv for p in ("fp4", "fp8")] == ["fp8", "bf16"]
+
+
+def test_checkpoints_keep_what_they_keep_in_bf16():
+    deepseek, kimi = (validate.formats(serving(model=m)) for m in ("deepseek-ai/DeepSeek-V3", "moonshotai/Kimi-K2.5"))
+    assert (deepseek.format_of("attention_weights"), deepseek.format_of("output_weights")) == ("bf16", "nvfp4")
+    assert (kimi.format_of("attention_weights"), kimi.format_of("output_weights")) == ("bf16", "bf16")
+    assert validate.formats(serving(precision="fp8")).format_of("output_weights") == "fp8-block"
+
+
+def test_dispatching_to_more_boards_takes_longer():
+    ttl = [float(validate.predict(serving(dp=n, moe_ep=n, gpus=n), 8).ttl_s) for n in (4, 8)]
+    assert ttl[1] > 0
+    assert ttl[0] > ttl[1] * 0.8
+
+
+@measured
+def test_kernels_kept_out_of_the_fit_are_predicted():
+    judged = validate.kernels("gb200", "trtllm").set_index("class")
+    for group in ("attention", "gemm", "collectives"):
+        assert judged.loc[f"all {group}", "target"] == "met"
+    assert judged.loc["all grouped-gemm", "median"] < 0.07
+    assert judged.loc["all grouped-gemm", "mean"] <= 0.10
+
+
+@measured
+def test_every_serving_is_predicted_and_none_is_refused(table):
+    assert len(table) == 274
+    assert table["effective_s"].between(1e-3, 1).all()
+    assert table["odd_label"].sum() == 10
+    for reading in validate.BATCHES:
+        assert (table[f"{reading}_low_s"] <= table[f"{reading}_s"]).all()
+        assert (table[f"{reading}_s"] <= table[f"{reading}_high_s"]).all()
+        assert (table[f"{reading}_s"] > 0).all()
+
+
+@measured
+def test_no_prediction_is_faster_than_light(table):
+    assert (table["as_given_s"] > table["light_s"]).all()
+
+
+@measured
+def test_the_blind_half_sets_nothing(table):
+    blind = table["half"] == "blind"
+    changed = table.assign(tpot_s=table["tpot_s"].where(~blind, 3 * table["tpot_s"]))
+    assert validate.overheads(changed) == validate.overheads(table)
+    assert (table.loc[table["system"] == "gb300", "half"] == "blind").all()
+
+
+@measured
+def test_the_shipped_overheads_are_those_the_development_half_asks_for(table):
+    for asked in validate.overheads(table):
+        shipped = {
+            load_timing(f"{system}-{asked.framework}").calibration.step_overhead_us.value for system in systems()
+        }
+        assert len(shipped) == 1
+        assert shipped.pop() == pytest.approx(asked.microseconds, abs=20)
+
+
+@measured
+def test_the_report_counts_every_row_once(table):
+    report = validate.report(table)
+    split = report["batch effective: by half, all rows"].set_index("half")
+    assert split.loc["development", "count"] + split.loc["blind", "count"] == split.loc["all", "count"] == 274
+    assert report["batch effective: DeepSeek by system"].set_index("system").loc["all", "count"] == 235
