@@ -162,14 +162,15 @@ def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) ->
     + a block's walk along the inner dimension + norm(bytes / bandwidth + its ramp, waves of tiles at the pace of their
     tensor cores or loads). Sorting takes longer with more tokens until they fill the blocks that sort: T / (T + T_1/2).
     An expert's rows fill whole tiles: with loads spread geometrically about their mean r, 1 / (1 - e^(-tile/r)) tiles,
-    each of r rows, but within what the kernel library has.
+    each of r rows, but within what the kernel library has. Tiles that leave SMs idle are cut smaller, so that a wave
+    takes as long as its tiles fill it, and at least one walk at the pace of the smallest tile.
     """
     read = np.maximum(work.experts_read, 1e-9)
     mean_rows = np.maximum(work.rows, 1e-9) / read
     tile = np.clip(mean_rows, p["least_tile_rows"], MOST_TILE_ROWS)
     tiles = read / -np.expm1(-tile / mean_rows)
-    per_k = norm(3, 2.0 * tile * 128 / (p["math_share"] * flops_per_s / gpu.sms), p["step_ns"] * NANO)
-    loop_s = np.maximum(tiles * work.outer / 128 / gpu.sms, 1) * work.inner * per_k
+    waves_per_k = tiles * work.outer / 128 / gpu.sms * _per_k(tile, gpu, flops_per_s, p)
+    loop_s = work.inner * np.maximum(waves_per_k, _per_k(p["least_tile_rows"], gpu, flops_per_s, p))
     hbm_s = work.hbm_bytes / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
     math_s = work.flops / (p["math_share"] * flops_per_s)
     sort_s = p["sort_us"] * MICRO * work.tokens / (work.tokens + p["sort_half_tokens"])
@@ -179,6 +180,11 @@ def grouped(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) ->
     ramp_s = np.sqrt(work.weight_bytes * p["ramp_kB"] * 1e3) / gpu.hbm_bytes_per_s
     total = p["latency_us"] * MICRO + sort_s + experts_s + extra_s + norm(2, hbm_s + ramp_s, loop_s)
     return _at_least(total, math_s=math_s, hbm_s=hbm_s)
+
+
+def _per_k(tile_rows: Column, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Any:
+    """Seconds in which a block of 128 columns goes one step along the inner dimension."""
+    return norm(3, 2.0 * tile_rows * 128 / (p["math_share"] * flops_per_s / gpu.sms), p["step_ns"] * NANO)
 
 
 # --- Attention -------------------------------------------------------------------------------------------------------
