@@ -27,6 +27,7 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
         "context": int(step.context),
         "longest_context": longest_context,
+        "query_tokens": int(step.query_tokens),
         "precision": step.precision.model_dump(exclude_none=True),
         "layout": step.layout.columns(),
         "gpus": step.layout.gpus,

@@ -163,6 +163,9 @@ class LayoutOptions(FormatOptions):
         typer.Option(help="tokens in each request's KV cache, e.g. 128K, 1M, 1Mi; 1M unless said",
                      rich_help_panel=WIDTHS_PANEL),
     ] = None  # fmt: skip
+    query_tokens: Annotated[
+        str | None, _width("new tokens of each request in one step, part of its context: 1, unless said, decodes")
+    ] = None
     batch: Annotated[str | None, _width("requests that one attention group decodes at a time; 1 unless said")] = None
     tpa: Annotated[str | None, _width("tensor-parallel width of attention")] = None
     kvp: Annotated[str | None, _width("KV-parallel width: sequence shards of the KV cache")] = None
@@ -194,6 +197,7 @@ class LayoutOptions(FormatOptions):
 
         return Options(
             context=size(self.context, "--context") if self.context is not None else None,
+            query_tokens=size(self.query_tokens, "--query-tokens") if self.query_tokens is not None else None,
             timing=self.name(),
             widths=self.widths(),
             formats=self.format_names(),

@@ -39,6 +39,8 @@ def _print_step(out: Console, picked: Picked) -> None:
     context = f"{format_size(int(step.context))} tokens"
     if picked.longest_context != step.context:
         context += f" on average ({format_size(picked.longest_context)} at most)"
+    if step.query_tokens != 1:
+        context += f", {step.query_tokens} of them new"
     out.print(
         f"[bold]{step.model.name}[/] on [bold]{step.machine.name}[/], {context}, timing {step.timing.name}; "
         f"weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"

@@ -29,9 +29,10 @@ from helix_sim.specs.load import (
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
+from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
-from helix_sim.step import Step, decode_step, default_precision
+from helix_sim.step import Step, checked_step, default_precision
 
 FORMATS = tuple(Precision.model_fields)
 """Tensors and arithmetics that have a number format, by the name of their option without dashes."""
@@ -44,11 +45,13 @@ MOST_ANSWER_BYTES = 2**24
 class Options:
     """What a user says of a layout beside where it comes from; what is unsaid, or None, stays as the source has it.
 
-    context: tokens of each request. timing: a shipped name or the path of a YAML file. widths: batch, tpa, kvp, dp,
-    tpf, ep, pp, chunks by name. formats: number formats by the name of a field of Precision.
+    context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
+    name or the path of a YAML file. widths: batch, tpa, kvp, dp, tpf, ep, pp, chunks by name. formats: number formats
+    by the name of a field of Precision.
     """
 
     context: int | None = None
+    query_tokens: int | None = None
     timing: str | None = None
     widths: Mapping[str, int | None] = field(default_factory=dict)
     formats: Mapping[str, str | None] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class _Source:
     inputs: Mapping[str, Input]
     context: int
     longest_context: int
+    query_tokens: int
     formats: Mapping[str, str]
     widths: Mapping[str, int]
     remarks: tuple[str, ...] = ()
@@ -130,16 +134,14 @@ def _picked(source: _Source, options: Options) -> Picked:
     """The source's layout with the options in place of what it says."""
     given = {name: value for name, value in options.widths.items() if value is not None}
     context = options.context or source.context
-    step = decode_step(
-        source.model,
-        source.machine,
-        _widths(source.widths, given),
-        context,
-        precision=precision_of(source.machine, options.formats, source.formats, f"{source.shown}: precision."),
-        timing=source.timing,
-    )
+    doubt = require_measured_here(source.machine, source.timing)
+    precision = precision_of(source.machine, options.formats, source.formats, f"{source.shown}: precision.")
+    setting = Setting(model=source.model, machine=source.machine, timing=source.timing, precision=precision)
+    query_tokens = options.query_tokens or source.query_tokens
+    step = checked_step(setting, _widths(source.widths, given), context, query_tokens)
     longest = context if options.context else source.longest_context
-    return Picked(step=step, inputs=source.inputs, longest_context=longest, remarks=source.remarks)
+    remarks = (*source.remarks, *([doubt] if doubt else []))
+    return Picked(step=step, inputs=source.inputs, longest_context=longest, remarks=remarks)
 
 
 def _widths(written: Mapping[str, int], given: Mapping[str, int]) -> Layout:
@@ -171,7 +173,7 @@ def not_whole(value: Any) -> str | None:
 
 def _check_options(options: Options) -> None:
     """Every context and width that makes no sense, in one SpecError."""
-    given = {"context": options.context, **options.widths}
+    given = {"context": options.context, "query_tokens": options.query_tokens, **options.widths}
     unknown = [f"{option(name)}: there is no such width; it is one of {', '.join(AXES)}" for name in options.widths
                if name not in AXES]  # fmt: skip
     problems = unknown + [
@@ -254,6 +256,7 @@ def _of_names(model: str, machine: str, options: Options) -> _Source:
         inputs={kind: input_of(names[kind], record) for kind, record in records.items()},
         context=10**6,
         longest_context=10**6,
+        query_tokens=1,
         formats={},
         widths={},
     )
@@ -303,7 +306,7 @@ def _problems(record: dict[str, Any]) -> list[str]:
         for kind in ("model", "machine", "timing")
         if not isinstance(record.get(kind), str)
     ]
-    for key in ("context", "longest_context"):
+    for key in ("context", "longest_context", "query_tokens"):
         if problem := not_whole(record.get(key)):
             problems.append(f"{key}: {problem}" if key in record else f"{key} is missing")
     for key, names, required in (("layout", AXES, AXES), ("precision", FORMATS, REQUIRED)):
@@ -337,6 +340,7 @@ def _of_answer(record: dict[str, Any], shown: str, options: Options) -> _Source:
         inputs=inputs,
         context=record["context"],
         longest_context=record["longest_context"],
+        query_tokens=record["query_tokens"],
         formats=record["precision"],
         widths=record["layout"],
     )
@@ -387,6 +391,7 @@ def _of_sweep(text: str, options: Options) -> _Source:
         inputs=inputs,
         context=context,
         longest_context=context,
+        query_tokens=1,
         formats=planned.sweep.precision.model_dump(exclude_none=True),
         widths=layout.columns(),  # type: ignore[arg-type]
         remarks=remarks,

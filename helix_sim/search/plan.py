@@ -16,7 +16,7 @@ from helix_sim.search.identity import Input, digest, digest_of, input_of, sweep_
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
-from helix_sim.specs.setting import Setting
+from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
 
@@ -74,6 +74,12 @@ class Plan:
     def digest(self) -> str:
         """One short hash of all four inputs: while it stays, an id means the same layout and the same step."""
         return digest_of(self.digests)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences for the user on the inputs."""
+        remark = require_measured_here(self.machine, self.timing)
+        return [remark] if remark else []
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -135,15 +141,12 @@ class Plan:
 
 def plan(sweep: Sweep) -> Plan:
     """The sweep's model, machine and timing loaded, its shapes listed."""
-    model = load_model(sweep.name_of("model"))
+    model, machine = load_model(sweep.name_of("model")), load_machine(sweep.name_of("machine"))
+    timing = load_timing(sweep.name_of("timing"))
+    require_measured_here(machine, timing)
     return Plan(
         sweep=sweep,
-        setting=Setting(
-            model=model,
-            machine=load_machine(sweep.name_of("machine")),
-            timing=load_timing(sweep.name_of("timing")),
-            precision=sweep.precision,
-        ),
+        setting=Setting(model=model, machine=machine, timing=timing, precision=sweep.precision),
         shapes={name: shapes(sweep, name, model) for name in sweep.families},
         batches=np.array(sweep.batch.values(), dtype=np.int64),
     )

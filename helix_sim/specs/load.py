@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -20,6 +21,7 @@ from helix_sim.specs.extending import extend
 from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model, listed_layers
+from helix_sim.specs.older_words import in_todays_words
 from helix_sim.specs.public_tables import Framework
 from helix_sim.specs.sweep import Family, Sweep
 from helix_sim.specs.timing import Timing
@@ -103,7 +105,7 @@ def check_file(path: str | Path) -> Record:
 
 def check_content(content: dict[str, Any], shown: str, folder: Path | None = None) -> Record:
     """The spec in a file's content; SpecError with every problem otherwise. folder: where the file lies."""
-    kind = content.get("kind")
+    kind = in_todays_words(content).get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise SpecError([f"{shown}: kind is {said(kind)}; it must be one of {', '.join(KINDS)}"])
     return parse(KINDS[kind], content, shown, folder)
@@ -234,6 +236,20 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: Any) -> int | float:
+        """A number; YAML 1.1 reads 1:30 as base sixty and 010 as base eight, which nobody means."""
+        text = str(node.value).replace("_", "").lstrip("+-")
+        if ":" in text or re.fullmatch(r"0[0-9]+", text):
+            base = "sixty" if ":" in text else "eight"
+            problem = f"{said(node.value)} is read in base {base}; write it in base ten, or as text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        whole = node.tag.endswith(":int")
+        return super().construct_yaml_int(node) if whole else super().construct_yaml_float(node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _StrictLoader.add_constructor(_tag, _StrictLoader.construct_number)
+
 
 def read_bytes(path: Path, shown: str, most: int = MOST_BYTES) -> bytes:
     """A file's content; SpecError where it is none, cannot be read, or holds more than any file of its kind."""
@@ -269,8 +285,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_json(raw: bytes, shown: str) -> dict[str, Any]:
     """The mapping that JSON text says; SpecError with the place of the problem otherwise."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(found)
+        if len(content) < len(found):
+            seen: set[str] = set()
+            twice = next(key for key, _ in found if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise SpecError([f"{shown}: the key {said(twice)} is repeated"])
+        return content
+
     try:
-        content = json.loads(decoded(raw, shown))
+        content = json.loads(decoded(raw, shown), object_pairs_hook=pairs)
+    except SpecError:
+        raise
     except json.JSONDecodeError as error:
         raise SpecError([f"{shown}: line {error.lineno}, column {error.colno}: {error.msg}; it must be JSON"]) from None
     except (RecursionError, ValueError):
@@ -308,6 +335,7 @@ def _kind_of(content: Any) -> str:
 
 def parse(record: type[R], content: dict[str, Any], shown: str, folder: Path | None = None) -> R:
     """A checked record; SpecError with a sentence for each problem, its path in front. folder: where the file lies."""
+    content = in_todays_words(content)
     if record is Sweep:
         content = _with_families(content, shown)
     if record is Model:
