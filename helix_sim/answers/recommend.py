@@ -17,11 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim import __version__
+from helix_sim.answers.explain import answer_record
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import ceil_div
+from helix_sim.core.text import said
 from helix_sim.core.units import GIGA, format_size, parse_size
 from helix_sim.feasibility import memory_reason
+from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import run_plan
@@ -82,15 +86,17 @@ def parse_mix(text: str) -> Mix:
     parts = [part.split(":") for part in text.split(",")]
     how = "write one size such as 1M, or sizes with shares that sum to 1 such as 32K:0.7,1M:0.3"
     try:
-        if len(parts) == 1 and len(parts[0]) == 1:
-            return Mix(contexts=(parse_size(text),), shares=(1.0,))
-        sizes = tuple(parse_size(size) for size, _ in parts)
-        shares = tuple(float(share) for _, share in parts)
+        alone = len(parts) == 1 and len(parts[0]) == 1
+        sizes = (parse_size(text),) if alone else tuple(parse_size(size) for size, _ in parts)
+        shares = (1.0,) if alone else tuple(float(share) for _, share in parts)
     except ValueError:
-        raise SpecError([f"--context: {text!r} is not a context; {how}"]) from None
-    if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise SpecError([f"--context: the shares of {text!r} sum to {sum(shares):g}; {how}"])
-    return Mix(contexts=sizes, shares=shares)
+        raise SpecError([f"--context: {said(text)} is not a context; {how}"]) from None
+    if too_long := [problem for size in sizes if (problem := not_whole(size))]:
+        raise SpecError([f"--context: {problem}" for problem in too_long])
+    if not all(share > 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-6:
+        raise SpecError([f"--context: the shares of {said(text)} sum to {sum(shares):g}; {how}"])
+    together = {size: sum(s for c, s in zip(sizes, shares, strict=True) if c == size) for size in sizes}
+    return Mix(contexts=tuple(together), shares=tuple(together.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +155,9 @@ def _check(request: Request, first: int, last: int, most: int) -> None:
         problems.append(f"--gpus: {request.machine} has 1 to {min(most, MOST_GPUS)} GPUs, not {first} to {last}")
     if not 0 < request.ttl_s < np.inf:
         problems.append(f"--ttl-ms: {request.ttl_s * 1e3:g} must be more than 0")
-    if request.min_users < 1:
-        problems.append(f"--min-users: {request.min_users} must be at least 1")
-    if request.choices < 1:
-        problems.append(f"--choices: {request.choices} must be at least 1")
+    for option, count in (("--min-users", request.min_users), ("--choices", request.choices)):
+        if problem := not_whole(count):
+            problems.append(f"{option}: {problem}")
     if problems:
         raise SpecError(problems)
 
@@ -264,24 +269,13 @@ class Choice:
         row = max(op_rows(self.step), key=lambda row: float(row["share"]))
         return {name: row[name] for name in ("op", "binds", "share")}
 
-    def record(self, request: Request) -> dict[str, Any]:
-        """The choice as plain data; `helix_sim.search.layout_source` reads it back."""
-        step = self.step
+    def record(self, planned: Plan, mix: Mix) -> dict[str, Any]:
+        """The choice as plain data, an answer of its own."""
         return {
-            "model": request.model,
-            "machine": request.machine,
-            "timing": request.timing,
-            "context": int(step.context),
-            "precision": step.precision.model_dump(exclude_none=True),
-            "layout": step.layout.columns(),
+            **answer_record(self.step, planned.inputs, max(mix.contexts)),
             "family": self.family,
-            "gpus": step.layout.gpus,
-            "users": step.layout.users,
-            "ttl_s": float(step.ttl_s),
-            "tokens_per_s_user": float(step.tokens_per_s_user),
-            "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
             "price": self.price,
-            "resident_bytes": float(step.memory.resident_bytes),
+            "resident_bytes": float(self.step.memory.resident_bytes),
             "headroom_bytes": self.headroom_bytes,
             "binds": self.binds,
             "stopped_by": self.stopped_by,
@@ -327,20 +321,23 @@ class Recommendation:
     relaxations: list[Relaxation]
 
     def record(self) -> dict[str, Any]:
-        """The answer as plain data."""
-        request, sweep = self.request, self.plan.sweep
+        """The answer as plain data: what `recommend --json` prints."""
+        request, planned = self.request, self.plan
+        sweep, mix = planned.sweep, request.mix
         return {
-            "model": request.model,
-            "machine": request.machine,
-            "timing": request.timing,
-            "contexts": dict(zip(map(str, request.mix.contexts), request.mix.shares, strict=True)),
+            "helix_sim": __version__,
+            "model": planned.model.name,
+            "machine": planned.machine.name,
+            "timing": planned.timing.name,
+            "inputs": {kind: planned.inputs[kind].record() for kind in ("model", "machine", "timing")},
+            "contexts": dict(zip(map(str, mix.contexts), mix.shares, strict=True)),
             "ttl_s": request.ttl_s,
             "min_users": request.min_users,
             "gpus": [sweep.gpus.first, sweep.gpus.last],
             "families": list(sweep.families),
-            "layouts": self.plan.layouts,
-            "choices": [choice.record(request) for choice in self.choices],
-            "by_family": [choice.record(request) for choice in self.by_family],
+            "layouts": planned.layouts,
+            "choices": [choice.record(planned, mix) for choice in self.choices],
+            "by_family": [choice.record(planned, mix) for choice in self.by_family],
             "relax": [relaxation.record() for relaxation in self.relaxations],
         }
 

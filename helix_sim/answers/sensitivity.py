@@ -7,15 +7,17 @@ differences through the same equations, never by a formula of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
-from helix_sim.core.units import parse_size
+from helix_sim.core.units import format_size, parse_size
 from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.ops.attention import KV_BLOCK_TOKENS
+from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import SweepResult, run_plan
@@ -148,6 +150,71 @@ def _slope(high: Point | None, low: Point | None, of: str) -> float:
     return float(np.log(high[of] / low[of]) / (2 * np.log(1 + COARSE)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What limits a layout, or the best of a search.
+
+    of: what it is of, in words. panels: what the two elasticities are of. ttl_s, tokens_per_s_gpu: where it stands now;
+    None where no layout of a search gets there.
+    """
+
+    of: str
+    timing: str
+    panels: tuple[str, str]
+    ttl_s: float | None
+    tokens_per_s_gpu: float | None
+    elasticities: list[Elasticity]
+
+    def record(self) -> dict[str, Any]:
+        """The sensitivity as plain data, None for an elasticity that there is not."""
+        rows = [each.record() for each in self.elasticities]
+        return {
+            "of": self.of,
+            "timing": self.timing,
+            "panels": list(self.panels),
+            "ttl_s": self.ttl_s,
+            "tokens_per_s_gpu": self.tokens_per_s_gpu,
+            "elasticities": [{k: v if v == v else None for k, v in row.items()} for row in rows],
+        }
+
+
+def sensitivity(
+    layout: Step | Picked | str | Path, machine: str | None = None, options: Options | None = None
+) -> Sensitivity:
+    """What limits one layout: percent that its TTL and throughput change by for one percent more of each knob.
+
+    layout, machine, options: as `helix_sim.search.layout_source.pick` takes them.
+    """
+    step = pick(layout, machine, options).step
+    context = format_size(int(step.context))
+    return Sensitivity(
+        of=f"{step.model.name} on {step.machine.name}, {context} tokens, {step.layout}",
+        timing=step.timing.name,
+        panels=("TTL of this layout", "throughput of this layout"),
+        ttl_s=float(step.ttl_s),
+        tokens_per_s_gpu=float(step.tokens_per_s_gpu),
+        elasticities=elasticities(step),
+    )
+
+
+def frontier_sensitivity(planned: Plan, ttl_s: float | None = None) -> Sensitivity:
+    """What limits the best of a whole search, at the sweep's first context: each layout is chosen anew.
+
+    ttl_s: the best throughput is that within this TTL; without, the search's best.
+    """
+    now = ends(run_plan(planned), ttl_s)
+    context = format_size(planned.sweep.contexts[0])
+    within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
+    return Sensitivity(
+        of=f"{planned.model.name} on {planned.machine.name}, {context} tokens, best of {planned.layouts:,} layouts",
+        timing=planned.timing.name,
+        panels=("lowest TTL", f"best throughput{within}"),
+        ttl_s=now.fastest["ttl_s"] if now.fastest else None,
+        tokens_per_s_gpu=now.best["tokens_per_s_gpu"] if now.best else None,
+        elasticities=frontier_elasticities(planned, ttl_s),
+    )
+
+
 # --- What if ---------------------------------------------------------------------------------------------------------
 
 
@@ -186,9 +253,13 @@ def _now(planned: Plan, knob: str) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """A search before and after changes; `kept` is the layouts of before, run after: None where they no longer fit."""
+    """A search before and after changes; `kept` is the layouts of before, run after: None where they no longer fit.
+
+    ttl_s: the TTL within which the best throughput is taken, if any.
+    """
 
     changes: list[Change]
+    ttl_s: float | None
     before: Ends
     after: Ends
     kept: Ends
@@ -211,7 +282,7 @@ def what_if(planned: Plan, changes: list[Change], ttl_s: float | None = None) ->
         changed = scaled_plan(changed, change.knob, change.factor)
     before, after = ends(run_plan(planned), ttl_s), ends(run_plan(changed), ttl_s)
     kept = Ends(fastest=_rerun(before.fastest, changed), best=_rerun(before.best, changed, ttl_s))
-    return WhatIf(changes=changes, before=before, after=after, kept=kept)
+    return WhatIf(changes=changes, ttl_s=ttl_s, before=before, after=after, kept=kept)
 
 
 def _rerun(point: Point | None, planned: Plan, ttl_s: float | None = None) -> Point | None:

@@ -12,22 +12,28 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from helix_sim.answers.recommend import Choice, Recommendation
+    from helix_sim.answers.sensitivity import Sensitivity, WhatIf
     from helix_sim.search.plan import Plan
-    from helix_sim.step import Step
 
 from helix_sim.cli.base import (
     JsonOption,
     MachineArgument,
     ModelArgument,
-    TimingOption,
+    OutFile,
     app,
     console,
     new_table,
+    number,
+    number_option,
+    out_file,
+    out_folder,
     print_json,
+    refuse,
     remark,
     show,
     size,
 )
+from helix_sim.cli.options import FormatOptions, LayoutOptions, spread
 
 # --- import-hf ------------------------------------------------------------------------------------------------------
 
@@ -35,11 +41,11 @@ from helix_sim.cli.base import (
 @app.command("import-hf")
 def import_hf(
     config: Annotated[Path, typer.Argument(help="a Hugging Face config.json, or the folder that holds it")],
-    out: Annotated[Path | None, typer.Option(help="the file to write; printed unless given")] = None,
+    out: Annotated[Path | None, out_file("the file to write; printed unless given")] = None,
     name: Annotated[str | None, typer.Option(help="the model's name; from the config or its path unless given")] = None,
     source: Annotated[str | None, typer.Option(help="where the config comes from, such as its URL")] = None,
     published_parameters: Annotated[
-        float | None, typer.Option(min=1e-6, help="parameters that its publisher counts, in billions")
+        str | None, number_option("parameters that its publisher counts, in billions")
     ] = None,
     full_attention: Annotated[
         bool, typer.Option("--full-attention", help="read windowed and chunked layers as full attention: a bound")
@@ -50,9 +56,8 @@ def import_hf(
     from helix_sim.core.files import write_text
     from helix_sim.specs.import_hf import import_file
 
-    found = import_file(
-        config, name=name, source=source, published_B=published_parameters, full_attention=full_attention
-    )
+    published_B = number(published_parameters, "--published-parameters") if published_parameters else None
+    found = import_file(config, name=name, source=source, published_B=published_B, full_attention=full_attention)
     for text in (found.counts, *found.remarks):
         remark(text)
     if out:
@@ -66,54 +71,50 @@ def import_hf(
 
 # --- recommend -------------------------------------------------------------------------------------------------------
 
-WeightsOption = Annotated[str | None, typer.Option(help="number format of the weights")]
-KvOption = Annotated[str | None, typer.Option(help="number format of the KV cache")]
-MathOption = Annotated[str | None, typer.Option(help="number format of the arithmetic: fp4, fp8, bf16")]
-WireOption = Annotated[str | None, typer.Option(help="number format on the links")]
 FamilyOption = Annotated[list[str] | None, typer.Option(help="a family of layouts to search; repeat for several")]
-MostGpusOption = Annotated[int | None, typer.Option(help="most GPUs of a layout; one NVLink domain unless given")]
+MostGpusOption = Annotated[
+    str | None, typer.Option(help="most GPUs of a layout; one NVLink domain unless given", metavar="N")
+]
 
 
 @app.command()
+@spread
 def recommend(
     model: ModelArgument,
     machine: MachineArgument,
-    ttl_ms: Annotated[float, typer.Option(help="budget for the token-to-token latency of a user")],
+    ttl_ms: Annotated[str, number_option("budget for the token-to-token latency of a user, in milliseconds")],
+    formats: FormatOptions,
     context: Annotated[str, typer.Option(help="tokens per request: 1M, or a mix with shares: 32K:0.7,1M:0.3")] = "1M",
-    gpus: Annotated[int | None, typer.Option(help="exactly this many GPUs")] = None,
+    gpus: Annotated[str | None, number_option("exactly this many GPUs")] = None,
     gpus_at_most: MostGpusOption = None,
-    min_users: Annotated[int, typer.Option(help="fewest users that a layout must serve at once")] = 1,
+    min_users: Annotated[str, number_option("fewest users that a layout must serve at once")] = "1",
     family: FamilyOption = None,
-    choices: Annotated[int, typer.Option(help="how many choices to list")] = 5,
-    weights: WeightsOption = None,
-    kv: KvOption = None,
-    math: MathOption = None,
-    wire: WireOption = None,
-    timing: TimingOption = "paper",
+    choices: Annotated[str, number_option("how many choices to list")] = "5",
     as_json: JsonOption = False,
 ) -> None:
     """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
-    from helix_sim.core.errors import SpecError
+    from helix_sim.core.errors import Exit, SpecError
     from helix_sim.search.layout_source import precision_of
     from helix_sim.specs.load import load_machine
 
     if gpus is not None and gpus_at_most is not None:
         raise SpecError(["--gpus and --gpus-at-most exclude each other; give one"])
-    formats = {"weights": weights, "kv": kv, "math": math, "wire": wire}
+    exactly, most = (size(text, name) if text is not None else None for text, name in
+                     ((gpus, "--gpus"), (gpus_at_most, "--gpus-at-most")))  # fmt: skip
     found = search(
         Request(
             model=model,
             machine=machine,
             mix=parse_mix(context),
-            ttl_s=ttl_ms / 1e3,
-            timing=timing or "paper",
-            precision=precision_of(load_machine(machine), {}, formats),
-            gpus=(gpus, gpus) if gpus is not None else (1, gpus_at_most) if gpus_at_most is not None else None,
+            ttl_s=number(ttl_ms, "--ttl-ms") / 1e3,
+            timing=formats.name() or "paper",
+            precision=precision_of(load_machine(machine), formats.format_names()),
+            gpus=(exactly, exactly) if exactly is not None else (1, most) if most is not None else None,
             families=tuple(family or ()),
-            min_users=min_users,
-            choices=choices,
+            min_users=size(min_users, "--min-users"),
+            choices=size(choices, "--choices"),
         )
     )
     if as_json:
@@ -121,7 +122,7 @@ def recommend(
     else:
         _print_recommendation(console(), found)
     if not found.choices:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.MOVED)
 
 
 def _print_recommendation(out: Console, found: Recommendation) -> None:
@@ -193,63 +194,23 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
     show(out, table)
 
 
-# --- export, trace, sensitivity: a layout picked by its widths, from a JSON file or from a sweep ---------------------
-
-SourceArgument = Annotated[
-    str, typer.Argument(help="a model (with a machine), FILE.json of explain or recommend, or SWEEP:ID")
-]
-PickedMachine = Annotated[str | None, typer.Argument(help="the machine, where the first argument is a model")]
-PickedContext = Annotated[str | None, typer.Option(help="tokens in each request's KV cache, e.g. 128K; 1M unless said")]
-BatchOption = Annotated[int | None, typer.Option(help="requests that one attention group decodes at a time")]
-TpaOption = Annotated[int | None, typer.Option(help="tensor-parallel width of attention")]
-KvpOption = Annotated[int | None, typer.Option(help="KV-parallel width: sequence shards of the KV cache")]
-DpOption = Annotated[int | None, typer.Option(help="data-parallel attention groups")]
-TpfOption = Annotated[int | None, typer.Option(help="tensor-parallel width of the FFN; what is left unless given")]
-EpOption = Annotated[int | None, typer.Option(help="expert-parallel width of the FFN")]
-PpOption = Annotated[int | None, typer.Option(help="pipeline stages")]
-ChunksOption = Annotated[int | None, typer.Option(help="HOP-B pieces of the batch; 1 is off")]
-
-
-def _picked(source: str, machine: str | None, context: str | None, timing: str | None, **said: Any) -> Step:
-    """The step of the layout that a verb's arguments say."""
-    from helix_sim.search.layout_source import FORMATS, Options, pick
-
-    formats = {name: said.pop(name) for name in FORMATS}
-    tokens = size(context, "--context") if context else None
-    return pick(source, machine, Options(context=tokens, timing=timing, widths=said, formats=formats))
+# --- export, trace, sensitivity --------------------------------------------------------------------------------------
 
 
 @app.command()
+@spread
 def export(
-    source: SourceArgument,
-    machine: PickedMachine = None,
-    *,
+    layout: LayoutOptions,
     to: Annotated[str, typer.Option(help="trtllm, vllm or sglang")],
-    out: Annotated[Path | None, typer.Option(help="the file to write; printed unless given")] = None,
+    out: Annotated[Path | None, out_file("the file to write; printed unless given")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="path or Hugging Face name of the weights")] = None,
-    context: PickedContext = None,
-    batch: BatchOption = None,
-    tpa: TpaOption = None,
-    kvp: KvpOption = None,
-    dp: DpOption = None,
-    tpf: TpfOption = None,
-    ep: EpOption = None,
-    pp: PpOption = None,
-    chunks: ChunksOption = None,
-    weights: WeightsOption = None,
-    kv: KvOption = None,
-    math: MathOption = None,
-    wire: WireOption = None,
-    timing: TimingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The launch configuration of a layout for a serving stack; what the stack cannot run is refused or commented."""
     from helix_sim.core.files import write_text
-    from helix_sim.output.export import launch
+    from helix_sim.output.export import export
 
-    step = _picked(source, machine, context, timing, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
-                   chunks=chunks, weights=weights, kv=kv, math=math, wire=wire)  # fmt: skip
-    written = launch(step, to, checkpoint)
+    written = export(layout.pick(), to=to, checkpoint=checkpoint)
     if out:
         write_text(out, written.text)
         remark(f"written to {out}")
@@ -262,200 +223,113 @@ def export(
 
 
 @app.command()
-def trace(
-    source: SourceArgument,
-    machine: PickedMachine = None,
-    *,
-    out: Annotated[Path, typer.Option(help="the file to write")] = Path("step.json"),
-    context: PickedContext = None,
-    batch: BatchOption = None,
-    tpa: TpaOption = None,
-    kvp: KvpOption = None,
-    dp: DpOption = None,
-    tpf: TpfOption = None,
-    ep: EpOption = None,
-    pp: PpOption = None,
-    chunks: ChunksOption = None,
-    weights: WeightsOption = None,
-    kv: KvOption = None,
-    math: MathOption = None,
-    wire: WireOption = None,
-    timing: TimingOption = None,
-) -> None:
+@spread
+def trace(layout: LayoutOptions, out: OutFile = Path("step.json")) -> None:
     """One decode step as a timeline that Perfetto opens (ui.perfetto.dev): streams, layers, HOP-B chunk by chunk."""
     from helix_sim.core.files import write_text
-    from helix_sim.output.trace import chrome_trace
+    from helix_sim.output.trace import trace
 
-    step = _picked(source, machine, context, timing, batch=batch, tpa=tpa, kvp=kvp, dp=dp, tpf=tpf, ep=ep, pp=pp,
-                   chunks=chunks, weights=weights, kv=kv, math=math, wire=wire)  # fmt: skip
-    content = chrome_trace(step)
+    content = trace(layout.pick())
     write_text(out, json.dumps(content) + "\n")
-    events = len(content["traceEvents"])
-    print(f"{out}: {events:,} events of one step, TTL {float(step.ttl_s) * 1e3:.3f} ms; open it in ui.perfetto.dev")
+    events, ttl_ms = len(content["traceEvents"]), content["otherData"]["ttl_us"] / 1e3
+    print(f"{out}: {events:,} events of one step, TTL {ttl_ms:.3f} ms; open it in ui.perfetto.dev")
 
 
 @app.command()
+@spread
 def sensitivity(
-    source: Annotated[
-        str, typer.Argument(help="a model (with a machine), FILE.json, SWEEP:ID, or a sweep for its frontier")
-    ],
-    machine: PickedMachine = None,
-    *,
+    layout: LayoutOptions,
     frontier: Annotated[
-        bool, typer.Option("--frontier", help="of the best of a whole search, not of one layout")
+        bool, typer.Option("--frontier", help="of the best of a whole search (of MODEL MACHINE, or of a sweep's file)")
     ] = False,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="what if: nvlink_bandwidth=2x, hbm_capacity=288; searches again")
     ] = None,
-    ttl_ms: Annotated[float | None, typer.Option(help="TTL within which a frontier's best throughput is taken")] = None,
+    ttl_ms: Annotated[
+        str | None, number_option("TTL within which a search's best throughput is taken, in milliseconds")
+    ] = None,
     gpus_at_most: MostGpusOption = None,
     family: FamilyOption = None,
-    out: Annotated[Path | None, typer.Option(help="folder for the tornado plot")] = None,
-    context: PickedContext = None,
-    batch: BatchOption = None,
-    tpa: TpaOption = None,
-    kvp: KvpOption = None,
-    dp: DpOption = None,
-    tpf: TpfOption = None,
-    ep: EpOption = None,
-    pp: PpOption = None,
-    chunks: ChunksOption = None,
-    weights: WeightsOption = None,
-    kv: KvOption = None,
-    math: MathOption = None,
-    wire: WireOption = None,
-    timing: TimingOption = None,
+    out: Annotated[Path | None, out_folder("folder for the tornado plot")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What limits a layout or a whole frontier: percent that TTL and throughput change by for 1 % more of each knob."""
-    widths = {"batch": batch, "tpa": tpa, "kvp": kvp, "dp": dp, "tpf": tpf, "ep": ep, "pp": pp, "chunks": chunks}
-    formats = {"weights": weights, "kv": kv, "math": math, "wire": wire}
-    of_layout = machine is not None or ":" in source or source == "-" or source.endswith(".json")
-    if not (frontier or change) and of_layout:
-        step = _picked(source, machine, context, timing, **widths, **formats)
-        _report_sensitivity(_layout_sensitivity(step), out, as_json)
+    from helix_sim.answers.sensitivity import frontier_sensitivity, parse_change, sensitivity, what_if
+
+    text = layout.source
+    of_layout = layout.machine is not None or ":" in text or text == "-" or text.endswith(".json")
+    if of_layout and not (frontier or change):
+        refuse({"--ttl-ms": ttl_ms, "--gpus-at-most": gpus_at_most, "--family": family},
+                "is of a search; add --frontier or --set, or leave it out")  # fmt: skip
+        _report_sensitivity(sensitivity(layout.pick()), out, as_json)
         return
-    _no_widths(widths)
-    ttl_s = ttl_ms / 1e3 if ttl_ms is not None else None
-    planned = _searched(source, machine, context, timing, gpus_at_most, family, formats)
+    refuse({f"--{name}": width for name, width in layout.widths().items()},
+            "is of one layout, and a search tries them all; leave it, or --frontier and --set, out")  # fmt: skip
+    planned = _searched(layout, gpus_at_most, family)
+    ttl_s = number(ttl_ms, "--ttl-ms") / 1e3 if ttl_ms is not None else None
     if change:
-        _report_what_if(planned, change, ttl_s, as_json)
+        refuse({"--out": out}, "is for the tornado plot, and a what-if has none; leave it out")
+        _report_what_if(what_if(planned, [parse_change(text, planned) for text in change], ttl_s), planned, as_json)
     else:
-        _report_sensitivity(_frontier_sensitivity(planned, ttl_s), out, as_json)
+        _report_sensitivity(frontier_sensitivity(planned, ttl_s), out, as_json)
 
 
-def _no_widths(widths: dict[str, int | None]) -> None:
-    """SpecError where widths are given for a search, which has all of them."""
-    from helix_sim.core.errors import SpecError
-
-    given = [f"--{name}" for name, value in widths.items() if value is not None]
-    if given:
-        raise SpecError([f"{', '.join(given)}: a search tries every layout; leave --frontier and --set out for one"])
-
-
-def _searched(
-    source: str,
-    machine: str | None,
-    context: str | None,
-    timing: str | None,
-    gpus_at_most: int | None,
-    family: list[str] | None,
-    formats: dict[str, str | None],
-) -> Plan:
+def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str] | None) -> Plan:
     """The search of a sweep's file, or of a model on a machine."""
-    from helix_sim.answers.recommend import Request, parse_mix, search_plan
-    from helix_sim.core.errors import SpecError
-    from helix_sim.search.layout_source import precision_of
+    from helix_sim.answers.recommend import Mix, Request, search_plan
+    from helix_sim.search.layout_source import option, precision_of
     from helix_sim.search.plan import plan
     from helix_sim.specs.load import load_machine, load_sweep
 
-    if machine is None:
-        given = {"--context": context, "--gpus-at-most": gpus_at_most, "--family": family, **formats}
-        if any(given.values()):
-            raise SpecError(["a sweep's file says its contexts, GPUs, families and formats; change them there"])
-        sweep = load_sweep(source)
-        return plan(sweep.model_copy(update={"timing": timing}) if timing else sweep)
+    formats = layout.format_names()
+    if layout.machine is None:
+        given = {"--context": layout.context, "--gpus-at-most": gpus_at_most, "--family": family}
+        refuse(given | {option(name): text for name, text in formats.items()},
+                "is said by the sweep's file; change it there")  # fmt: skip
+        return plan(load_sweep(layout.source).with_timing(layout.name()))
+    context = size(layout.context or "1M", "--context")
     request = Request(
-        model=source,
-        machine=machine,
-        mix=parse_mix(context or "1M"),
+        model=layout.source,
+        machine=layout.machine,
+        mix=Mix(contexts=(context,), shares=(1.0,)),
         ttl_s=1.0,
-        timing=timing or "paper",
-        precision=precision_of(load_machine(machine), {}, formats),
-        gpus=(1, gpus_at_most) if gpus_at_most is not None else None,
+        timing=layout.name() or "paper",
+        precision=precision_of(load_machine(layout.machine), formats),
+        gpus=(1, size(gpus_at_most, "--gpus-at-most")) if gpus_at_most is not None else None,
         families=tuple(family or ()),
     )
     return search_plan(request)
 
 
-def _layout_sensitivity(step: Step) -> dict[str, Any]:
-    from helix_sim.answers.sensitivity import elasticities
-    from helix_sim.core.units import format_size
-
-    return {
-        "of": f"{step.model.name} on {step.machine.name}, {format_size(int(step.context))} tokens, {step.layout}",
-        "timing": step.timing.name,
-        "panels": ["TTL of this layout", "throughput of this layout"],
-        "ttl_s": float(step.ttl_s),
-        "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
-        "elasticities": [found.record() for found in elasticities(step)],
-    }
-
-
-def _frontier_sensitivity(planned: Plan, ttl_s: float | None) -> dict[str, Any]:
-    from helix_sim.answers.sensitivity import ends, frontier_elasticities
-    from helix_sim.core.units import format_size
-    from helix_sim.search.sweep import run_plan
-
-    now = ends(run_plan(planned), ttl_s)
-    context = format_size(planned.sweep.contexts[0])
-    within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
-    return {
-        "of": f"{planned.model.name} on {planned.machine.name}, {context} tokens, best of {planned.layouts:,} layouts",
-        "timing": planned.timing.name,
-        "panels": ["lowest TTL", f"best throughput{within}"],
-        "ttl_s": now.fastest["ttl_s"] if now.fastest else None,
-        "tokens_per_s_gpu": now.best["tokens_per_s_gpu"] if now.best else None,
-        "elasticities": [found.record() for found in frontier_elasticities(planned, ttl_s)],
-    }
-
-
-def _report_sensitivity(found: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    rows = found["elasticities"]
+def _report_sensitivity(found: Sensitivity, out: Path | None, as_json: bool) -> None:
     files: list[Path] = []
     if out:
         from helix_sim.output import plot
 
-        bars = {row["knob"]: (row["ttl"], row["throughput"]) for row in rows}
-        files = plot.save(
-            plot.tornado(bars, f"{found['of']}, timing {found['timing']}", found["panels"]), out / "tornado"
-        )
+        bars = {each.knob: (each.ttl, each.throughput) for each in found.elasticities}
+        title = f"{found.of}, timing {found.timing}"
+        files = plot.save(plot.tornado(bars, title, found.panels), out / "tornado")
     if as_json:
-        print_json({**found, "elasticities": [{k: v if v == v else None for k, v in row.items()} for row in rows]})
+        print_json(found.record())
         return
     out_console = console()
-    out_console.print(f"[bold]{found['of']}[/], timing {found['timing']}")
-    table = new_table("1 % more of", *(f">% {panel}" for panel in found["panels"]))
-    for row in sorted(rows, key=lambda row: -abs(row["ttl"])):
-        table.add_row(
-            row["knob"], *(f"{row[key]:+.3f}" if row[key] == row[key] else "-" for key in ("ttl", "throughput"))
-        )
+    out_console.print(f"[bold]{found.of}[/], timing {found.timing}")
+    table = new_table("1 % more of", *(f">% {panel}" for panel in found.panels))
+    for each in sorted(found.elasticities, key=lambda each: -abs(each.ttl)):
+        table.add_row(each.knob, *(f"{value:+.3f}" if value == value else "-" for value in (each.ttl, each.throughput)))
     show(out_console, table)
     if files:
         out_console.print(f"files in {out}: {', '.join(path.name for path in files)}")
 
 
-def _report_what_if(planned: Plan, change: list[str], ttl_s: float | None, as_json: bool) -> None:
-    from helix_sim.answers.sensitivity import parse_change, what_if
-
-    found = what_if(planned, [parse_change(text, planned) for text in change], ttl_s)
+def _report_what_if(found: WhatIf, planned: Plan, as_json: bool) -> None:
     if as_json:
         print_json(found.record())
         return
     out = console()
     turned = ", ".join(f"{c.knob} x {c.factor:g}" for c in found.changes)
     out.print(f"[bold]{planned.model.name} on {planned.machine.name}[/]: {turned}, searched again")
-    within = f" within {ttl_s * 1e3:g} ms" if ttl_s else ""
+    within = f" within {found.ttl_s * 1e3:g} ms" if found.ttl_s else ""
     for end, title in (("fastest", "lowest TTL"), ("best", f"best throughput{within}")):
         table = new_table(title, ">TTL ms", ">tokens/s/GPU", ">GPUs", "layout")
         for name, part in (("before", found.before), ("after", found.after), ("after, layout of before", found.kept)):

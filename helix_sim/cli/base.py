@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,42 +26,160 @@ app = typer.Typer(
     help="How fast a model decodes, sharded every way a rack allows: latency, throughput, and what binds.",
 )
 
-BAD_INPUT = 2
-
 ModelArgument = Annotated[str, typer.Argument(help="shipped model or path of a YAML file (see: helix-sim models)")]
 MachineArgument = Annotated[
-    str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim hardware)")
-]
-ContextOption = Annotated[str, typer.Option(help="tokens in each request's KV cache, e.g. 128K, 1M, 1Mi")]
-TimingOption = Annotated[
-    str | None, typer.Option(help="ideal, paper, measured kernels such as gb200-trtllm, or a timing's YAML file")
+    str, typer.Argument(help="shipped machine or path of a YAML file (see: helix-sim machines)")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
-OutOption = Annotated[Path, typer.Option(help="folder for the files")]
+
+
+def _writable_file(path: Path | None) -> Path | None:
+    from helix_sim.core.files import require_writable
+
+    if path is not None:
+        require_writable(path)
+    return path
+
+
+def _writable_folder(path: Path | None) -> Path | None:
+    from helix_sim.core.files import require_writable
+
+    if path is not None:
+        require_writable(path, folder=True)
+    return path
+
+
+OutFile = Annotated[Path, typer.Option(help="the file to write", callback=_writable_file)]
+OutFolder = Annotated[Path, typer.Option(help="folder for the files", callback=_writable_folder)]
+"""Where a verb writes: whether it can is asked before the work begins."""
+
+
+def out_file(text: str, *names: str) -> Any:
+    """An option that names a file to write."""
+    return typer.Option(*names, help=text, callback=_writable_file)
+
+
+def out_folder(text: str) -> Any:
+    """An option that names a folder to write into."""
+    return typer.Option(help=text, callback=_writable_folder)
+
+
+def number_option(text: str) -> Any:
+    """An option that is a number, which the verb reads with `size` or `number`."""
+    return typer.Option(help=text, metavar="N")
+
+
+# --- The process -----------------------------------------------------------------------------------------------------
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""typer's error for a command line that is none, which newer versions define and older ones have from click."""
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit code 2, never a traceback."""
-    from helix_sim.core.errors import SpecError, Stopped
+    """Entry point: a user's mistake is one sentence on stderr and an exit code of `core.errors.Exit`, no traceback."""
+    from helix_sim.core.errors import Exit, SpecError, Stopped
 
+    _take_any_text()
     try:
-        app()
+        code = _run()
     except SpecError as error:
         fail(error.problems)
     except Stopped as error:
         fail([error.sentence], error.code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+    except USAGE_ERROR as error:
+        fail([_usage(error)])
+    except KeyboardInterrupt:
+        fail(["interrupted"], Exit.INTERRUPTED)
     except OSError as error:
-        fail([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
-
-
-def fail(problems: list[str], code: int = BAD_INPUT) -> None:
-    """Say what is wrong, and end with an exit code: the one for bad input unless given."""
-    for problem in problems:
-        print(f"helix-sim: {problem}", file=sys.stderr)
+        _fail_to_write(error)
+    except Exception:
+        _report_bug()
     sys.exit(code)
+
+
+def _run() -> int:
+    """Run the verb; its exit code."""
+    from helix_sim.core.errors import Exit
+
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as stop:  # typer's answer to a closed pipe is exit code 1, which here means moved
+        _close_outputs()
+        return int(Exit.CLOSED_PIPE) if stop.code == 1 else int(stop.code or 0)
+    return int(code or 0)
+
+
+def _take_any_text() -> None:
+    """Let print neither fail on a closed output nor on a character that the terminal's encoding lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage(error: Any) -> str:
+    """typer's complaint as a sentence, what it is about in front; empty where it has shown the help instead."""
+    context: Any = getattr(error, "ctx", None)
+    parameter: Any = getattr(error, "param", None)
+    option, text = getattr(error, "option_name", None), error.format_message().rstrip(".")
+    match type(error).__name__:
+        case "MissingParameter":
+            name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name.upper()
+            text = f"{name} is missing"
+        case "NoSuchOption":
+            near = f"; did you mean {error.possibilities[0]}?" if error.possibilities else ""
+            text = f"{option}: there is no such option{near}"
+        case "BadOptionUsage":
+            text = f"{option}: its value is missing" if "requires" in text else f"{option}: {text}"
+        case _ if parameter is not None:
+            text = f"{parameter.opts[0]}: {error.message}"
+    return f"{text}; see {context.command_path if context else 'helix-sim'} --help" if text else ""
+
+
+def _fail_to_write(error: OSError) -> NoReturn:
+    """End with a sentence on an output that cannot be written, or quietly where its reader has gone."""
+    from helix_sim.core.errors import Exit, Stopped, cannot_write
+
+    if error.filename is None:
+        _close_outputs()
+    try:
+        raise cannot_write(error.filename or "standard output", error)
+    except Stopped as stop:
+        fail([] if stop.code == Exit.CLOSED_PIPE else [stop.sentence], stop.code)
+    except OSError:
+        _report_bug()
+
+
+def _report_bug() -> NoReturn:
+    """The traceback of a bug, which nobody catches, and an exit code that says so."""
+    import traceback
+
+    from helix_sim.core.errors import Exit
+
+    traceback.print_exc()
+    fail(["this is a fault of helix_sim, not yours; please report the lines above, and the command"], Exit.BUG)
+
+
+def _close_outputs() -> None:
+    """Let nothing that is still to be written fail once more when the process ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+
+
+def fail(problems: list[str], code: int | None = None) -> NoReturn:
+    """Say what is wrong, and end with an exit code: the one for bad input unless given."""
+    from helix_sim.core.errors import Exit
+
+    with contextlib.suppress(OSError):
+        for problem in problems:
+            if problem:
+                print(f"helix-sim: {problem}", file=sys.stderr)
+    sys.exit(int(Exit.BAD_INPUT if code is None else code))
 
 
 def console() -> Console:
@@ -74,21 +195,42 @@ def remark(text: str) -> None:
 
 
 def print_json(content: Any) -> None:
-    """JSON to stdout."""
+    """JSON to stdout, with characters as escapes where its encoding may lack them."""
     from helix_sim.core.files import plain
 
-    print(json.dumps(content, indent=2, ensure_ascii=False, default=plain))
+    ascii_only = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    print(json.dumps(content, indent=2, ensure_ascii=ascii_only, default=plain))
 
 
 def size(text: str, option: str) -> int:
-    """A size such as 1M; SpecError naming the option otherwise."""
+    """A whole number such as 8 or 1M; SpecError with the option's name in front otherwise."""
     from helix_sim.core.errors import SpecError
     from helix_sim.core.units import parse_size
+    from helix_sim.search.layout_source import not_whole
 
     try:
-        return parse_size(text)
+        found = parse_size(text)
     except ValueError as error:
         raise SpecError([f"{option}: {error}"]) from None
+    if problem := not_whole(found):
+        raise SpecError([f"{option}: {problem}"])
+    return found
+
+
+def number(text: str, option: str) -> float:
+    """A finite number above zero; SpecError with the option's name in front otherwise."""
+    from math import isfinite, nan
+
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.text import said
+
+    try:
+        found = float(text)
+    except ValueError:
+        found = nan
+    if not isfinite(found) or found <= 0:
+        raise SpecError([f"{option}: {said(text)} is not a number above 0"])
+    return found
 
 
 def show(out: Console, table: Table) -> None:
@@ -145,3 +287,11 @@ def one_of(option: str, given: str, known: tuple[str, ...]) -> None:
 
     if given not in known:
         raise SpecError([f"{option}: {given!r} is not one of {', '.join(known)}"])
+
+
+def refuse(given: Mapping[str, Any], why: str) -> None:
+    """SpecError naming each option that was given and would do nothing."""
+    from helix_sim.core.errors import SpecError
+
+    if names := [name for name, value in given.items() if value]:
+        raise SpecError([f"{name} {why}" for name in names])

@@ -3,77 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    pass
-
-from helix_sim.cli.base import JsonOption, app, print_rows
+from helix_sim.cli.base import JsonOption, app, print_rows, remark
 
 
 @app.command()
 def models(as_json: JsonOption = False) -> None:
     """The shipped models: parameters computed and published, layers, KV cache per token."""
-    from helix_sim.specs.load import load_model, shipped
+    from helix_sim.specs.catalogue import models
 
-    rows = []
-    for name in shipped("model"):
-        model = load_model(name)
-        rows.append(
-            {
-                "name": name,
-                "attention": ", ".join(sorted({a.kind for a in model.attention.values()})),
-                "layers": model.layer_count,
-                "parameters_B": model.total_parameters / 1e9,
-                "published_parameters_B": model.published_parameters_B,
-                "kv_values_per_token": model.kv_values_per_token,
-            }
-        )
-    print_rows(rows, as_json)
+    print_rows(models(), as_json)
 
 
 @app.command()
-def hardware(as_json: JsonOption = False) -> None:
+def machines(as_json: JsonOption = False) -> None:
     """The shipped machines: rates, memory, NVLink domain."""
-    from helix_sim.specs.load import load_machine, shipped
+    from helix_sim.specs.catalogue import machines
 
-    rows = []
-    for name in shipped("machine"):
-        machine = load_machine(name)
-        rows.append(
-            {
-                "name": name,
-                "hbm_GBps": machine.hbm_bandwidth_GBps.value,
-                "memory_GB": machine.memory_GB.value,
-                **{f"{kind}_dense_TFLOPs": _rate(machine, kind) for kind in ("bf16", "fp8", "fp4")},
-                "nvlink_GBps": machine.nvlink_per_direction_GBps.value,
-                "nvlink_domain": machine.domain,
-                "network_GBps": machine.network_per_direction_GBps.value,
-            }
-        )
-    print_rows(rows, as_json)
+    print_rows(machines(), as_json)
 
 
-def _rate(machine: Any, kind: str) -> float | None:
-    quantity = getattr(machine, f"{kind}_dense_TFLOPs")
-    return quantity.value if quantity else None
+@app.command("hardware", hidden=True)
+def hardware(as_json: JsonOption = False) -> None:
+    """The name that `machines` had."""
+    remark("hardware is now machines, and goes with the next release")
+    machines(as_json)
 
 
 @app.command()
 def check(files: Annotated[list[Path], typer.Argument(help="model, machine, timing or sweep YAML files")]) -> None:
     """Whether files are right: each problem in a sentence, with its place and what would be right."""
     from helix_sim.core.errors import SpecError
-    from helix_sim.specs.load import check_file
+    from helix_sim.specs.catalogue import check
 
     problems: list[str] = []
-    for path in files:
-        try:
-            record = check_file(path)
-            print(f"{path}: a {getattr(record, 'kind', 'file')} named {getattr(record, 'name', '?')}, no problem")
-        except SpecError as error:
-            problems += error.problems
+    for found in check(files):
+        problems += found.problems
+        for text in found.remarks:
+            remark(text)
+        if found.record is not None:
+            kind, name = (getattr(found.record, key, "?") for key in ("kind", "name"))
+            print(f"{found.path}: a {kind} named {name}, no problem")
     if problems:
         raise SpecError(problems)
 

@@ -20,33 +20,42 @@ if TYPE_CHECKING:
 
 from helix_sim.cli.base import (
     JsonOption,
-    OutOption,
-    TimingOption,
+    OutFile,
+    OutFolder,
     app,
     console,
     new_table,
+    number,
+    number_option,
     one_of,
+    out_file,
+    out_folder,
     print_json,
     remark,
     show,
     size,
 )
+from helix_sim.cli.options import TimingOptions, spread
 
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
 
+SweepArgument = Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")]
+
+
 @app.command()
+@spread
 def sweep(
-    sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
-    out: OutOption,
+    sweep: SweepArgument,
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    timing: TimingOptions,
     points: Annotated[
         str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too (CSV to 10M)")
     ] = "frontier",
-    timing: TimingOption = None,
     executor: Annotated[
         str, typer.Option(help="serial, processes or dask; auto takes processes for large sweeps")
     ] = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; one a core unless given")] = None,
+    workers: Annotated[str | None, number_option("processes; one a core unless given")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="address of a Dask scheduler, e.g. tcp://host:8786; a local cluster unless given")
     ] = None,
@@ -59,25 +68,21 @@ def sweep(
 ) -> None:
     """A whole search: frontiers (or every point) as Parquet and CSV, a picture, a summary.
 
-    Stopped at any moment, it goes on with --resume. Exit codes: 2 a mistake in a file or an option, 3 the folder holds
-    another sweep, 4 the folder holds this sweep unfinished, 5 another process is writing there, 6 the disk is full,
-    7 the folder cannot be written, 8 a file of a finished block is damaged, 9 workers died again and again,
-    130 interrupted.
+    Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
     from helix_sim.output.sweep_folder import explore
     from helix_sim.specs.load import load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
-    spec = load_sweep(sweep)
-    spec = spec.model_copy(update={"timing": timing}) if timing else spec
+    spec = load_sweep(sweep).with_timing(timing.name())
     with _progress(progress) as on_progress:
         summary = explore(
             spec,
             out,
             every_point=points == "all",
             executor=executor,
-            workers=workers,
+            workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,
             resume=resume,
             layouts_per_block=size(block, "--block") if block else None,
@@ -160,10 +165,11 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
 
 
 @app.command()
+@spread
 def reproduce(
+    timing: TimingOptions,
     figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims or all")] = "all",
-    out: OutOption = Path("out/reproduce"),
-    timing: TimingOption = "paper",
+    out: OutFolder = Path("out/reproduce"),
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
@@ -174,7 +180,7 @@ def reproduce(
 
     if figure not in CHOICES:
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
-    written = redraw(figure, out, load_timing(timing or "paper"), say=remark)
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark)
     if as_json:
         print_json([claim.record() for claim in written.claims])
         return
@@ -194,8 +200,6 @@ def reproduce(
 
 # --- regress ---------------------------------------------------------------------------------------------------------
 
-MOVED = 1
-
 
 @app.command()
 def regress(
@@ -204,32 +208,36 @@ def regress(
     ] = None,
     baseline: Annotated[Path | None, typer.Option(help="folder of baselines; the shipped one unless given")] = None,
     update: Annotated[bool, typer.Option("--update", help="write the baselines anew")] = False,
-    rtol: Annotated[float, typer.Option(help="relative tolerance")] = 1e-6,
+    rtol: Annotated[str, number_option("relative tolerance")] = "1e-6",
     curves_only: Annotated[
         bool,
         typer.Option("--curves-only", help="judge the curves alone, not the probes or the count of layouts that run"),
     ] = False,
-    markdown: Annotated[Path | None, typer.Option(help="verdict for a pull-request comment")] = None,
-    junit: Annotated[Path | None, typer.Option(help="verdict for a CI system")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="verdict for programs, with every moved point")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for all three, and a picture of each sweep")] = None,
+    markdown: Annotated[Path | None, out_file("verdict for a pull-request comment")] = None,
+    junit: Annotated[Path | None, out_file("verdict for a CI system")] = None,
+    json_file: Annotated[Path | None, out_file("verdict for programs, with every moved point", "--json")] = None,
+    out: Annotated[Path | None, out_folder("folder for all three, and a picture of each sweep")] = None,
 ) -> None:
     """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
-    from helix_sim.core.errors import SpecError
+    from helix_sim.core.errors import Exit, SpecError
+    from helix_sim.core.files import require_writable
     from helix_sim.gate import regress as study
     from helix_sim.output import gate_files as gate
     from helix_sim.specs.load import data_folder
 
+    tolerance = number(rtol, "--rtol")
     if update and baseline is None:
         raise SpecError(["--update needs --baseline, the folder to write to"])
+    if update and curves_only:
+        raise SpecError(["--curves-only is for judging, and --update writes every baseline whole; leave it out"])
+    if update and baseline is not None:
+        require_writable(baseline, folder=True)
     folder = baseline or data_folder("sweeps") / "baselines"
     if update:
-        updates = study.update(sweeps or [], folder, rtol=rtol)
+        updates = study.update(sweeps or [], folder, rtol=tolerance)
         verdicts = [each.verdict for each in updates if each.verdict]
     else:
-        verdicts = study.regress(sweeps or [], folder, rtol=rtol, curves_only=curves_only)
+        verdicts = study.regress(sweeps or [], folder, rtol=tolerance, curves_only=curves_only)
     _print_verdicts(console(), verdicts)
     for path in gate.write(verdicts, markdown=markdown, junit=junit, json_file=json_file, out=out):
         remark(f"wrote {path}")
@@ -237,7 +245,7 @@ def regress(
         for each in updates:
             remark(f"{'wrote' if each.written else 'already right:'} {each.path}, {each.rows} layouts")
     elif not all(verdict.held for verdict in verdicts):
-        raise typer.Exit(MOVED)
+        raise typer.Exit(Exit.MOVED)
 
 
 def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
@@ -260,18 +268,18 @@ def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
 
 
 @app.command()
+@spread
 def report(
-    sweep: Annotated[str, typer.Argument(help="shipped sweep or path of a YAML file")],
-    out: Annotated[Path, typer.Option(help="the HTML file to write")],
-    timing: TimingOption = None,
+    sweep: SweepArgument,
+    out: OutFile,
+    timing: TimingOptions,
     as_json: JsonOption = False,
 ) -> None:
     """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
     from helix_sim.output.report import write_report
     from helix_sim.specs.load import load_sweep
 
-    spec = load_sweep(sweep)
-    written = write_report(spec.model_copy(update={"timing": timing}) if timing else spec, out)
+    written = write_report(load_sweep(sweep).with_timing(timing.name()), out)
     if as_json:
         print_json(written)
     else:

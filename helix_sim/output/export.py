@@ -14,14 +14,17 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from helix_sim import __version__
 from helix_sim.core.errors import SpecError
+from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS, format_size
 from helix_sim.feasibility import memory_reason, sentences
+from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step, evaluate_step
 
 TRTLLM_BLOCK_TOKENS = 32
@@ -64,23 +67,39 @@ class Launch:
         }
 
 
-def launch(step: Step, stack: str, checkpoint: str | None = None) -> Launch:
-    """The launch configuration of a layout for trtllm, vllm or sglang; SpecError with all that it cannot express.
+def export(
+    layout: Step | Picked | str | Path,
+    machine: str | None = None,
+    options: Options | None = None,
+    *,
+    to: str,
+    checkpoint: str | None = None,
+) -> Launch:
+    """The launch configuration of a layout for a serving stack; SpecError with all that the stack cannot express.
 
+    layout, machine, options: as `helix_sim.search.layout_source.pick` takes them. to: trtllm, vllm or sglang.
     checkpoint: the path or Hugging Face name of the weights; from the model's source unless given.
     """
-    if stack not in STACKS:
-        raise SpecError([f"--to: {stack!r} is not one of {', '.join(STACKS)}"])
-    to = STACKS[stack]
+    if to not in STACKS:
+        raise SpecError([f"--to: {said(to)} is not one of {', '.join(STACKS)}"])
+    return launch(pick(layout, machine, options), to, checkpoint)
+
+
+def launch(picked: Picked, stack: str, checkpoint: str | None = None) -> Launch:
+    """The launch configuration of a layout that was picked, for one of the STACKS."""
+    to, step, longest = STACKS[stack], picked.step, picked.longest_context
     draft = Draft()
     runs = _as_run(step, to, draft)
-    to.write(runs, to.kv_formats[runs.precision.kv], draft)
+    to.write(runs, longest, to.kv_formats[runs.precision.kv], draft)
+    if longest != step.context:
+        room = f"memory holds {step.layout.batch} requests of a batch's mean, {_size(step.context)} tokens"
+        draft.remarks.append(f"requests of up to {_size(longest)} tokens are mixed: {room}, not of the longest")
     if draft.refusals:
         raise SpecError([f"{stack} cannot run this layout: {refusal}" for refusal in draft.refusals])
     if runs.layout.gpus > GPUS_OF_A_HOST:
         draft.remarks.append(f"{runs.layout.gpus} GPUs: where they span hosts, add the stack's options for that")
     text = to.text(draft.options, checkpoint or checkpoint_name(step))
-    head = "".join(f"# {line}\n" for line in _head(step, runs, to, draft.remarks))
+    head = "".join(f"# {line}\n" for line in _head(picked, runs, to, draft.remarks))
     return Launch(stack=stack, text=head + text, options=draft.options, remarks=draft.remarks, runs=runs)
 
 
@@ -90,11 +109,13 @@ def checkpoint_name(step: Step) -> str:
     return match[1] if match else step.model.name
 
 
-def _head(step: Step, runs: Step, to: Stack, remarks: list[str]) -> list[str]:
+def _head(picked: Picked, runs: Step, to: Stack, remarks: list[str]) -> list[str]:
     """The comment on top: what was asked, what it takes, what runs differently."""
+    step = picked.step
+    tokens = f"{_size(step.context)} tokens{'' if picked.longest_context == step.context else ' on average'}"
     lines = [
         f"{to.title} launch of {step.model.name} on {step.machine.name}, written by helix_sim {__version__}",
-        f"layout: {step.layout}: {step.layout.gpus} GPUs, {step.layout.users} users at {_size(step.context)} tokens",
+        f"layout: {step.layout}: {step.layout.gpus} GPUs, {step.layout.users} users at {tokens}",
         f"TTL {_ms(step)} as asked (timing {step.timing.name})",
     ]
     if remarks and _ms(runs) != _ms(step):
@@ -145,7 +166,7 @@ def _as_run(step: Step, to: Stack, draft: Draft) -> Step:
     return runs
 
 
-def _trtllm(step: Step, kv: str, draft: Draft) -> None:
+def _trtllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
     x, moe = step.layout, bool(step.model.routed_kinds)
     if x.dp > 1 and x.tpa > 1:
         draft.refusals.append(f"attention is data-parallel or tensor-parallel, not both: dp {x.dp}, tpa {x.tpa}")
@@ -177,12 +198,12 @@ def _trtllm(step: Step, kv: str, draft: Draft) -> None:
     blocks = {"tokens_per_block": TRTLLM_BLOCK_TOKENS} if x.kvp > 1 else {}
     draft.options |= {
         "max_batch_size": x.batch,
-        "max_seq_len": int(step.context),
+        "max_seq_len": tokens,
         "kv_cache_config": {**blocks, "dtype": kv},
     }
 
 
-def _vllm(step: Step, kv: str, draft: Draft) -> None:
+def _vllm(step: Step, tokens: int, kv: str, draft: Draft) -> None:
     x, moe = step.layout, bool(step.model.routed_kinds)
     if x.dp > 1 and not moe:
         draft.refusals.append("data parallelism of a dense model makes copies that share no FFN")
@@ -201,12 +222,12 @@ def _vllm(step: Step, kv: str, draft: Draft) -> None:
         draft.remarks.append("queries are gathered over the KV shards, where the layout repeats their projection")
     draft.options |= {
         "--max-num-seqs": x.batch * x.pp,
-        "--max-model-len": int(step.context),
+        "--max-model-len": tokens,
         "--kv-cache-dtype": kv,
     }
 
 
-def _sglang(step: Step, kv: str, draft: Draft) -> None:
+def _sglang(step: Step, tokens: int, kv: str, draft: Draft) -> None:
     x, moe = step.layout, bool(step.model.routed_kinds)
     _refuse_shared_heads(step, draft)
     draft.options |= {"--tp-size": x.dp * x.attention_group, "--pp-size": x.pp}
@@ -221,7 +242,7 @@ def _sglang(step: Step, kv: str, draft: Draft) -> None:
             draft.remarks.append("decode context parallelism is documented for MLA; for GQA it depends on the backend")
     draft.options |= {
         "--max-running-requests": x.users,
-        "--context-length": int(step.context),
+        "--context-length": tokens,
         "--kv-cache-dtype": kv,
     }
 
@@ -257,10 +278,10 @@ def _command(start: str, checkpoint_flag: str = "") -> Callable[[dict[str, Any],
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """A serving stack: its options for a step, its KV cache formats and what it calls them, its file."""
+    """A serving stack: its options for a step and its longest request, its KV cache formats by its names, its file."""
 
     title: str
-    write: Callable[[Step, str, Draft], None]
+    write: Callable[[Step, int, str, Draft], None]
     kv_formats: dict[str, str]
     text: Callable[[dict[str, Any], str], str]
 

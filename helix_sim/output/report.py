@@ -75,7 +75,7 @@ def plotly_script() -> str:
 
 def search(sweep: Sweep) -> tuple[SweepResult, list[dict[str, Any]]]:
     """What a sweep finds, and the paper's claims about it where it is one of the paper's (else none)."""
-    timing = load_timing(sweep.timing)
+    timing = load_timing(sweep.name_of("timing"))
     for key, name in reproduce.PAPER_SWEEPS.items():
         if load_sweep(name).model_copy(update={"timing": sweep.timing}) == sweep:
             searches = reproduce.search(timing)

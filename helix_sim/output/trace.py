@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
 from helix_sim.ops.layers import Half, stage_size
+from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step
 from helix_sim.timing.overlap import pipelined
 
@@ -33,6 +35,16 @@ class Slice:
     stage: int = 0
     op: str = ""
     layer: str = ""
+
+
+def trace(
+    layout: Step | Picked | str | Path, machine: str | None = None, options: Options | None = None
+) -> dict[str, Any]:
+    """One decode step of a layout in Chrome's trace event format, which ui.perfetto.dev opens.
+
+    layout, machine, options: as `helix_sim.search.layout_source.pick` takes them.
+    """
+    return chrome_trace(pick(layout, machine, options).step)
 
 
 # --- The timeline ----------------------------------------------------------------------------------------------------

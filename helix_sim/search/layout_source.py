@@ -1,152 +1,416 @@
-"""A layout picked by what is at hand: its widths, the JSON of explain or recommend, or its number in a sweep."""
+"""The one door to a layout: its widths, an answer of explain or recommend, or its number in a sweep."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, get_args
 
 from helix_sim.core.errors import SpecError
+from helix_sim.core.files import is_path
 from helix_sim.core.layout import AXES, Layout
-from helix_sim.search.plan import plan
-from helix_sim.specs.load import MOST_BYTES, load_machine, load_model, load_sweep, load_timing, parse_json, read_bytes
+from helix_sim.core.text import said, shortened
+from helix_sim.search.identity import Input, changed, digest, input_of, load_unchanged, read_input, require_there
+from helix_sim.search.plan import Plan, plan
+from helix_sim.specs.load import (
+    load_machine,
+    load_model,
+    load_sweep,
+    load_timing,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    shipped,
+)
 from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
-from helix_sim.step import Step, decode_step, default_precision
+from helix_sim.specs.setting import Setting, require_measured_here
+from helix_sim.specs.timing import Timing
+from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
+from helix_sim.step import Step, checked_step, default_precision
 
-FORMATS = ("weights", "kv", "math", "wire")
+FORMATS = tuple(Precision.model_fields)
+"""Tensors and arithmetics that have a number format, by the name of their option without dashes."""
+
+MOST_ANSWER_BYTES = 2**24
+"""Of an answer: a recommendation of some ten thousand choices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a user said of a layout; None is unsaid, and keeps what the source says or the default.
+    """What a user says of a layout beside where it comes from; what is unsaid, or None, stays as the source has it.
 
-    widths: batch, tpa, kvp, dp, tpf, ep, pp, chunks by name. formats: weights, kv, math, wire by name.
+    context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
+    name or the path of a YAML file. widths: batch, tpa, kvp, dp, tpf, ep, pp, chunks by name. formats: number formats
+    by the name of a field of Precision.
     """
 
     context: int | None = None
+    query_tokens: int | None = None
     timing: str | None = None
-    widths: dict[str, int | None]
-    formats: dict[str, str | None]
+    widths: Mapping[str, int | None] = field(default_factory=dict)
+    formats: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def pick(source: str, machine: str | None, options: Options) -> Step:
-    """The decode step of a layout that runs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picked:
+    """A layout that runs: its decode step, and which files its inputs came from.
 
-    source: a model's name or YAML file (with `machine`); FILE.json of explain or recommend, `-` for standard input,
-    FILE.json:2 for the second choice; or SWEEP:ID, a layout's number in a sweep. `options` go before what is read.
+    inputs: model, machine and timing by these names. longest_context: tokens of the longest request, where `step` has
+    the mean of a batch that mixes contexts. remarks: sentences for the user on what was picked.
     """
+
+    step: Step
+    inputs: Mapping[str, Input]
+    longest_context: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A layout as its source says it, before options: `shown` is the source as sentences name it."""
+
+    shown: str
+    model: Model
+    machine: Machine
+    timing: Timing
+    inputs: Mapping[str, Input]
+    context: int
+    longest_context: int
+    query_tokens: int
+    formats: Mapping[str, str]
+    widths: Mapping[str, int]
+    remarks: tuple[str, ...] = ()
+
+
+def pick(layout: Step | Picked | str | Path, machine: str | None = None, options: Options | None = None) -> Picked:
+    """A layout that runs, wherever it comes from; SpecError with every reason where there is none.
+
+    layout: a model's name or YAML file (with `machine`); FILE.json of explain or recommend, FILE.json:2 for the second
+    choice, `-` for standard input; SWEEP:ID, a layout's number in a sweep, SWEEP:ID@DIGEST, which is refused once the
+    sweep or a file it names has changed, or FOLDER:ID, a number in what `sweep --out FOLDER` wrote, refused likewise;
+    or a Step, as it is. `options` go before what the source says.
+    """
+    options = options or Options()
+    if isinstance(layout, Step | Picked):
+        if machine is not None or options != Options():
+            raise SpecError(["a Step has its machine, widths and formats; evaluate another with decode_step"])
+        return layout if isinstance(layout, Picked) else _of_step(layout)
+    _check_options(options)
+    return _picked(_source(str(layout), machine, options), options)
+
+
+def _source(text: str, machine: str | None, options: Options) -> _Source:
+    answer = re.fullmatch(r"(.*\.json)(?::([0-9]{1,9}))?", text, re.DOTALL)
+    if text == "-" or answer:
+        if machine is not None:
+            raise SpecError([f"{text} says its own machine; leave {said(machine)} out"])
+        path, number = (answer[1], answer[2]) if answer else ("-", None)
+        return _of_answer(chosen(_read(path), int(number or 1), path), path, options)
     if machine is not None:
-        return _step({"model": source, "machine": machine, "layout": {}}, options)
-    if source == "-" or re.fullmatch(r".*\.json(:\d+)?", source, re.DOTALL):
-        return _step(_from_json(source), options)
-    if ":" in source:
-        return _step(_from_sweep(source), options)
+        return _of_names(text, machine, options)
+    if ":" in text:
+        return _of_sweep(text, options)
+    if is_path(text) or text in shipped("model"):
+        raise SpecError([f"{text}: a machine is missing; give it after the model"])
     raise SpecError(
-        [f"{source}: give a model and a machine, a .json file of explain or recommend, or SWEEP:ID, a layout's number"]
+        [f"{said(text)} is no layout; give MODEL MACHINE, FILE.json of explain or recommend, SWEEP:ID or FOLDER:ID"]
     )
 
 
-def precision_of(machine: Machine, said: dict[str, Any], given: dict[str, str | None]) -> Precision:
-    """The machine's default formats, then those a file says, then those given as options."""
-    chosen = {name: text for name, text in given.items() if text}
-    formats = (said or default_precision(machine).model_dump()) | chosen
-    try:
-        return Precision.model_validate(formats)
-    except ValidationError as error:
-        raise SpecError([f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]) from None
+def _of_step(step: Step) -> Picked:
+    """A step that a program made: its inputs are known by their digests alone."""
+    records = {"model": step.model, "machine": step.machine, "timing": step.timing}
+    inputs = {kind: Input(file="", digest=digest(record)) for kind, record in records.items()}
+    return Picked(step=step, inputs=inputs, longest_context=int(step.context))
 
 
-def _step(said: dict[str, Any], options: Options) -> Step:
-    """The step of a record with model, machine and layout, and perhaps timing, context and precision."""
-    machine = load_machine(said["machine"])
+def _picked(source: _Source, options: Options) -> Picked:
+    """The source's layout with the options in place of what it says."""
     given = {name: value for name, value in options.widths.items() if value is not None}
-    layout = _widths(said["layout"], given)
-    context = options.context or said.get("context", 10**6)
-    return decode_step(
-        load_model(said["model"]),
-        machine,
-        layout,
-        context,
-        precision=precision_of(machine, said.get("precision", {}), options.formats),
-        timing=load_timing(options.timing or said.get("timing", "paper")),
-    )
+    context = options.context or source.context
+    doubt = require_measured_here(source.machine, source.timing)
+    precision = precision_of(source.machine, options.formats, source.formats, f"{source.shown}: precision.")
+    setting = Setting(model=source.model, machine=source.machine, timing=source.timing, precision=precision)
+    query_tokens = options.query_tokens or source.query_tokens
+    step = checked_step(setting, _widths(source.widths, given), context, query_tokens)
+    longest = context if options.context else source.longest_context
+    remarks = (*source.remarks, *([doubt] if doubt else []))
+    return Picked(step=step, inputs=source.inputs, longest_context=longest, remarks=remarks)
 
 
-def _widths(said: dict[str, int], given: dict[str, int]) -> Layout:
+def _widths(written: Mapping[str, int], given: Mapping[str, int]) -> Layout:
     """A layout; where widths are given without tpf, tpf is what they leave of dp·tpa·kvp."""
-    x = {"batch": 1, "chunks": 1, "tpa": 1, "kvp": 1, "dp": 1, "pp": 1, "ep": 1} | said | given
-    free = "tpf" not in said or bool({"tpa", "kvp", "dp", "ep"} & given.keys())
+    x = dict.fromkeys(AXES, 1) | dict(written) | dict(given)
+    free = "tpf" not in written or bool({"tpa", "kvp", "dp", "ep"} & given.keys())
     if "tpf" not in given and free:
-        x["tpf"] = max(x["dp"] * x["tpa"] * x["kvp"] // max(x["ep"], 1), 1)
+        x["tpf"] = max(x["dp"] * x["tpa"] * x["kvp"] // x["ep"], 1)
     return Layout(**x)
 
 
-# --- Where from ------------------------------------------------------------------------------------------------------
+# --- Options ---------------------------------------------------------------------------------------------------------
 
 
-def _from_json(source: str) -> dict[str, Any]:
-    """The record in a file of explain, or the choice of that number in one of recommend."""
-    path, _, number = source.partition(".json:")
-    shown = f"{path}.json" if number else source
-    return chosen(_read(shown), int(number[:9] or 1), shown)
+def option(name: str) -> str:
+    """A width, a format or a limit as the command line writes it.
+
+    >>> option("attention_math")
+    '--attention-math'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
-def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
-    """The record of an answer, or that of one of its choices, checked."""
-    if isinstance(content.get("choices"), list):
-        if not 1 <= index <= len(content["choices"]):
-            raise SpecError([f"{shown}: has {len(content['choices'])} choices, and {index} is none of them"])
-        content = content["choices"][index - 1]
-    return _checked(content, shown)
+def not_whole(value: Any) -> str | None:
+    """What is wrong with a size or a count; None where it is a whole number that the equations take."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LIMIT
+    return None if whole else f"{said(value)} is not a whole number from 1 to 10^12"
+
+
+def _check_options(options: Options) -> None:
+    """Every context and width that makes no sense, in one SpecError."""
+    given = {"context": options.context, "query_tokens": options.query_tokens, **options.widths}
+    unknown = [f"{option(name)}: there is no such width; it is one of {', '.join(AXES)}" for name in options.widths
+               if name not in AXES]  # fmt: skip
+    problems = unknown + [
+        f"{option(name)}: {problem}"
+        for name, value in given.items()
+        if value is not None and (problem := not_whole(value))
+    ]
+    if problems:
+        raise SpecError(problems)
+
+
+def format_problems(content: Mapping[str, Any], named: Callable[[str], str]) -> list[str]:
+    """What is wrong with number formats by name, a sentence each, with `named` of the tensor in front."""
+    problems = []
+    for name, value in content.items():
+        known = get_args(MathFormat if name.endswith("math") else NumberFormat)
+        if name not in FORMATS:
+            problems.append(f"{named(str(name))}: there is no such format; it is one of {', '.join(FORMATS)}")
+        elif value not in known:
+            problems.append(f"{named(name)}: {said(value)} is not one of {', '.join(known)}")
+    return problems
+
+
+def read_formats(path: Path) -> dict[str, str]:
+    """Number formats from a YAML or JSON file: a mapping such as {weights: fp8, kv: fp8, head_math: bf16}."""
+    raw = read_bytes(path, str(path))
+    content = parse_json(raw, str(path)) if path.suffix == ".json" else parse_yaml(raw, str(path))
+    if problems := format_problems(content, lambda name: f"{path}: {name}"):
+        raise SpecError(problems)
+    return content
+
+
+def precision_of(
+    machine: Machine,
+    given: Mapping[str, str | None],
+    written: Mapping[str, str] | None = None,
+    written_at: str = "precision.",
+) -> Precision:
+    """Number formats: those given as options, then those that a file says, or else the machine's narrowest.
+
+    SpecError where a format is none, or the machine has no such arithmetic. written_at: what stands before the name of
+    a format of the file in a sentence.
+    """
+    options = {name: text for name, text in given.items() if text is not None}
+    formats = dict(written) if written else default_precision(machine).model_dump(exclude_none=True)
+
+    def named(name: str) -> str:
+        return option(name) if name in options else f"{written_at}{name}"
+
+    formats |= options
+    problems = format_problems(formats, named) or [
+        f"{named(name)}: {machine.name} has no {text} arithmetic; use {' or '.join(machine.math_formats)}"
+        for name, text in formats.items()
+        if name.endswith("math") and text not in machine.math_formats
+    ]
+    if problems:
+        raise SpecError(problems)
+    return Precision.model_validate(formats)
+
+
+def timing_of(name: str) -> Timing:
+    """The timing that --timing names; SpecError with the option's name in front."""
+    try:
+        return load_timing(name)
+    except SpecError as error:
+        raise SpecError([f"--timing: {problem}" for problem in error.problems]) from None
+
+
+# --- MODEL MACHINE ---------------------------------------------------------------------------------------------------
+
+
+def _of_names(model: str, machine: str, options: Options) -> _Source:
+    """A layout of one GPU, a million tokens and the `paper` timing, unless options say otherwise."""
+    timing = options.timing or "paper"
+    records = {"model": load_model(model), "machine": load_machine(machine), "timing": timing_of(timing)}
+    names = {"model": model, "machine": machine, "timing": timing}
+    return _Source(
+        shown=f"{model} {machine}",
+        **records,  # type: ignore[arg-type]
+        inputs={kind: input_of(names[kind], record) for kind, record in records.items()},
+        context=10**6,
+        longest_context=10**6,
+        query_tokens=1,
+        formats={},
+        widths={},
+    )
+
+
+# --- An answer -------------------------------------------------------------------------------------------------------
 
 
 def _read(path: str) -> dict[str, Any]:
-    raw = sys.stdin.buffer.read(MOST_BYTES) if path == "-" else read_bytes(Path(path), path)
-    return parse_json(raw, path)
+    """The content of an answer's file, or of standard input."""
+    if path != "-":
+        return parse_json(read_bytes(Path(path), path, MOST_ANSWER_BYTES), path)
+    if sys.stdin is None or sys.stdin.closed:
+        raise SpecError(["-: standard input is closed"])
+    raw = sys.stdin.buffer.read(MOST_ANSWER_BYTES + 1)
+    if len(raw) > MOST_ANSWER_BYTES:
+        raise SpecError([f"-: more than {MOST_ANSWER_BYTES} bytes; an answer is smaller"])
+    return parse_json(raw, "-")
 
 
-def _checked(content: Any, shown: str) -> dict[str, Any]:
-    """A record with texts for model and machine and whole numbers for widths, or a SpecError with what is wrong."""
-    record = content if isinstance(content, dict) else {}
-    layout = record.get("layout")
-    problems = [
-        f"{shown}: {key} must be a name or the path of a YAML file, as explain --json writes it"
-        for key in ("model", "machine")
-        if not isinstance(record.get(key), str)
-    ]
-    if not isinstance(layout, dict) or not layout.keys() <= set(AXES):
-        problems.append(f"{shown}: layout must hold widths by name: {', '.join(AXES)}")
-    elif not all(isinstance(value, int) and not isinstance(value, bool) for value in layout.values()):
-        problems.append(f"{shown}: layout must hold whole numbers")
-    if not isinstance(record.get("context", 1), int) or not isinstance(record.get("timing", ""), str):
-        problems.append(f"{shown}: context must be a whole number of tokens, and timing a name")
-    if not isinstance(record.get("precision", {}), dict):
-        problems.append(f"{shown}: precision must hold number formats by name")
-    if problems:
-        raise SpecError(problems)
+def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
+    """An answer, or one of its choices, with every key that a layout needs; SpecError with all that is wrong."""
+    record: Any = content
+    if "choices" in content:
+        choices = content["choices"]
+        count = len(choices) if isinstance(choices, list) else 0
+        if not 1 <= index <= count:
+            raise SpecError([f"{shown}: has {count or 'no'} choices, and {index} is none of them"])
+        record = choices[index - 1]
+    elif index != 1:
+        raise SpecError([f"{shown}: is one layout, and has no choice {index}"])
+    if not isinstance(record, dict):
+        raise SpecError([f"{shown}: choice {index} is {said(record)}, not an answer"])
+    if problems := _problems(record):
+        raise SpecError([f"{shown}: {problem}" for problem in problems])
     return record
 
 
-def _from_sweep(source: str) -> dict[str, Any]:
-    """The layout with that number in a sweep, as the `id` column of its tables says it."""
-    name, _, number = source.rpartition(":")
-    sweep = load_sweep(name)
-    if not number.isdecimal() or len(number) > 18:
-        raise SpecError([f"{source}: {number!r} is not the number of a layout; take one from the id column"])
+REQUIRED = tuple(name for name in FORMATS if Precision.model_fields[name].default is not None)
+"""Number formats that every answer says; the others follow them."""
+
+
+def _problems(record: dict[str, Any]) -> list[str]:
+    """What an answer lacks, or says in a way that cannot be."""
+    problems = [
+        f"{kind} is {said(record[kind])}, not a name" if kind in record else f"{kind} is missing"
+        for kind in ("model", "machine", "timing")
+        if not isinstance(record.get(kind), str)
+    ]
+    for key in ("context", "longest_context", "query_tokens"):
+        if problem := not_whole(record.get(key)):
+            problems.append(f"{key}: {problem}" if key in record else f"{key} is missing")
+    for key, names, required in (("layout", AXES, AXES), ("precision", FORMATS, REQUIRED)):
+        part = record.get(key)
+        if not isinstance(part, dict):
+            problems.append(f"{key} is {said(part)}, not {key} by name" if key in record else f"{key} is missing")
+            continue
+        problems += [f"{key}.{name} is missing" for name in required if name not in part]
+        problems += [f"{key}.{name} is not known" for name in part if name not in names]
+        if key == "precision":
+            problems += format_problems({k: v for k, v in part.items() if k in FORMATS}, lambda n: f"precision.{n}")
+        else:
+            found = ((name, not_whole(part[name])) for name in AXES if name in part)
+            problems += [f"layout.{name}: {problem}" for name, problem in found if problem]
+    return problems
+
+
+def _of_answer(record: dict[str, Any], shown: str, options: Options) -> _Source:
+    """The layout of an answer whose keys are all there; its files must hold what they held when it was written."""
+    inputs = {kind: read_input(record.get("inputs"), kind, shown) for kind in ("model", "machine", "timing")}
+    if options.timing:
+        timing = timing_of(options.timing)
+        inputs["timing"] = input_of(options.timing, timing)
+    else:
+        timing = load_unchanged(load_timing, "timing", inputs["timing"], shown)
+    source = _Source(
+        shown=shown,
+        model=load_unchanged(load_model, "model", inputs["model"], shown),
+        machine=load_unchanged(load_machine, "machine", inputs["machine"], shown),
+        timing=timing,
+        inputs=inputs,
+        context=record["context"],
+        longest_context=record["longest_context"],
+        query_tokens=record["query_tokens"],
+        formats=record["precision"],
+        widths=record["layout"],
+    )
+    held = {"model": source.model.name, "machine": source.machine.name, "timing": timing.name}
+    problems = [
+        f"{shown}: {kind} is {said(record[kind])}, and {inputs[kind].file} holds {said(name)}"
+        for kind, name in held.items()
+        if record[kind] != name and not (kind == "timing" and options.timing)
+    ]
+    if problems:
+        raise SpecError(problems)
+    return source
+
+
+# --- A number in a sweep ---------------------------------------------------------------------------------------------
+
+
+def _of_sweep(text: str, options: Options) -> _Source:
+    """The layout with that number in a sweep, as the `id` column of its tables has it."""
+    name, _, number = text.rpartition(":")
+    match = re.fullmatch(r"([0-9]{1,18})(?:@(.*))?", number)
+    if match is None:
+        raise SpecError([f"{text}: {said(number)} is not the number of a layout; take one from the id column"])
+    index, written = int(match[1]), match[2]
+    remarks: tuple[str, ...] = ()
+    if name not in shipped("sweep") and os.path.isdir(name):
+        planned = _plan_of_folder(Path(name))
+    else:
+        planned = plan(load_sweep(name))
+        if written is None and is_path(name):
+            remarks = (f"{text} is a layout of {name} as it is now; {text}@{planned.digest} says so of this content",)
+    if written is not None and written != planned.digest:
+        changed_since = (
+            f"has changed since this number was printed (digest {shortened(written, 12)}, now {planned.digest})"
+        )
+        raise SpecError([f"{text}: {name}, or a file that it names, {changed_since}: take one from a new run"])
+    if index >= planned.layouts:
+        raise SpecError([f"{text}: the sweep has {planned.layouts:,} layouts, numbered from 0"])
+    _, context, layout = planned.layout_at(index)
+    inputs = {kind: part for kind, part in planned.inputs.items() if kind != "sweep"}
+    if options.timing:
+        inputs["timing"] = input_of(options.timing, timing_of(options.timing))
+    return _Source(
+        shown=text,
+        model=planned.model,
+        machine=planned.machine,
+        timing=timing_of(options.timing) if options.timing else planned.timing,
+        inputs=inputs,
+        context=context,
+        longest_context=context,
+        query_tokens=1,
+        formats=planned.sweep.precision.model_dump(exclude_none=True),
+        widths=layout.columns(),  # type: ignore[arg-type]
+        remarks=remarks,
+    )
+
+
+def _plan_of_folder(folder: Path) -> Plan:
+    """The plan of the sweep that wrote a folder; SpecError where one of its files has changed since."""
+    shown = str(folder / "summary.json")
+    content = parse_json(read_bytes(folder / "summary.json", shown, MOST_ANSWER_BYTES), shown)
+    kinds = ("sweep", "model", "machine", "timing")
+    inputs = {kind: read_input(content.get("inputs"), kind, shown) for kind in kinds}
+    for kind, written in inputs.items():
+        require_there(kind, written, shown)
+    sweep = load_sweep(inputs["sweep"].file)
+    if input_of(sweep.name_of("timing"), load_timing(sweep.name_of("timing"))).file != inputs["timing"].file:
+        sweep = sweep.with_timing(inputs["timing"].file)
     planned = plan(sweep)
-    if int(number) >= planned.layouts:
-        raise SpecError([f"{source}: the sweep has {planned.layouts:,} layouts, numbered from 0"])
-    _, context, layout = planned.layout_at(int(number))
-    return {
-        "model": sweep.model,
-        "machine": sweep.machine,
-        "timing": sweep.timing,
-        "context": context,
-        "precision": sweep.precision.model_dump(),
-        "layout": layout.columns(),
-    }
+    for kind, now in planned.digests.items():
+        if now != inputs[kind].digest:
+            raise SpecError([changed(inputs[kind].file, str(folder), inputs[kind].digest, now)])
+    return planned

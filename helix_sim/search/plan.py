@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +12,13 @@ import numpy.typing as npt
 
 from helix_sim.core.layout import Layout
 from helix_sim.search.family import SHAPE_AXES, shapes
+from helix_sim.search.identity import Input, digest, digest_of, input_of, sweep_input
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
-from helix_sim.specs.setting import Setting
+from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
-from helix_sim.specs.values import Record
 
 CONTEXTS, ROWS = 4, 4096
 """Contexts and shapes in a block, at most. No result depends on them."""
@@ -72,6 +70,27 @@ class Plan:
         parts = {"sweep": self.sweep, "model": self.model, "machine": self.machine, "timing": self.timing}
         return {name: digest(record) for name, record in parts.items()}
 
+    @property
+    def digest(self) -> str:
+        """One short hash of all four inputs: while it stays, an id means the same layout and the same step."""
+        return digest_of(self.digests)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences for the user on the inputs."""
+        remark = require_measured_here(self.machine, self.timing)
+        return [remark] if remark else []
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """Where the sweep, the model, the machine and the timing came from, and what was in them."""
+        return {
+            "sweep": sweep_input(self.sweep),
+            "model": input_of(self.sweep.name_of("model"), self.model),
+            "machine": input_of(self.sweep.name_of("machine"), self.machine),
+            "timing": input_of(self.sweep.name_of("timing"), self.timing),
+        }
+
     def first_id(self, context_index: int, family: str) -> int:
         """Flat index of a family's first layout at a context."""
         per_context = {name: int(np.prod(self.sizes(name))) for name in self.sweep.families}
@@ -120,23 +139,14 @@ class Plan:
         raise IndexError(f"layout {index} of a sweep of {self.layouts}")
 
 
-def digest(record: Record) -> str:
-    """Twelve hex digits that change with any value of a record, and with nothing else."""
-    text = json.dumps(record.model_dump(mode="json", exclude_none=True), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def plan(sweep: Sweep) -> Plan:
     """The sweep's model, machine and timing loaded, its shapes listed."""
-    model = load_model(sweep.model)
+    model, machine = load_model(sweep.name_of("model")), load_machine(sweep.name_of("machine"))
+    timing = load_timing(sweep.name_of("timing"))
+    require_measured_here(machine, timing)
     return Plan(
         sweep=sweep,
-        setting=Setting(
-            model=model,
-            machine=load_machine(sweep.machine),
-            timing=load_timing(sweep.timing),
-            precision=sweep.precision,
-        ),
+        setting=Setting(model=model, machine=machine, timing=timing, precision=sweep.precision),
         shapes={name: shapes(sweep, name, model) for name in sweep.families},
         batches=np.array(sweep.batch.values(), dtype=np.int64),
     )

@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -14,11 +15,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from helix_sim.core.errors import SpecError
+from helix_sim.core.files import is_path
 from helix_sim.core.text import said, shortened
 from helix_sim.specs.extending import extend
 from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model, listed_layers
+from helix_sim.specs.older_words import in_todays_words
 from helix_sim.specs.public_tables import Framework
 from helix_sim.specs.sweep import Family, Sweep
 from helix_sim.specs.timing import Timing
@@ -46,6 +49,10 @@ MOST_DEPTH = 32
 MOST_PROBLEMS = 100
 
 R = TypeVar("R", bound=Record)
+
+Held = tuple[Path, int, int, int]
+"""What changes with a file's content, wherever the process stands: its place, inode, size and time of last change."""
+State = tuple[Path, Held]
 
 
 def data_folder(folder: str) -> Path:
@@ -98,7 +105,7 @@ def check_file(path: str | Path) -> Record:
 
 def check_content(content: dict[str, Any], shown: str, folder: Path | None = None) -> Record:
     """The spec in a file's content; SpecError with every problem otherwise. folder: where the file lies."""
-    kind = content.get("kind")
+    kind = in_todays_words(content).get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise SpecError([f"{shown}: kind is {said(kind)}; it must be one of {', '.join(KINDS)}"])
     return parse(KINDS[kind], content, shown, folder)
@@ -111,24 +118,26 @@ def _load(record: type[R], kind: str, name: str | Path) -> R:
 
 
 @functools.lru_cache(maxsize=256)
-def _load_path(record: type[R], path: Path, states: tuple[tuple[Path, int], ...]) -> R:
-    """The spec in a file; states: the files that it rests on, and when each was changed."""
-    return parse(record, _content(*states[0]), _shown(path), path.parent)
+def _load_path(record: type[R], path: Path, states: tuple[State, ...]) -> R:
+    """The spec in a file; states: the files that it rests on, and what tells their contents apart."""
+    checked = parse(record, _content(*states[0]), _shown(path), path.parent)
+    return checked.read_from(path) if isinstance(checked, Sweep) else checked
 
 
 @functools.lru_cache(maxsize=64)
-def _content(path: Path, changed_ns: int) -> dict[str, Any]:
+def _content(path: Path, held: Held) -> dict[str, Any]:
     return read_yaml(path)
 
 
-def _state(path: Path) -> tuple[Path, int]:
-    return path, path.stat().st_mtime_ns
+def _state(path: Path) -> State:
+    now = path.stat()
+    return path, (path.absolute(), now.st_ino, now.st_size, now.st_mtime_ns)
 
 
 def find(kind: str, name: str | Path) -> Path:
     """The file that a name or a path means; SpecError with the nearest name where there is none."""
     text = str(name)
-    if "/" in text or text.endswith((".yaml", ".yml")):
+    if is_path(text):
         path = Path(text)
         if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
             raise SpecError([f"{shortened(text)}: there is no such file"])
@@ -157,8 +166,8 @@ def _nearest(word: str, known: list[str]) -> str:
 # --- A timing that extends another -----------------------------------------------------------------------------------
 
 
-def _states(path: Path) -> tuple[tuple[Path, int], ...]:
-    """A timing's file and those that it extends, each with the time of its last change; SpecError for a circle."""
+def _states(path: Path) -> tuple[State, ...]:
+    """A timing's file and those that it extends, each with what tells its content; SpecError for a circle."""
     states, seen = [], [path.resolve()]
     while True:
         states.append(_state(path))
@@ -179,9 +188,8 @@ def _states(path: Path) -> tuple[tuple[Path, int], ...]:
 
 def _base_path(name: str, shown: str, folder: Path | None) -> Path:
     """The file of a timing that a file at a place extends, by shipped name or by a path beside that file."""
-    is_path = "/" in name or name.endswith((".yaml", ".yml"))
     try:
-        return find("timing", str(folder / name) if is_path and folder else name)
+        return find("timing", str(folder / name) if is_path(name) and folder else name)
     except SpecError as error:
         raise SpecError([f"{shown}: extends: {problem}" for problem in error.problems]) from None
 
@@ -228,6 +236,20 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: Any) -> int | float:
+        """A number; YAML 1.1 reads 1:30 as base sixty and 010 as base eight, which nobody means."""
+        text = str(node.value).replace("_", "").lstrip("+-")
+        if ":" in text or re.fullmatch(r"0[0-9]+", text):
+            base = "sixty" if ":" in text else "eight"
+            problem = f"{said(node.value)} is read in base {base}; write it in base ten, or as text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        whole = node.tag.endswith(":int")
+        return super().construct_yaml_int(node) if whole else super().construct_yaml_float(node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _StrictLoader.add_constructor(_tag, _StrictLoader.construct_number)
+
 
 def read_bytes(path: Path, shown: str, most: int = MOST_BYTES) -> bytes:
     """A file's content; SpecError where it is none, cannot be read, or holds more than any file of its kind."""
@@ -263,8 +285,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_json(raw: bytes, shown: str) -> dict[str, Any]:
     """The mapping that JSON text says; SpecError with the place of the problem otherwise."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(found)
+        if len(content) < len(found):
+            seen: set[str] = set()
+            twice = next(key for key, _ in found if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise SpecError([f"{shown}: the key {said(twice)} is repeated"])
+        return content
+
     try:
-        content = json.loads(decoded(raw, shown))
+        content = json.loads(decoded(raw, shown), object_pairs_hook=pairs)
+    except SpecError:
+        raise
     except json.JSONDecodeError as error:
         raise SpecError([f"{shown}: line {error.lineno}, column {error.colno}: {error.msg}; it must be JSON"]) from None
     except (RecursionError, ValueError):
@@ -302,6 +335,7 @@ def _kind_of(content: Any) -> str:
 
 def parse(record: type[R], content: dict[str, Any], shown: str, folder: Path | None = None) -> R:
     """A checked record; SpecError with a sentence for each problem, its path in front. folder: where the file lies."""
+    content = in_todays_words(content)
     if record is Sweep:
         content = _with_families(content, shown)
     if record is Model:

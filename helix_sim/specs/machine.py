@@ -54,6 +54,13 @@ class Machine(Record):
             raise ValueError(f"public_tables need {', '.join(missing)} as well: fits to them ask")
         return self
 
+    @model_validator(mode="after")
+    def _memory_is_left(self) -> Self:
+        if self.memory_reserve_GB.value >= self.memory_GB.value:
+            reserve, memory = self.memory_reserve_GB.value, self.memory_GB.value
+            raise ValueError(f"memory_reserve_GB {reserve:g} leaves nothing of memory_GB {memory:g}")
+        return self
+
     @property
     def hbm_bytes_per_s(self) -> float:
         """Peak HBM bandwidth of one GPU [B/s]."""

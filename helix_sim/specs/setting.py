@@ -108,3 +108,21 @@ class Setting:
         if len(fields) != 1 or fields[0] is None:
             raise ValueError(knob)
         return float(fields[0].value)
+
+
+def require_measured_here(machine: Machine, timing: Timing) -> str | None:
+    """SpecError where a timing was measured on another system than the machine's file says it is.
+
+    Returns a sentence for the user where that file names no system, since then nothing tells whose kernels these are;
+    None where all is well.
+    """
+    if timing.calibration is None:
+        return None
+    measured = timing.calibration.system
+    if machine.public_tables is None:
+        return f"{machine.name} names no public_tables.system: its kernels are taken to be those measured on {measured}"
+    if machine.public_tables.system == measured:
+        return None
+    on = f"timing {timing.name} was measured on {measured}, and {machine.name} is {machine.public_tables.system}"
+    use = f"use a timing measured on that, or a machine's file that says public_tables.system {measured}"
+    raise SpecError([f"{on}: {use}"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, PrivateAttr, StrictInt, model_validator
 
+from helix_sim.core.files import is_path
 from helix_sim.core.text import said
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.values import Count, Number, Record, Size, Text
@@ -102,6 +105,29 @@ class Sweep(Record):
         default={},
         description="unions of families whose frontiers are compared, such as all-helix [mapping of lists]",
     )
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The YAML file that the sweep was read from; None of one that was written in Python."""
+        return self._file
+
+    def read_from(self, path: Path) -> Self:
+        """The sweep, with the file that it was read from: relative paths in it start in that file's folder."""
+        copied = self.model_copy()
+        copied._file = path.absolute()
+        return copied
+
+    def name_of(self, part: Literal["model", "machine", "timing"]) -> str:
+        """The sweep's model, machine or timing, as a loader takes it: a shipped name, or a path that can be opened."""
+        name: str = getattr(self, part)
+        return str(self._file.parent / name) if self._file is not None and is_path(name) else name
+
+    def with_timing(self, timing: str | None) -> Self:
+        """The sweep under another timing; a path starts where the process stands. None changes nothing."""
+        if timing is None:
+            return self
+        return self.model_copy(update={"timing": os.path.abspath(timing) if is_path(timing) else timing})
 
     @model_validator(mode="after")
     def _groups_name_families(self) -> Self:

@@ -25,7 +25,6 @@ from helix_sim.step import LayoutError, decode_step
 
 SMALL = Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8))
 LARGE = Request(model="deepseek-r1", machine="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16))
-NOTHING = Options(widths={}, formats={})
 
 
 def best(request: Request) -> float:
@@ -232,24 +231,24 @@ def test_a_choice_is_picked_back_from_the_json_that_the_command_prints(tmp_path:
     path = tmp_path / "answer.json"
     path.write_text(shown.stdout)
     for number, choice in enumerate(json.loads(shown.stdout)["choices"], start=1):
-        step = pick(f"{path}:{number}", None, NOTHING)
+        step = pick(f"{path}:{number}").step
         assert float(step.ttl_s) == pytest.approx(choice["ttl_s"], rel=1e-12)
     with pytest.raises(SpecError, match="choices"):
-        pick(f"{path}:99", None, NOTHING)
+        pick(f"{path}:99")
 
 
 def test_a_layout_is_picked_by_its_number_in_a_sweep() -> None:
     result = run_sweep("paper-llama-3.1-405b")
     for point in map(result.group("helix").point, (0, -1)):
-        step = pick(f"paper-llama-3.1-405b:{point['id']}", None, NOTHING)
+        step = pick(f"paper-llama-3.1-405b:{point['id']}").step
         assert {**step.layout.columns(), "context": step.context}.items() <= point.items()
         assert float(step.ttl_s) == pytest.approx(point["ttl_s"], rel=1e-12)
 
 
 def test_options_go_before_what_a_source_says() -> None:
-    said = pick("paper-llama-3.1-405b:0", None, Options(widths={"tpa": 8}, formats={}, context=1000))
+    said = pick("paper-llama-3.1-405b:0", None, Options(widths={"tpa": 8}, context=1000)).step
     more = Options(widths={"tpa": 8, "pp": 2}, formats={"kv": "fp8"}, context=1000, timing="ideal")
-    step = pick("paper-llama-3.1-405b:0", None, more)
+    step = pick("paper-llama-3.1-405b:0", None, more).step
     assert (step.layout, step.precision.kv, step.timing.name) == (replace(said.layout, pp=2), "fp8", "ideal")
     assert step.precision.weights == said.precision.weights
 
@@ -260,7 +259,7 @@ def test_options_go_before_what_a_source_says() -> None:
 )
 def test_a_source_that_is_no_layout_is_refused(source: str) -> None:
     with pytest.raises(SpecError):
-        pick(source, None, NOTHING)
+        pick(source)
 
 
 @pytest.mark.parametrize(
@@ -273,11 +272,11 @@ def test_json_that_holds_no_layout_is_refused(content: str, tmp_path: Path) -> N
     path = tmp_path / "step.json"
     path.write_text(content)
     with pytest.raises(SpecError):
-        pick(str(path), None, NOTHING)
+        pick(str(path))
 
 
 def test_widths_given_without_tpf_let_it_follow() -> None:
-    step = pick("llama-3.1-405b", "gb200-nvl72", Options(widths={"tpa": 8, "kvp": 4, "batch": 8}, formats={}))
+    step = pick("llama-3.1-405b", "gb200-nvl72", Options(widths={"tpa": 8, "kvp": 4, "batch": 8})).step
     assert step.layout.tpf == 32
 
 

@@ -8,6 +8,8 @@ import sys
 import pandas as pd
 import pytest
 
+from helix_sim.core.errors import Exit
+
 
 def helix_sim(*arguments, cwd=None):
     """Run the tool in a process of its own."""
@@ -69,14 +71,26 @@ def test_explain_json_sums_to_its_ttl():
         (["explain", "deepseek-r2", "gb200-nvl72"], "did you mean deepseek-r1?"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--context", "1X"], "--context: '1X' is not a size"),
         (["explain", "deepseek-r1", "gb200-nvl72", "--context", "-5"], "--context: '-5' is not a size"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--context", "9999999999G"], "context is 9999999999000000000"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 4, "--batch", 10**21], "batch is 1000000000000000000000"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 0], "kvp is 0"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--ep", 0], "ep is 0"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--ep", -3], "ep is -3"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--weights", "fp5"], "--weights: fp5 is not one of"),
-        (["explain", "deepseek-r1", "gb200-nvl72", "--timing", "papier"], "did you mean paper?"),
-        (["explain", "llama-3.1-8b", "h200-hgx", "--math", "fp4"], "has no fp4 arithmetic"),
+        (
+            ["explain", "deepseek-r1", "gb200-nvl72", "--context", "9999999999G"],
+            "--context: 9999999999000000000 is not a whole number from 1 to 10^12",
+        ),
+        (
+            ["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 4, "--batch", 10**21],
+            "--batch: 1000000000000000000000 is not a whole number from 1 to 10^12",
+        ),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--kvp", 0], "--kvp: '0' is not a whole number of at least 1"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--ep", 0], "--ep: '0' is not a whole"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--ep", -3], "--ep: '-3' is not a size"),
+        (["explain", "deepseek-r1", "gb200-nvl72", "--weights", "fp5"], "--weights: 'fp5' is not one of fp4, mxfp4"),
+        (
+            ["explain", "deepseek-r1", "gb200-nvl72", "--timing", "papier"],
+            "--timing: there is no timing named 'papier'; did you mean paper?",
+        ),
+        (
+            ["explain", "llama-3.1-8b", "h200-hgx", "--math", "fp4"],
+            "--math: h200-hgx has no fp4 arithmetic; use fp8 or bf16",
+        ),
         (["explain", "nowhere/model.yaml", "gb200-nvl72"], "there is no such file"),
         (["sweep", "paper-deepseek", "--out", "x"], "did you mean paper-deepseek-r1?"),
         (["sweep", "paper-deepseek-r1", "--out", "x", "--points", "some"], "not one of frontier, all"),
@@ -96,8 +110,8 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, sentence, tm
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
     shown = helix_sim("reproduce", "fig3", "--out", tmp_path / "file")
-    assert shown.returncode == 2
-    assert "Traceback" not in shown.stderr
+    assert shown.returncode == Exit.CANNOT_WRITE
+    assert shown.stderr == f"helix-sim: {tmp_path / 'file'}: cannot be written: not a directory\n"
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -134,16 +134,15 @@ def use(kind, content):
     from helix_sim.core.errors import SpecError
     from helix_sim.gate import baseline
     from helix_sim.kernels.measurements import parse_csv
-    from helix_sim.search.layout_source import FORMATS, Options, _step, chosen
+    from helix_sim.search.layout_source import Options, _of_answer, _picked, chosen
     from helix_sim.specs.import_hf import import_config
 
-    unsaid = Options(widths={}, formats=dict.fromkeys(FORMATS))
     try:
         match kind:
             case "config":
                 return import_config(content, name="file", source="file", quantisation=content.get("quantisation"))
             case "answer":
-                return _step(chosen(content, 1, "file"), unsaid)
+                return _picked(_of_answer(chosen(content, 1, "file"), "file", Options()), Options())
             case "baseline":
                 body = "\n".join(line for line in content.splitlines() if not line.startswith("# check: "))
                 return baseline.parse(f"# check: {baseline._short_hash(body)}\n{body}", "file")
@@ -172,15 +171,14 @@ def read_edited(kind, data, contents):
 
 def right_files():
     """Contents that are right, by kind: JSON as data, CSV as its comments and a table."""
-    import helix_sim as hs
-    from helix_sim.cli.steps import step_record
+    from helix_sim.answers.explain import explain
+    from helix_sim.search.layout_source import Options
     from helix_sim.specs.load import data_folder
 
     folder = data_folder("sweeps") / "baselines"
     texts = [path.read_text() for path in folder.glob("*.csv")]
-    model, machine = hs.load_model("llama-3.1-8b"), hs.load_machine("gb200-nvl72")
-    answer = step_record(hs.decode_step(model, machine, hs.Layout(tpa=2, tpf=2), 8192))
-    answer = json.loads(json.dumps(answer)) | {"model": "llama-3.1-8b"}
+    found = explain("llama-3.1-8b", "gb200-nvl72", Options(widths={"tpa": 2}, context=8192))
+    answer = json.loads(json.dumps(found.record()))
     return {
         "config": CONFIGS,
         "answer": [answer, {"choices": [answer]}],

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
-from helix_sim.output.export import GPUS_OF_A_HOST, STACKS, Launch, launch
+from helix_sim.output.export import GPUS_OF_A_HOST, STACKS, Launch, export
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision
 from helix_sim.step import LayoutError, Step, decode_step
@@ -128,7 +128,7 @@ def test_what_is_written_is_valid_and_starts_as_many_gpus_and_users_as_the_layou
     except LayoutError:
         return
     try:
-        written = launch(step, stack)
+        written = export(step, to=stack)
     except SpecError:
         return
     options, x = parsed(written), step.layout
@@ -142,7 +142,7 @@ def test_what_is_written_is_valid_and_starts_as_many_gpus_and_users_as_the_layou
 
 
 def test_helix_on_tensorrt_llm_is_as_its_documentation_writes_it() -> None:
-    options = parsed(launch(step_of("deepseek-r1", kvp=8, ep=4, batch=4), "trtllm"))
+    options = parsed(export(step_of("deepseek-r1", kvp=8, ep=4, batch=4), to="trtllm"))
     assert options["context_parallel_size"] == 8
     assert options["cp_config"]["cp_type"] == "HELIX"
     assert options["cp_config"]["tokens_per_block"] == options["kv_cache_config"]["tokens_per_block"] == 32
@@ -151,7 +151,7 @@ def test_helix_on_tensorrt_llm_is_as_its_documentation_writes_it() -> None:
 
 def test_the_same_layout_reaches_vllm_and_sglang_in_their_own_words() -> None:
     step = step_of("deepseek-r1", kvp=8, ep=8, batch=4)
-    vllm, sglang = parsed(launch(step, "vllm")), parsed(launch(step, "sglang"))
+    vllm, sglang = parsed(export(step, to="vllm")), parsed(export(step, to="sglang"))
     assert vllm["--tensor-parallel-size"] == vllm["--decode-context-parallel-size"] == 8
     assert vllm["--dcp-comm-backend"] == "a2a"
     assert vllm["--enable-expert-parallel"]
@@ -163,7 +163,7 @@ def test_hop_b_is_said_and_the_file_carries_the_time_without_it() -> None:
     step = step_of("llama-3.1-405b", tpa=8, kvp=8, batch=16, chunks=4, context=10**6)
     plain = step_of("llama-3.1-405b", tpa=8, kvp=8, batch=16, context=10**6)
     for stack in STACKS:
-        written = launch(step, stack)
+        written = export(step, to=stack)
         assert any("HOP-B" in remark for remark in written.remarks)
         assert "HOP-B" in written.text
         assert float(written.runs.ttl_s) == pytest.approx(float(plain.ttl_s), rel=1e-12)
@@ -187,16 +187,16 @@ def test_what_a_stack_cannot_run_is_refused_with_the_reason(
     for stack in STACKS:
         if stack in stacks.split():
             with pytest.raises(SpecError, match=why):
-                launch(step, stack)
+                export(step, to=stack)
         else:
-            assert parsed(launch(step, stack))
+            assert parsed(export(step, to=stack))
 
 
 def test_four_bit_formats_of_the_paper_become_those_that_stacks_store() -> None:
     model, machine = load_model("deepseek-r1"), load_machine("gb200-nvl72")
     step = decode_step(model, machine, Layout(batch=4, kvp=8, ep=8), 10**6)
     assert (step.precision.weights, step.precision.kv) == ("fp4", "fp4")
-    written = launch(step, "trtllm")
+    written = export(step, to="trtllm")
     assert (written.runs.precision.weights, written.runs.precision.kv) == ("nvfp4", "nvfp4")
     assert parsed(written)["kv_cache_config"]["dtype"] == "nvfp4"
     assert sum("nvfp4" in remark for remark in written.remarks) >= 2
@@ -207,18 +207,18 @@ def test_a_layout_that_fits_only_in_a_format_the_stack_lacks_is_refused() -> Non
     formats = Precision(weights="nvfp4", kv="fp4", math="fp4")
     step = decode_step(model, machine, Layout(batch=9, tpa=8, tpf=8), 10**6, precision=formats)
     with pytest.raises(SpecError, match="GB"):
-        launch(step, "vllm")
+        export(step, to="vllm")
 
 
 def test_several_hosts_are_remarked_upon() -> None:
     few, many = step_of("llama-3.1-8b", tpa=GPUS_OF_A_HOST, batch=1), step_of("llama-3.1-8b", tpa=8, batch=1)
-    assert not any("hosts" in remark for remark in launch(few, "vllm").remarks)
-    assert any("hosts" in remark for remark in launch(many, "vllm").remarks)
+    assert not any("hosts" in remark for remark in export(few, to="vllm").remarks)
+    assert any("hosts" in remark for remark in export(many, to="vllm").remarks)
 
 
 def test_a_stack_that_is_none_is_refused() -> None:
     with pytest.raises(SpecError, match="trtllm, vllm, sglang"):
-        launch(step_of("llama-3.1-8b", batch=1), "llamacpp")
+        export(step_of("llama-3.1-8b", batch=1), to="llamacpp")
 
 
 def test_the_command_writes_the_file_and_says_what_differs(tmp_path: Path) -> None:

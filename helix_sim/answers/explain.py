@@ -1,0 +1,84 @@
+"""One layout, op by op, as an answer that other verbs read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helix_sim import __version__
+from helix_sim.core.units import GIGA
+from helix_sim.search.identity import Input
+from helix_sim.search.layout_source import Options, Picked, pick
+from helix_sim.step import Step, op_rows
+
+
+def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int) -> dict[str, Any]:
+    """What every answer says of a layout, as plain data: inputs, widths, formats, contexts, and what a user sees.
+
+    `helix_sim.search.layout_source.pick` reads it back, and checks that the inputs hold what they held.
+    """
+    return {
+        "helix_sim": __version__,
+        "model": step.model.name,
+        "machine": step.machine.name,
+        "timing": step.timing.name,
+        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
+        "context": int(step.context),
+        "longest_context": longest_context,
+        "query_tokens": int(step.query_tokens),
+        "precision": step.precision.model_dump(exclude_none=True),
+        "layout": step.layout.columns(),
+        "gpus": step.layout.gpus,
+        "users": step.layout.users,
+        "ttl_s": float(step.ttl_s),
+        "tokens_per_s_user": float(step.tokens_per_s_user),
+        "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A layout taken apart: `picked.step` has each op's work and time, the memory, the latency and the throughput."""
+
+    picked: Picked
+
+    @property
+    def step(self) -> Step:
+        """The layout's decode step."""
+        return self.picked.step
+
+    def record(self) -> dict[str, Any]:
+        """The explanation as plain data: what `explain --json` prints."""
+        step = self.step
+        low, high = (float(end) for end in step.ttl_interval_s)
+        measured = {
+            "ttl_low_s": low,
+            "ttl_high_s": high,
+            "extrapolated": [name for name, beyond in step.extrapolated.items() if beyond],
+        }
+        return {
+            **answer_record(step, self.picked.inputs, self.picked.longest_context),
+            **(measured if step.timing.calibration else {}),
+            "memory_bytes": {
+                "weights": float(step.memory.weights),
+                "kv_cache": float(step.memory.kv_cache),
+                "activations": float(step.memory.activations),
+                "resident": float(step.memory.resident_bytes),
+                "reserve": step.machine.memory_reserve_GB.value * GIGA,
+                "capacity": step.machine.memory_GB.value * GIGA,
+            },
+            "ops": op_rows(step),
+        }
+
+
+def explain(
+    layout: Step | Picked | str | Path, machine: str | None = None, options: Options | None = None
+) -> Explanation:
+    """One layout, op by op: work, seconds and what binds each op, memory by kind, latency and throughput.
+
+    layout, machine, options: as `helix_sim.search.layout_source.pick` takes them: a model and a machine with widths, an
+    answer's file, SWEEP:ID, or a Step. SpecError with every reason where the layout cannot run.
+    """
+    return Explanation(picked=pick(layout, machine, options))
