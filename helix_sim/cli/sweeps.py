@@ -70,14 +70,14 @@ def sweep(
 
     Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
-    from helix_sim.output.sweep_folder import explore
+    from helix_sim.output.sweep_folder import write_sweep
     from helix_sim.specs.load import load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
     spec = load_sweep(sweep).with_timing(timing.name())
     with _progress(progress) as on_progress:
-        summary = explore(
+        summary = write_sweep(
             spec,
             out,
             every_point=points == "all",
