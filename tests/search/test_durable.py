@@ -284,6 +284,15 @@ def test_a_folder_of_another_sweep_is_left_alone(resume, tmp_path):
     assert "its sweep and timing differs" in sentence
 
 
+def test_a_sweep_of_the_same_families_in_another_order_is_another_sweep(tmp_path):
+    interrupted(tmp_path)
+    whole = small()
+    turned = whole.model_copy(update={"families": dict(reversed(whole.families.items()))})
+    code, sentence = stopped(tmp_path, turned, resume=True)
+    assert code == Exit.OTHER_SWEEP
+    assert "its families differs" in sentence
+
+
 def test_a_sweep_is_resumed_only_by_the_code_that_began_it(monkeypatch, tmp_path):
     interrupted(tmp_path / "out")
     monkeypatch.setattr(journal, "code_digest", lambda: "another")
