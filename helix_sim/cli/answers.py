@@ -302,6 +302,8 @@ def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str]
 
 
 def _report_sensitivity(found: Sensitivity, out: Path | None, as_json: bool) -> None:
+    from helix_sim.core.errors import Exit
+
     files: list[Path] = []
     if out:
         from helix_sim.output import plot
@@ -311,8 +313,14 @@ def _report_sensitivity(found: Sensitivity, out: Path | None, as_json: bool) -> 
         files = plot.save(plot.tornado(bars, title, found.panels), out / "tornado")
     if as_json:
         print_json(found.record())
-        return
-    out_console = console()
+    else:
+        _print_sensitivity(console(), found, out, files)
+    if found.ttl_s is None:
+        remark("no layout runs, so that nothing limits one")
+        raise typer.Exit(Exit.MOVED)
+
+
+def _print_sensitivity(out_console: Console, found: Sensitivity, out: Path | None, files: list[Path]) -> None:
     out_console.print(f"[bold]{found.of}[/], timing {found.timing}")
     table = new_table("1 % more of", *(f">% {panel}" for panel in found.panels))
     for each in sorted(found.elasticities, key=lambda each: -abs(each.ttl)):
@@ -323,10 +331,18 @@ def _report_sensitivity(found: Sensitivity, out: Path | None, as_json: bool) -> 
 
 
 def _report_what_if(found: WhatIf, planned: Plan, as_json: bool) -> None:
+    from helix_sim.core.errors import Exit
+
     if as_json:
         print_json(found.record())
-        return
-    out = console()
+    else:
+        _print_what_if(console(), found, planned)
+    if found.before.fastest is None and found.after.fastest is None:
+        remark("no layout runs, before or after")
+        raise typer.Exit(Exit.MOVED)
+
+
+def _print_what_if(out: Console, found: WhatIf, planned: Plan) -> None:
     turned = ", ".join(f"{c.knob} x {c.factor:g}" for c in found.changes)
     out.print(f"[bold]{planned.model.name} on {planned.machine.name}[/]: {turned}, searched again")
     within = f" within {found.ttl_s * 1e3:g} ms" if found.ttl_s else ""

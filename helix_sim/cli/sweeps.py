@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -31,6 +31,7 @@ from helix_sim.cli.base import (
     out_file,
     out_folder,
     print_json,
+    refuse,
     remark,
     show,
     size,
@@ -70,14 +71,18 @@ def sweep(
 
     Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
-    from helix_sim.output.sweep_folder import explore
+    from helix_sim.output.sweep_folder import write_sweep
     from helix_sim.specs.load import load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
+    if executor != "dask":
+        refuse({"--scheduler": scheduler}, "is for --executor dask; leave it out")
+    if executor == "serial" or scheduler:
+        refuse({"--workers": workers}, "is for processes that this command starts; leave it out")
     spec = load_sweep(sweep).with_timing(timing.name())
     with _progress(progress) as on_progress:
-        summary = explore(
+        summary = write_sweep(
             spec,
             out,
             every_point=points == "all",
@@ -88,10 +93,23 @@ def sweep(
             layouts_per_block=size(block, "--block") if block else None,
             on_progress=on_progress,
         )
+    for text in summary.get("remarks", ()):
+        remark(text)
     if as_json:
         print_json(summary)
     else:
         _print_summary(console(), summary, out)
+    if not summary["layouts_that_run"]:
+        _end_where_nothing_runs(summary["dropped_by_reason"])
+
+
+def _end_where_nothing_runs(dropped: dict[str, int]) -> NoReturn:
+    """Say why no layout of a search runs, and end with the exit code of that."""
+    from helix_sim.core.errors import Exit
+
+    why = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    remark(f"no layout runs: {why}")
+    raise typer.Exit(Exit.MOVED)
 
 
 @contextlib.contextmanager
@@ -286,3 +304,5 @@ def report(
         print(
             f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB"
         )
+    if not written["points"]:
+        _end_where_nothing_runs(written["dropped_by_reason"])

@@ -61,6 +61,7 @@ def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
         "layouts": result.layouts,
         "points": sum(len(curve) for by_family in result.frontiers.values() for curve in by_family.values()),
         "claims": [claim["id"] for claim in claims],
+        "dropped_by_reason": {row["reason"]: row["total"] for row in dropped_by_reason(result)},
     }
 
 

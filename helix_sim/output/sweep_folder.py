@@ -26,11 +26,13 @@ def summarise(result: SweepResult) -> dict[str, Any]:
     for context in sweep.contexts:
         for name in (*sweep.families, *sweep.groups):
             curve = result.group(name, context)
-            best = {
-                "best_tokens_per_s_user": float(curve.interactivity[-1]),
-                "best_tokens_per_s_gpu": float(curve.throughput[0]),
-            }
-            curves.append({"context": context, "curve": name, "points": len(curve), **(best if len(curve) else {})})
+            row = {"context": context, "curve": name, "points": len(curve)}
+            if len(curve):
+                row |= {
+                    "best_tokens_per_s_user": float(curve.interactivity[-1]),
+                    "best_tokens_per_s_gpu": float(curve.throughput[0]),
+                }
+            curves.append(row)
     by_reason: dict[str, int] = {}
     for reasons in result.dropped.values():
         for reason, count in reasons.items():
@@ -43,7 +45,9 @@ def summarise(result: SweepResult) -> dict[str, Any]:
         "timing": planned.timing.name,
         "digest": planned.digest,
         "digests": planned.digests,
+        "families": list(sweep.families),
         "inputs": {kind: each.record() for kind, each in planned.inputs.items()},
+        "remarks": planned.remarks,
         "layouts": result.layouts,
         "layouts_that_run": result.layouts - sum(by_reason.values()),
         "dropped_by_reason": dict(sorted(by_reason.items(), key=lambda item: -item[1])),
@@ -72,7 +76,7 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def explore(
+def write_sweep(
     sweep: Sweep,
     out: Path,
     *,
@@ -85,6 +89,8 @@ def explore(
     on_progress: OnProgress = lambda _: None,
 ) -> dict[str, Any]:
     """Run a sweep, write its files into `out`, and return the summary that summary.json holds, with the speed.
+
+    A sweep of which no layout runs has a summary that says why, `layouts_that_run` 0, and no picture.
 
     every_point: write each layout that runs, not the frontiers alone: points/*.parquet, a file a block, and points.csv
     where they are no more than CSV_POINTS.
@@ -157,6 +163,8 @@ def _write(result: SweepResult, out: Path, every_point: bool) -> dict[str, Any]:
         if rows_of_points(out / "points") <= CSV_POINTS:
             files.append(write_points_csv(out / "points.csv", out / "points"))
     for context in result.sweep.contexts:
+        if not any(len(curve) for curve in result.frontiers[context].values()):
+            continue  # nothing runs there: the summary says why
         stem = "pareto" if len(result.sweep.contexts) == 1 else f"pareto-{format_size(context)}"
         files += plot.save(plot.pareto(result, context), out / stem)
     points = {"points": "all" if every_point else "frontier"}

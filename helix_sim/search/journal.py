@@ -82,6 +82,7 @@ class Journal:
         self.manifest: dict[str, Any] = {
             "sweep": planned.sweep.name,
             "digests": planned.digests,
+            "families": list(planned.sweep.families),
             "code": code_digest(),
             "points": "all" if points else "frontier",
             "layouts_per_block": layouts,
@@ -103,9 +104,9 @@ class Journal:
         """Check whose folder this is and clean up after a killed run; the summary, where there is nothing to do."""
         summary, unfinished = self._summary(), _json(self.folder / "manifest.json")
         if unfinished is None and summary is not None:
-            self._same(summary, "the results of another sweep", ("digests",))
+            self._same(summary, "the results of another sweep", ("digests", "families"))
         if unfinished is not None:
-            self._same(unfinished, "another sweep that is unfinished", ("digests", "points"))
+            self._same(unfinished, "another sweep that is unfinished", ("digests", "families", "points"))
             if not resume:
                 done = f"{len(self.done())} of {len(self.blocks)} blocks done"
                 raise Stopped(Exit.UNFINISHED, f"{self.out} holds this sweep, unfinished ({done}): {GO_ON}")

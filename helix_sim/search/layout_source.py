@@ -413,4 +413,6 @@ def _plan_of_folder(folder: Path) -> Plan:
     for kind, now in planned.digests.items():
         if now != inputs[kind].digest:
             raise SpecError([changed(inputs[kind].file, str(folder), inputs[kind].digest, now)])
+    if content.get("digest") != planned.digest:
+        raise SpecError([changed(inputs["sweep"].file, str(folder), str(content.get("digest")), planned.digest)])
     return planned

@@ -72,8 +72,8 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """One short hash of all four inputs: while it stays, an id means the same layout and the same step."""
-        return digest_of(self.digests)
+        """One short hash of all four inputs and of the order of families: while it stays, an id means the same step."""
+        return digest_of({**self.digests, "families": list(self.sweep.families)})
 
     @property
     def remarks(self) -> list[str]:

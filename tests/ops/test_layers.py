@@ -19,6 +19,7 @@ from helix_sim.output.trace import chrome_trace, timeline
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import decode_step, evaluate_step, step_ops
@@ -315,3 +316,20 @@ def test_a_report_of_several_kinds_has_the_ops_of_each(sweep_of):
     for listed in ops:
         assert {"attention_core[wide]", "attention_core[narrow]", "dense_up[big]", "dense_up[small]"} <= set(listed)
     assert json.dumps(found, default=report.plain)
+
+
+def test_a_stage_with_less_weight_but_a_wider_cache_is_not_missed():
+    wide, narrow = ({"kind": "gqa", "q_heads": 8, "kv_heads": heads, "head_size": 64} for heads in (8, 1))
+    content = {
+        "kind": "model", "name": "two halves", "source": "made up", "published_parameters_B": 1,
+        "hidden_size": 512, "vocab_size": 1000, "attention": {"wide": wide, "narrow": narrow},
+        "ffn": {name: {"kind": "dense", "intermediate_size": f} for name, f in (("big", 9000), ("small", 64))},
+        "layers": [
+            {"attention": "narrow", "ffn": "big", "repeat": 30},
+            {"attention": "wide", "ffn": "small", "repeat": 30},
+        ],
+    }  # fmt: skip
+    model = parse(Model, content, "two halves")
+    assert model.heaviest_counts["attention", "narrow"][30] == 30
+    assert model.widest_cache_counts["wide"][30] == 30
+    assert [model.widest_cache_counts["narrow"][n] for n in (31, 60)] == [1, 30]
