@@ -628,7 +628,7 @@ def answer(command: str) -> str:
         sys.argv = argv
     if target:
         Path(target).write_text(out.getvalue(), encoding="utf-8")
-    return "\n".join(line.rstrip() for line in everything.getvalue().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in everything.getvalue().splitlines()).strip("\n")
 
 
 @contextlib.contextmanager
