@@ -11,10 +11,16 @@ and KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machi
 
 Start here:
     load_model, load_machine, load_timing, load_sweep    a shipped name, or the path of your own YAML file
-    decode_step(model, machine, layout, context)        one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
+    decode_step(model, machine, layout, context)         one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
+    setting_of(model, machine), Setting.scaled(knob, x)  a setting made once, and its knobs
+    evaluate(setting, frame)                             a DataFrame of layouts in; times, memory and reasons out
     run_sweep(name_or_sweep)                             a search: .group("helix") is a Frontier; .to_frame()
     frontier(columns)                                    the Pareto frontier of any table of points
     parse_size("1M")                                     1000000
+
+Every verb of the command line is one call: explain, recommend, export, trace, sensitivity, what_if, run_sweep and
+write_sweep, write_report, regress and update_baselines, reproduce, calibrate_silicon, calibrate_gpu, validate_kernels,
+validate_servings, import_hf, shipped (models, hardware), json_schema (schema) and check_file (check).
 
 Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for
 each reason; a bad file raises SpecError with all of its problems.
@@ -26,16 +32,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from helix_sim.answers.explain import Explanation, explain
+    from helix_sim.answers.recommend import Request, parse_mix, recommend
+    from helix_sim.answers.sensitivity import elasticities, frontier_sensitivity, sensitivity, what_if
     from helix_sim.core.errors import SpecError
     from helix_sim.core.layout import Layout
     from helix_sim.core.units import parse_size
+    from helix_sim.gate.regress import regress
+    from helix_sim.gate.regress import update as update_baselines
+    from helix_sim.output.calibration import calibrate_gpu, calibrate_silicon, validate_kernels, validate_servings
+    from helix_sim.output.export import export
+    from helix_sim.output.paper_files import redraw as reproduce
+    from helix_sim.output.report import write_report
+    from helix_sim.output.sweep_folder import write_sweep
+    from helix_sim.output.trace import trace
     from helix_sim.search.frame import evaluate
+    from helix_sim.search.layout_source import Options, pick
     from helix_sim.search.pareto import Frontier, frontier
     from helix_sim.search.sweep import SweepResult, run_sweep
-    from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
+    from helix_sim.specs.import_hf import import_file as import_hf
+    from helix_sim.specs.load import check_file, load_machine, load_model, load_sweep, load_timing, shipped
     from helix_sim.specs.machine import Machine
     from helix_sim.specs.model import Model
     from helix_sim.specs.precision import Precision
+    from helix_sim.specs.schema import json_schema
     from helix_sim.specs.setting import KNOBS, Setting
     from helix_sim.specs.sweep import Sweep
     from helix_sim.specs.timing import Timing
@@ -44,47 +64,133 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "answers.explain": (
+        "Explanation",
+        "explain",
+    ),
+    "answers.recommend": (
+        "Request",
+        "parse_mix",
+        "recommend",
+    ),
+    "answers.sensitivity": (
+        "elasticities",
+        "frontier_sensitivity",
+        "sensitivity",
+        "what_if",
+    ),
     "core.errors": ("SpecError",),
     "core.layout": ("Layout",),
     "core.units": ("parse_size",),
+    "gate.regress": (
+        "regress",
+        "update_baselines",
+    ),
+    "output.calibration": (
+        "calibrate_gpu",
+        "calibrate_silicon",
+        "validate_kernels",
+        "validate_servings",
+    ),
+    "output.export": ("export",),
+    "output.paper_files": ("reproduce",),
+    "output.report": ("write_report",),
+    "output.sweep_folder": ("write_sweep",),
+    "output.trace": ("trace",),
     "search.frame": ("evaluate",),
-    "search.pareto": ("Frontier", "frontier"),
-    "search.sweep": ("SweepResult", "run_sweep"),
-    "specs.load": ("load_machine", "load_model", "load_sweep", "load_timing"),
+    "search.layout_source": (
+        "Options",
+        "pick",
+    ),
+    "search.pareto": (
+        "Frontier",
+        "frontier",
+    ),
+    "search.sweep": (
+        "SweepResult",
+        "run_sweep",
+    ),
+    "specs.import_hf": ("import_hf",),
+    "specs.load": (
+        "check_file",
+        "load_machine",
+        "load_model",
+        "load_sweep",
+        "load_timing",
+        "shipped",
+    ),
     "specs.machine": ("Machine",),
     "specs.model": ("Model",),
     "specs.precision": ("Precision",),
-    "specs.setting": ("KNOBS", "Setting"),
+    "specs.schema": ("json_schema",),
+    "specs.setting": (
+        "KNOBS",
+        "Setting",
+    ),
     "specs.sweep": ("Sweep",),
     "specs.timing": ("Timing",),
-    "step": ("LayoutError", "Step", "decode_step", "setting_of"),
+    "step": (
+        "LayoutError",
+        "Step",
+        "decode_step",
+        "setting_of",
+    ),
 }
+"""Public names by the module they live in."""
+_RENAMED = {"update_baselines": "update", "reproduce": "redraw", "import_hf": "import_file"}
+"""Public names that their module knows by a shorter one."""
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "KNOBS",
+    "Explanation",
     "Frontier",
     "Layout",
     "LayoutError",
     "Machine",
     "Model",
+    "Options",
     "Precision",
+    "Request",
     "Setting",
     "SpecError",
     "Step",
     "Sweep",
     "SweepResult",
     "Timing",
+    "calibrate_gpu",
+    "calibrate_silicon",
+    "check_file",
     "decode_step",
+    "elasticities",
     "evaluate",
+    "explain",
+    "export",
     "frontier",
+    "frontier_sensitivity",
+    "import_hf",
+    "json_schema",
     "load_machine",
     "load_model",
     "load_sweep",
     "load_timing",
+    "parse_mix",
     "parse_size",
+    "pick",
+    "recommend",
+    "regress",
+    "reproduce",
     "run_sweep",
+    "sensitivity",
     "setting_of",
+    "shipped",
+    "trace",
+    "update_baselines",
+    "validate_kernels",
+    "validate_servings",
+    "what_if",
+    "write_report",
+    "write_sweep",
 ]
 
 
@@ -92,7 +198,7 @@ def __getattr__(name: str) -> Any:
     """Public names load their module at first use, so that `helix-sim --help` loads none."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'helix_sim' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"helix_sim.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"helix_sim.{_MODULE_OF[name]}"), _RENAMED.get(name, name))
     globals()[name] = value
     return value
 

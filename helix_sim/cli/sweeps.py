@@ -71,7 +71,7 @@ def sweep(
 
     Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
-    from helix_sim.output.sweep_folder import explore
+    from helix_sim.output.sweep_folder import write_sweep
     from helix_sim.specs.load import load_sweep
 
     one_of("--points", points, ("frontier", "all"))
@@ -82,7 +82,7 @@ def sweep(
         refuse({"--workers": workers}, "is for processes that this command starts; leave it out")
     spec = load_sweep(sweep).with_timing(timing.name())
     with _progress(progress) as on_progress:
-        summary = explore(
+        summary = write_sweep(
             spec,
             out,
             every_point=points == "all",

@@ -47,18 +47,11 @@ KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory
 
 ENGINE = (
     *("core/collectives", "core/errors", "core/layout", "core/numeric", "core/text", "core/units", "core/work"),
-    *(
-        "specs/machine",
-        "specs/model",
-        "specs/precision",
-        "specs/setting",
-        "specs/sweep",
-        "specs/timing",
-        "specs/values",
-    ),
+    *("specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision", "specs/public_tables"),
+    *("specs/setting", "specs/sweep", "specs/timing", "specs/values"),
     *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
     *("ops/memory", "ops/routing", "ops/step_input"),
-    *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "step", "feasibility"),
+    *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "timing/uncertainty", "step", "feasibility"),
     *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
     "search/sweep",
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from helix_sim.core.numeric import ceil_div, larger
+from helix_sim.core.numeric import Column, ceil_div, larger
 from helix_sim.core.work import Work
 from helix_sim.ops.elementwise import gated_activation, memory_pass
 from helix_sim.ops.exchange import sent
@@ -70,7 +70,7 @@ def dispatch(s: StepInput, rank: BusiestRank) -> Work:
 
     Without their expert numbers and gates, top_k of each beside H values.
     """
-    return _route(s, rank, "dispatch", s.precision.bytes_of("dispatch"))
+    return routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"))
 
 
 def combine(s: StepInput, rank: BusiestRank) -> Work:
@@ -78,10 +78,11 @@ def combine(s: StepInput, rank: BusiestRank) -> Work:
 
     The sums themselves, and the gates' weighting, ride in the kernels around it.
     """
-    return _route(s, rank, "combine", s.wire_bytes)
+    return routed_exchange(s, rank, "combine", s.wire_bytes)
 
 
-def _route(s: StepInput, rank: BusiestRank, op_class: str, value_bytes: float) -> Work:
+def routed_exchange(s: StepInput, rank: BusiestRank, op_class: str, value_bytes: Column) -> Work:
+    """All-to-all among the ranks of the FFN grid: `foreign` tokens of H values come to, or leave, the busiest rank."""
     x = s.layout
     return sent(
         op_class,

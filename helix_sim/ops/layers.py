@@ -198,9 +198,18 @@ class Half:
 
     def repeats(self, stage_size: Column) -> Any:
         """How often it runs in a step on the busiest pipeline stage, whose layers are `stage_size`."""
-        if isinstance(stage_size, int | float):
-            return self.layers_by_stage_size[int(stage_size)]
-        return np.asarray(self.layers_by_stage_size)[np.asarray(stage_size, dtype=np.intp)]
+        return _at(self.layers_by_stage_size, stage_size)
+
+
+def cached_layers(model: Model, name: str, stage_size: Column) -> Any:
+    """Layers of a kind of attention on the pipeline stage that caches most, of stages with `stage_size` layers."""
+    return _at(model.widest_cache_counts[name], stage_size)
+
+
+def _at(by_stage_size: Sequence[int], stage_size: Column) -> Any:
+    if isinstance(stage_size, int | float):
+        return by_stage_size[int(stage_size)]
+    return np.asarray(by_stage_size)[np.asarray(stage_size, dtype=np.intp)]
 
 
 def stage_size(model: Model, pp: Column) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from helix_sim.core.numeric import Column, total
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import kv_bytes_per_layer
-from helix_sim.ops.layers import halves_of, stage_size
+from helix_sim.ops.layers import cached_layers, stage_size
 from helix_sim.ops.step_input import StepInput
 
 
@@ -38,15 +38,13 @@ def resident_weights(ops: Mapping[str, Work], repeats: Mapping[str, Any]) -> Any
 def memory_of(s: StepInput, weights: Column) -> Memory:
     """Memory of the fullest GPU of the largest stage, which is charged with both ends of the model.
 
-    KV: B · PP · layers/PP · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of
-    this stage's layers. Activations: four [tokens, H] buffers, the dispatch and combine buffers of every token where
-    there are several groups, and the logits.
+    KV: B · PP · layers/PP · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of a
+    stage's layers, those of the stage that caches most. Activations: four [tokens, H] buffers, the dispatch and combine
+    buffers of every token where there are several groups, and the logits.
     """
     m, x = s.model, s.layout
     layers = stage_size(m, x.pp)
-    per_request = sum(
-        half.repeats(layers) * kv_bytes_per_layer(s, half.spec) for half in halves_of(m) if half.half == "attention"
-    )
+    per_request = sum(cached_layers(m, name, layers) * kv_bytes_per_layer(s, a) for name, a in m.attention.items())
     buffers = 4 * s.tokens * m.hidden_size + 2 * (x.dp > 1) * s.stage_tokens * m.hidden_size + s.tokens * m.vocab_size
     return Memory(
         weights=weights,

@@ -60,7 +60,7 @@ def once_a_step(equation: Of) -> Of:
     def kept(s: StepInput, *kind: Any) -> Any:
         key = (equation, *map(id, kind))
         if key not in s.known:
-            s.known[key] = equation(s, *kind)
-        return s.known[key]
+            s.known[key] = equation(s, *kind), kind  # while the kind is kept, no other has its id
+        return s.known[key][0]
 
     return kept  # type: ignore[return-value]

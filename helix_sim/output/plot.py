@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -339,12 +340,15 @@ def calibration(fitted: Mapping[str, Fitted], title: str) -> Figure:
     return figure
 
 
-SYSTEM_COLOURS = {"gb200": "#0072B2", "gb300": "#56B4E9", "b200": "#009E73", "h200": "#E69F00", "h100": "#D55E00"}
-FRAMEWORK_MARKERS = {"trtllm": "o", "sglang": "s", "vllm": "^"}
+SYSTEM_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#666666")
+FRAMEWORK_MARKERS = ("o", "s", "^", "D", "v")
+"""Of the systems and the frameworks of a table, each in alphabetical order."""
 
 
 def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
     """Measured against predicted time per token of every serving, each half by itself, with the 80 % intervals."""
+    colours = dict(zip(sorted(table["system"].unique()), cycle(SYSTEM_COLOURS), strict=False))
+    markers = dict(zip(sorted(table["framework"].unique()), cycle(FRAMEWORK_MARKERS), strict=False))
     measured, predicted = table["tpot_s"] * 1e3, table[f"{reading}_s"] * 1e3
     low, high = table[f"{reading}_low_s"] * 1e3, table[f"{reading}_high_s"] * 1e3
     ends = [0.9 * min(measured.min(), predicted.min()), 1.1 * max(measured.max(), predicted.max())]
@@ -360,8 +364,8 @@ def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
                     measured[at],
                     predicted[at],
                     yerr=[predicted[at] - low[at], high[at] - predicted[at]],
-                    fmt=FRAMEWORK_MARKERS[framework],
-                    color=SYSTEM_COLOURS[system],
+                    fmt=markers[framework],
+                    color=colours[system],
                     markersize=4,
                     elinewidth=0.6,
                     alpha=0.8,

@@ -76,7 +76,7 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def explore(
+def write_sweep(
     sweep: Sweep,
     out: Path,
     *,

@@ -11,7 +11,7 @@ from typing import Any
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables as silicon
-from helix_sim.silicon.composition import composition
+from helix_sim.silicon.composition import borrowed_composition, composition
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
 from helix_sim.silicon.measured_kernels import SECTIONS, measurements
 from helix_sim.silicon.systems import machine_of
@@ -35,6 +35,7 @@ def calibrate(
     """
     if software and not re.fullmatch(r"\d+(\.\d+)+\w*(\.\w+)*", software):
         raise SpecError([f"--as-of: {said(software)} is not a version of {framework}, such as 1.2.0rc6"])
+    borrowed_composition(system, framework)  # refuses before the fits, where a lender's timing is not there yet
     with silicon.software(framework, software) if software else nullcontext():
         found = measurements(system, framework)
     machine = machine_of(system)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
 from helix_sim.ops.layers import KINDS
@@ -23,7 +24,7 @@ from helix_sim.silicon.fit import modelled_s, residuals
 from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT
 from helix_sim.silicon.systems import borrowed, machine_of
 from helix_sim.specs import kernel_parameters
-from helix_sim.specs.load import load_model, load_timing
+from helix_sim.specs.load import load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Composition, Timing
 from helix_sim.timing.kernel_shapes import gpu_of
@@ -40,15 +41,27 @@ MODULE = (
 """Ops of a step that one measured module runs; its norm and its all-reduce lie outside."""
 
 
+def borrowed_composition(system: str, framework: str) -> Composition | None:
+    """How well the kernels of another framework or system add up, where data says that it stands in; else None.
+
+    It is read from the lender's shipped timing: SpecError where that has to be made first.
+    """
+    for record, *lender in borrowed(system, framework, "mla_module"):
+        name = "-".join(lender)
+        lent = load_timing(name).calibration if name in shipped("timing") else None
+        if lent is None or lent.composition is None:
+            why = f"{framework} on {system} borrows the whole modules of {name}, which is no shipped timing yet"
+            raise SpecError([f"{why}; calibrate {name} first, into hardware_profiles/measured_timings"])
+        return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {record.reason}"})
+    return None
+
+
 def composition(timing: Timing) -> Composition:
-    """Measured over summed time of a framework's whole modules; of another's, from its shipped timing, where named."""
+    """Measured over summed time of a framework's whole modules, or what is borrowed in their place."""
     assert timing.calibration is not None
     system, framework = timing.calibration.system, timing.calibration.framework
-    for record, of_system, of_framework in borrowed(system, framework, "mla_module"):
-        lent = load_timing(f"{of_system}-{of_framework}").calibration
-        assert lent is not None
-        assert lent.composition is not None
-        return lent.composition.model_copy(update={"source": f"{lent.composition.source}; borrowed: {record.reason}"})
+    if lent := borrowed_composition(system, framework):
+        return lent
     frame = silicon.mla_module(system, framework)
     frame = frame[frame["gemm_format"].isin(list(TABLE_FORMAT))]
     parts = [_kernels_s(rows, timing, *key) for key, rows in frame.groupby(["kv_format", "gemm_format"])]

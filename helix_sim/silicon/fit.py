@@ -96,7 +96,7 @@ def rows_of(work: Work, keep: npt.NDArray[Any]) -> Work:
 
 
 _SIZES = (
-    *("flops", "weight_bytes", "kv_bytes", "activation_bytes", "rows", "inner", "outer", "copies"),
+    *("flops", "weight_bytes", "idle_weight_bytes", "kv_bytes", "activation_bytes", "rows", "inner", "outer", "copies"),
     *("experts_read", "heads", "tokens", "needed", "kernels"),
 )
 

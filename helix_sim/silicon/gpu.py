@@ -15,10 +15,14 @@ import numpy as np
 from helix_sim.core.errors import SpecError
 from helix_sim.core.work import Work
 from helix_sim.kernels.measurements import Measurement, ceilings
+from helix_sim.ops.attention import attention_core
+from helix_sim.ops.elementwise import memory_pass
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
+from helix_sim.silicon.measured_kernels import row_step
 from helix_sim.silicon.systems import machine_of, systems
 from helix_sim.specs.load import parse
 from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import GqaAttention, MlaAttention
 from helix_sim.specs.timing import Timing
 from helix_sim.timing.kernel_shapes import gpu_of
 
@@ -70,28 +74,20 @@ NUMBERS = ("batch", "context", "q_heads", "kv_heads", "score_width", "value_widt
 
 
 def _attention(row: Measurement, columns: Mapping[str, Any]) -> Work:
-    """The Work of `attention.attention_core`, with the bytes that the kernel moves."""
-    widths = columns["score_width"] + (columns["value_width"] if row.op == "attention-gqa" else 0)
-    stored = {"bf16": 2.0, "fp8": 1.0}[row.stored]
-    kv_bytes = columns["batch"] * columns["context"] * columns["kv_heads"] * widths * stored
-    return Work(
-        op_class=row.op,
-        flops=columns["flops"],
-        kv_bytes=kv_bytes,
-        activation_bytes=columns["hbm_bytes"] - kv_bytes,
-        math=row.math,
-        weights=row.stored,
-        rows=columns["batch"],
-        inner=columns["score_width"],
-        outer=columns["value_width"],
-        copies=columns["kv_heads"],
-        heads=columns["q_heads"],
-        tokens=columns["context"],
+    """The Work of `ops.attention.attention_core` for the measured sizes."""
+    score, value = columns["score_width"], columns["value_width"]
+    heads = {"q_heads": columns["q_heads"], "kind": row.op.removeprefix("attention-")}
+    kind: Any = (
+        GqaAttention.model_construct(**heads, kv_heads=columns["kv_heads"], head_size=score)
+        if row.op == "attention-gqa"
+        else MlaAttention.model_construct(**heads, kv_lora_rank=value, rope_width=score - value)
     )
+    step = row_step(kv=row.stored, attention_math=row.math, batch=columns["batch"], context=columns["context"])
+    return attention_core(step, kind)
 
 
 def _combine(columns: Mapping[str, Any]) -> Work:
-    return Work(op_class="elementwise", activation_bytes=columns["hbm_bytes"], rows=columns["batch"])
+    return memory_pass("elementwise", moved_bytes=columns["hbm_bytes"], rows=columns["batch"])
 
 
 def calibrate(

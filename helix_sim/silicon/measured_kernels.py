@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim.core.collectives import all_reduce, direct
+from helix_sim.core.layout import Layout
 from helix_sim.core.units import MEGA, bytes_per_value
 from helix_sim.core.work import Work
+from helix_sim.ops import ffn
+from helix_sim.ops.attention import attention_core
+from helix_sim.ops.elementwise import memory_pass
+from helix_sim.ops.exchange import group_all_reduce, sent
+from helix_sim.ops.matmul import BATCHED, matmul
+from helix_sim.ops.routing import BusiestRank
+from helix_sim.ops.step_input import StepInput
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.fit import Measured, held_out
 from helix_sim.silicon.systems import borrowed, check_names, machine_of
-from helix_sim.specs.load import load_framework
+from helix_sim.specs.load import load_framework, load_model
+from helix_sim.specs.model import GqaAttention, Model, RoutedFfn
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.public_tables import Borrowed, TableName
 
 if TYPE_CHECKING:
@@ -90,25 +100,73 @@ def _floats(frame: pd.DataFrame, *names: str) -> list[npt.NDArray[np.float64]]:
     return [frame[name].to_numpy(dtype=float) for name in names]
 
 
+# --- Rows as inputs of the ops that serve them -----------------------------------------------------------------------
+
+
+def row_step(
+    *, weights: str = "bf16", kv: str = "bf16", attention_math: str | None = None, hidden: Any = 1, context: Any = 1,
+    **widths: Any,
+) -> StepInput:  # fmt: skip
+    """One step of each row of a table: widths and formats as the row says them, columns where the table has columns.
+
+    The records of a model are built of columns here, so they are not checked against a file's limits.
+    """
+    formats = {"weights": weights, "kv": kv, "math": MATH.get(weights, "bf16"), "attention_math": attention_math}
+    precision = Precision.model_validate({name: text for name, text in formats.items() if text})
+    model = Model.model_construct(hidden_size=hidden)
+    return StepInput(model=model, precision=precision, layout=Layout(**widths).as_floats(), context=context)
+
+
+def mla_work(kv: str, math: str, batch: Any, context: Any, heads: Any) -> Work:
+    """The core of DeepSeek's latent attention on a rank that holds `heads` of its query heads."""
+    mla = load_model("deepseek-r1").attention["mla"].model_copy(update={"q_heads": heads})
+    return attention_core(row_step(kv=kv, attention_math=math, batch=batch, context=context), mla)
+
+
+def gqa_work(kv: str, batch: Any, context: Any, heads: Any, kv_heads: Any, width: Any) -> Work:
+    """The core of grouped-query attention on a rank that holds so many query and KV heads, of that width."""
+    gqa = GqaAttention.model_construct(kind="gqa", q_heads=heads, kv_heads=kv_heads, head_size=width)
+    return attention_core(row_step(kv=kv, attention_math="bf16", batch=batch, context=context), gqa)
+
+
+def product_work(weights: str, m: Any, k: Any, n: Any, **sizes: Any) -> Work:
+    """[m, k] x [k, n] with weights in a format, and the arithmetic that goes with it."""
+    return matmul(row_step(weights=weights), rows=m, inner=k, outer=n, **sizes)
+
+
+def expert_works(
+    weights: str, hidden: Any, intermediate: Any, moe_tp: Any, experts: Any, ep: Any, read: Any, pairs: Any, tokens: Any
+) -> tuple[Work, Work]:
+    """Both products of the gated experts of one rank, which reads `read` of its experts for `pairs` of its tokens."""
+    routed = RoutedFfn.model_construct(kind="routed", routed=experts, intermediate_size=intermediate)
+    rank = BusiestRank(held=experts / ep, read=read, pairs=pairs, foreign=0.0)
+    step = row_step(weights=weights, hidden=hidden, batch=tokens, tpf=moe_tp, ep=ep)
+    return ffn.routed_up(step, routed, rank), ffn.routed_down(step, routed, rank)
+
+
+def all_reduce_work(size: Any, ranks: Any) -> Work:
+    """Sum of a tensor of `size` bytes over `ranks`."""
+    step = row_step(batch=1, tpa=ranks, tpf=ranks)
+    hidden = size / step.wire_bytes
+    return group_all_reduce(row_step(hidden=hidden, batch=1, tpa=ranks, tpf=ranks))
+
+
+def routed_work(op: str, ranks: Any, tokens: Any, foreign: Any, hidden: Any, value_bytes: Any) -> Work:
+    """Dispatch or combine among `ranks` that each hold `tokens`; `foreign` of the others' come to the busiest."""
+    rank = BusiestRank(held=0.0, read=0.0, pairs=0.0, foreign=foreign)
+    return ffn.routed_exchange(row_step(hidden=hidden, batch=tokens, dp=ranks, ep=ranks), rank, op, value_bytes)
+
+
+# --- Attention and products ------------------------------------------------------------------------------------------
+
+
 def mla_classes(system: str, framework: str) -> list[Measured]:
     """attention-mla by KV format."""
     frame = with_borrowed(system, framework, "attention_mla")
     found = []
     for kv, rows in frame.groupby("kv_format"):
         batch, context, heads = _floats(rows, "batch", "context", "q_heads")
-        work = Work(
-            op_class="attention-mla",
-            flops=2 * batch * context * heads * (576 + 512),
-            kv_bytes=batch * context * 576 * bytes_per_value(str(kv)),
-            activation_bytes=batch * heads * (576 + 512) * 2.0,
-            math=rows["math_format"].iloc[0],
-            weights=str(kv),
-            rows=batch,
-            inner=576,
-            outer=512,
-            heads=heads,
-            tokens=context,
-        )
+        work = mla_work(str(kv), rows["math_format"].iloc[0], batch, context, heads)
         found.append(
             Measured(
                 name=f"attention-mla-{kv}",
@@ -137,20 +195,7 @@ def gqa_classes(system: str, framework: str) -> list[Measured]:
         if len(rows) < 500:
             continue
         batch, context, heads, groups, width = _floats(rows, "batch", "context", "q_heads", "kv_heads", "head_dim")
-        work = Work(
-            op_class="attention-gqa",
-            flops=4 * batch * context * heads * width,
-            kv_bytes=2 * batch * context * groups * width * bytes_per_value(str(kv)),
-            activation_bytes=4 * batch * heads * width,
-            math="bf16",
-            weights=str(kv),
-            rows=batch,
-            inner=width,
-            outer=width,
-            copies=groups,
-            heads=heads,
-            tokens=context,
-        )
+        work = gqa_work(str(kv), batch, context, heads, groups, width)
         found.append(
             Measured(
                 name=f"attention-gqa-{kv}",
@@ -186,7 +231,7 @@ def gemm_classes(system: str, framework: str) -> list[Measured]:
             Measured(
                 name=f"gemm-{name}",
                 shape="gemm",
-                works=(_product("gemm", name, m, k, n),),
+                works=(product_work(name, m, k, n),),
                 seconds=rows["seconds"].to_numpy(),
                 held=held_out(rows[["n", "k", "format"]]),
                 source=_cited(rows, _remark(rows, "; borrowed: ")),
@@ -195,21 +240,6 @@ def gemm_classes(system: str, framework: str) -> list[Measured]:
             )
         )
     return found
-
-
-def _product(op_class: str, weights: str, m: Any, k: Any, n: Any, copies: Any = 1) -> Work:
-    return Work(
-        op_class=op_class,
-        flops=2 * copies * m * k * n,
-        weight_bytes=copies * k * n * bytes_per_value(weights),
-        activation_bytes=copies * m * (k + n) * 2.0,
-        math=MATH[weights],
-        weights=weights,
-        rows=m,
-        inner=k,
-        outer=n,
-        copies=copies,
-    )
 
 
 def batched_classes(system: str, framework: str) -> list[Measured]:
@@ -221,7 +251,7 @@ def batched_classes(system: str, framework: str) -> list[Measured]:
         Measured(
             name="batched-gemm",
             shape="batched-gemm",
-            works=(_product("batched-gemm", "bf16", m, k, n, heads),),
+            works=(product_work("bf16", m, k, n, copies=heads, **BATCHED),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["stage", "heads", "tokens"]]),
             source=_cited(rows),
@@ -240,7 +270,7 @@ def elementwise_classes(system: str, framework: str) -> list[Measured]:
         Measured(
             name=name,
             shape="stream",
-            works=(Work(op_class=name, activation_bytes=moved, rows=m),),
+            works=(memory_pass(name, moved_bytes=moved, rows=m),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["m", "k"]]),
             source=_cited(rows, remark),
@@ -364,28 +394,9 @@ def _grouped_classes(frame: pd.DataFrame) -> list[Measured]:
 
 
 def _expert_works(weights: str, frame: pd.DataFrame) -> tuple[Work, ...]:
-    """The two products of a gated expert's shard, as ffn.routed_up and ffn.routed_down say them."""
+    """The two products of the gated experts that each row measured."""
     names = ("hidden", "intermediate", "moe_tp", "experts", "moe_ep", "read", "pairs", "tokens")
-    hidden, intermediate, moe_tp, experts, ep, read, pairs, tokens = _floats(frame, *names)
-    width = intermediate / moe_tp
-
-    def product(inner: Any, outer: Any) -> Work:
-        return Work(
-            op_class="grouped-gemm",
-            flops=2 * pairs * inner * outer,
-            weight_bytes=read * inner * outer * bytes_per_value(weights),
-            activation_bytes=pairs * (inner + outer) * 2.0,
-            math=MATH[weights],
-            weights=weights,
-            rows=pairs,
-            inner=inner,
-            outer=outer,
-            copies=experts / ep,
-            experts_read=read,
-            tokens=tokens,
-        )
-
-    return product(hidden, 2 * width), product(width, hidden)
+    return expert_works(weights, *_floats(frame, *names))
 
 
 # --- Collectives -----------------------------------------------------------------------------------------------------
@@ -403,7 +414,8 @@ def nccl_classes(system: str, framework: str) -> list[Measured]:
         ranks, size = _floats(rows, "ranks", "bytes")
         for name in names:
             remark = "" if name == names[0] else f"; {op} stands in for it"
-            found.append(_exchange_class(system, name, rows, ranks, size * (ranks - 1) / ranks, remark=remark))
+            work = sent(name, "all-to-all", size * (ranks - 1) / ranks, ranks, rows=1)
+            found.append(_exchange_class(system, name, rows, work, remark=remark))
     return found
 
 
@@ -425,14 +437,14 @@ def _exchange_class(
     system: str,
     name: str,
     rows: pd.DataFrame,
-    ranks: Any,
-    sent: Any,
+    work: Work,
     *,
     shape: str = "exchange",
     remark: str = "",
     known: Mapping[str, float] | None = None,
 ) -> Measured:
-    work = Work(op_class=name, kernels=0, collective=direct("all-to-all", sent, ranks))
+    assert work.collective is not None
+    ranks, payload = work.collective.group, work.collective.payload
     cells = [column for column in ("op", "ranks", "bytes", "tokens", "hidden", "format") if column in rows]
     return Measured(
         name=name,
@@ -441,7 +453,7 @@ def _exchange_class(
         seconds=rows["seconds"].to_numpy(),
         held=held_out(rows[cells]),
         source=_cited(rows, remark),
-        largest=_largest(ranks=ranks, payload=sent),
+        largest=_largest(ranks=ranks, payload=payload),
         known={**_off_board(system, ranks), **(known or {})},
     )
 
@@ -455,7 +467,7 @@ def all_reduce_classes(system: str, framework: str) -> list[Measured]:
         Measured(
             name="all-reduce",
             shape="all-reduce",
-            works=(Work(op_class="all-reduce", kernels=0, collective=all_reduce(size, ranks)),),
+            works=(all_reduce_work(size, ranks),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["ranks", "bytes", "kernel"]]),
             source=_cited(rows, _remark(rows)),
@@ -492,10 +504,11 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
         ranks, tokens, top_k, hidden = _floats(rows, "ranks", "tokens", "top_k", "hidden")
         hit = np.where(rows["routing"] == "balanced", np.minimum(ranks, top_k), ranks * (1 - (1 - 1 / ranks) ** top_k))
         value = np.array([_wire_bytes(op, table_format) for table_format in rows["format"]])
-        sent = hit * (ranks - 1) / ranks * tokens * hidden * value
+        work = routed_work(op, ranks, tokens, hit * (ranks - 1) / ranks * tokens, hidden, value)
         for name in names:
             role = "" if name == op else f"; {op} stands in for it"
-            found.append(_exchange_class(system, name, rows, ranks, sent, remark=remark + role, known=known))
+            stands_in = replace(work, op_class=name)
+            found.append(_exchange_class(system, name, rows, stands_in, remark=remark + role, known=known))
     return found
 
 
@@ -505,8 +518,8 @@ def _gathered_exchange(system: str, why: str) -> list[Measured]:
     for name, op in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
         rows = frame[frame["op"] == op]
         ranks, size = _floats(rows, "ranks", "bytes")
-        sent = size * (ranks - 1) / ranks
-        found.append(_exchange_class(system, name, rows, ranks, sent, shape="gather", remark=f"; {why}"))
+        work = routed_work(name, ranks, size / ranks, size / ranks * (ranks - 1), 1.0, 1.0)
+        found.append(_exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}"))
     return found
 
 

@@ -253,15 +253,25 @@ class Model(Record):
         """
         hidden = self.hidden_size
         weights = [
-            (
-                self.attention[a].parameters(hidden) + sum(self.ffn[f].parameters(hidden).values()),
-                self.attention[a].kv_heads * self.attention[a].cache_width,
-            )
+            self.attention[a].parameters(hidden) + sum(self.ffn[f].parameters(hidden).values())
             for a, f in self.layer_list
         ]
-        before = np.cumsum([(0, 0), *weights], axis=0, dtype=float)
-        of_runs = (before[n:] - before[: len(before) - n] for n in range(1, len(before)))
-        return [0, *(int(np.lexsort(runs.T[::-1])[-1]) for runs in of_runs)]
+        return _heaviest(weights, self._cache_widths)
+
+    @property
+    def _cache_widths(self) -> list[int]:
+        """Values that each layer caches of a token."""
+        return [self.attention[a].kv_heads * self.attention[a].cache_width for a, _ in self.layer_list]
+
+    @cached_property
+    def widest_cache_counts(self) -> dict[str, list[int]]:
+        """Layers of each kind of attention in the n neighbouring layers that cache most, by n from 0 to all of them.
+
+        A stage of n layers holds no more KV cache than these, wherever the stages are cut.
+        """
+        starts = _heaviest(self._cache_widths)
+        runs = [Counter(a for a, _ in self.layer_list[start : start + n]) for n, start in enumerate(starts)]
+        return {name: [run[name] for run in runs] for name in self.attention}
 
     def heaviest_run(self, layers: int) -> tuple[tuple[str, str], ...]:
         """(attention, ffn) of the heaviest neighbouring layers, as many as asked for.
@@ -329,6 +339,14 @@ class Model(Record):
             for (half, name), count in self.kind_counts.items()
             if half == "attention"
         )
+
+
+def _heaviest(*of_each_layer: list[int]) -> list[int]:
+    """Where the n neighbouring layers begin that sum to most, by n from 0 to all; later columns decide among equals."""
+    weights = np.array(of_each_layer, dtype=float).T
+    before = np.vstack([np.zeros_like(weights[:1]), np.cumsum(weights, axis=0)])
+    of_runs = (before[n:] - before[: len(before) - n] for n in range(1, len(before)))
+    return [0, *(int(np.lexsort(runs.T[::-1])[-1]) for runs in of_runs)]
 
 
 def _kinds(layers: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, str]]:

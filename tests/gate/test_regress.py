@@ -21,9 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_sim import cli
-from helix_sim.cli.base import BAD_INPUT
 from helix_sim.cli.sweeps import MOVED
-from helix_sim.core.errors import SpecError
+from helix_sim.core.errors import Exit, SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.gate import baseline, regress, verdict
 from helix_sim.search.pareto import Frontier, frontier
@@ -300,7 +299,7 @@ def test_a_corrupt_baseline_is_a_clear_error_and_stays_until_an_update(
     damaged = CORRUPTIONS[problem](whole)
     assert damaged != whole
     written.path.write_text(damaged, encoding="utf-8")
-    assert run(small, "--baseline", folder) == BAD_INPUT
+    assert run(small, "--baseline", folder) == Exit.BAD_INPUT
     said = capsys.readouterr().err
     assert problem in said
     assert "--update" in said
@@ -314,7 +313,7 @@ def test_a_baseline_that_is_not_text_is_a_clear_error(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "small.csv").write_bytes(b"\xff\xfe\x00")
-    assert run(small, "--baseline", tmp_path) == BAD_INPUT
+    assert run(small, "--baseline", tmp_path) == Exit.BAD_INPUT
     assert "byte 0 is not UTF-8" in capsys.readouterr().err
 
 
@@ -325,7 +324,7 @@ def test_a_stale_baseline_says_what_the_search_was_and_stays_until_an_update(
     run(path, "--baseline", tmp_path, "--update")
     before = (tmp_path / "small.csv").read_bytes()
     write_sweep(tmp_path, chunks=[1, 4])
-    assert run(path, "--baseline", tmp_path) == BAD_INPUT
+    assert run(path, "--baseline", tmp_path) == Exit.BAD_INPUT
     assert "of another search than the sweep small is today (chunks: [1, 2] → [1, 4])" in capsys.readouterr().err
     assert (tmp_path / "small.csv").read_bytes() == before
     assert run(path, "--baseline", tmp_path, "--update") == 0
@@ -445,7 +444,7 @@ def test_changed_code_is_named_by_its_module(small: Path, tmp_path: Path, monkey
 def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments) == BAD_INPUT
+    assert run(*arguments) == Exit.BAD_INPUT
     said = capsys.readouterr().err
     assert problem in said
     assert len(said.splitlines()) == 1

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from helix_sim.core.errors import Exit, SpecError, Stopped
-from helix_sim.output.sweep_folder import explore
+from helix_sim.output.sweep_folder import write_sweep
 from helix_sim.search import executors, journal
 from helix_sim.search.block import evaluate_block
 from helix_sim.search.journal import Journal, Outcome, told
@@ -59,7 +59,7 @@ def contents(folder):
 def whole(tmp_path_factory):
     """The files of an uninterrupted run, with every point."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    explore(small(), out, every_point=True, layouts_per_block=BLOCK)
+    write_sweep(small(), out, every_point=True, layouts_per_block=BLOCK)
     return contents(out)
 
 
@@ -101,7 +101,7 @@ def stop_after(count):
 def interrupted(out, count=5, **options):
     """A run into `out` that was stopped after some blocks."""
     with pytest.raises(Stopped) as caught:
-        explore(small(), out, every_point=True, layouts_per_block=BLOCK, on_progress=stop_after(count), **options)
+        write_sweep(small(), out, every_point=True, layouts_per_block=BLOCK, on_progress=stop_after(count), **options)
     assert caught.value.code == Exit.INTERRUPTED
 
 
@@ -113,16 +113,16 @@ def test_files_are_the_same_whoever_evaluates(executor, workers, whole, tmp_path
     if executor == "dask":
         pytest.importorskip("distributed")
     options = {"executor": executor, "workers": workers}
-    explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, **options)
+    write_sweep(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, **options)
     assert contents(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("layouts", [1, 150, 10**9])
 def test_frontiers_are_the_same_for_any_size_of_block(layouts, whole, tmp_path):
     sweep = small(gpus={"from": 1, "to": 2}) if layouts == 1 else small()
-    explore(sweep, tmp_path / "out", layouts_per_block=layouts)
+    write_sweep(sweep, tmp_path / "out", layouts_per_block=layouts)
     if layouts == 1:
-        explore(sweep, tmp_path / "other")
+        write_sweep(sweep, tmp_path / "other")
         assert contents(tmp_path / "out") == contents(tmp_path / "other")
     else:
         found = contents(tmp_path / "out")
@@ -130,8 +130,8 @@ def test_frontiers_are_the_same_for_any_size_of_block(layouts, whole, tmp_path):
 
 
 def test_points_are_the_same_for_any_size_of_block(whole, tmp_path):
-    explore(small(), tmp_path / "one", every_point=True, layouts_per_block=10**9)
-    explore(small(), tmp_path / "many", every_point=True, layouts_per_block=BLOCK)
+    write_sweep(small(), tmp_path / "one", every_point=True, layouts_per_block=10**9)
+    write_sweep(small(), tmp_path / "many", every_point=True, layouts_per_block=BLOCK)
     one, many = (pd.read_parquet(tmp_path / name / "points").sort_values("id") for name in ("one", "many"))
     pd.testing.assert_frame_equal(one.reset_index(drop=True), many.reset_index(drop=True), check_exact=True)
 
@@ -145,7 +145,7 @@ def test_a_worker_that_dies_is_replaced(whole, tmp_path):
             killed[0].kill()
 
     options = {"executor": "processes", "workers": 2, "layouts_per_block": BLOCK, "on_progress": on_progress}
-    explore(small(), tmp_path / "out", every_point=True, **options)
+    write_sweep(small(), tmp_path / "out", every_point=True, **options)
     assert killed
     assert contents(tmp_path / "out") == whole
 
@@ -156,19 +156,19 @@ def test_workers_that_die_again_and_again_stop_the_sweep(monkeypatch, tmp_path):
 
     monkeypatch.setattr(executors, "_bounded", broken)
     with pytest.raises(Stopped, match="died 4 times in a row") as caught:
-        explore(small(), tmp_path / "out", executor="processes")
+        write_sweep(small(), tmp_path / "out", executor="processes")
     assert caught.value.code == Exit.WORKERS_DIED
 
 
 def test_a_scheduler_that_does_not_answer_is_a_mistake(tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(SpecError, match="no Dask scheduler answers at nonsense"):
-        explore(small(), tmp_path / "out", executor="dask", scheduler="nonsense://x")
+        write_sweep(small(), tmp_path / "out", executor="dask", scheduler="nonsense://x")
 
 
 def test_an_unknown_executor_is_a_mistake(tmp_path):
     with pytest.raises(SpecError, match="not one of auto, serial, processes, dask"):
-        explore(small(), tmp_path / "out", executor="threads")
+        write_sweep(small(), tmp_path / "out", executor="threads")
     assert not (tmp_path / "out").exists()
 
 
@@ -179,7 +179,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(whole, tmp_path):
     interrupted(tmp_path / "out")
     seen = []
     options = {"every_point": True, "layouts_per_block": BLOCK, "on_progress": seen.append}
-    explore(small(), tmp_path / "out", resume=True, **options)
+    write_sweep(small(), tmp_path / "out", resume=True, **options)
     assert contents(tmp_path / "out") == whole
     count = len(list(blocks(plan(small()), BLOCK)))
     assert len(seen) == count - 5
@@ -244,10 +244,10 @@ def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tm
 
     monkeypatch.setattr(files, "create_beside", full)
     with pytest.raises(Stopped, match="the disk is full; what is done is kept") as caught:
-        explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK)
+        write_sweep(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK)
     assert caught.value.code == Exit.DISK_FULL
     monkeypatch.setattr(files, "create_beside", real)
-    explore(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, resume=True)
+    write_sweep(small(), tmp_path / "out", every_point=True, layouts_per_block=BLOCK, resume=True)
     assert contents(tmp_path / "out") == whole
 
 
@@ -258,7 +258,7 @@ def stopped(out, sweep=None, **options):
     """The exit code and sentence of a run that is refused; the folder is as it was."""
     before = contents(out)
     with pytest.raises(Stopped) as caught:
-        explore(sweep or small(), out, every_point=True, layouts_per_block=BLOCK, **options)
+        write_sweep(sweep or small(), out, every_point=True, layouts_per_block=BLOCK, **options)
     assert contents(out) == before
     return caught.value.code, caught.value.sentence
 
@@ -274,7 +274,7 @@ def test_an_unfinished_sweep_is_not_begun_again_by_accident(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_of_another_sweep_is_left_alone(resume, tmp_path):
     out = tmp_path / "out"
-    explore(small(), out, every_point=True, layouts_per_block=BLOCK)
+    write_sweep(small(), out, every_point=True, layouts_per_block=BLOCK)
     code, sentence = stopped(out, small(contexts=["2M"]), resume=resume)
     assert code == Exit.OTHER_SWEEP
     assert "its sweep differs" in sentence
@@ -317,7 +317,7 @@ def test_a_finished_sweep_can_be_run_again_and_resuming_it_does_nothing(whole, t
     for resume in (False, True, False):
         seen = []
         options = {"every_point": True, "layouts_per_block": BLOCK, "on_progress": seen.append}
-        explore(small(), tmp_path / "out", resume=resume, **options)
+        write_sweep(small(), tmp_path / "out", resume=resume, **options)
         assert bool(seen) != resume
         assert contents(tmp_path / "out") == whole
 
@@ -345,7 +345,7 @@ def test_a_damaged_file_is_found_and_only_its_block_evaluated_again(what, whole,
     assert code == Exit.DAMAGED
     assert f"remove {block}" in sentence
     block.unlink()
-    explore(small(), out, every_point=True, layouts_per_block=BLOCK, resume=True)
+    write_sweep(small(), out, every_point=True, layouts_per_block=BLOCK, resume=True)
     assert contents(out) == whole
 
 
@@ -356,7 +356,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(number, monkeypatch, tm
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(Stopped, match=r"cannot be written: (read-only file system|permission denied)") as caught:
-        explore(small(), tmp_path / "out")
+        write_sweep(small(), tmp_path / "out")
     assert caught.value.code == Exit.CANNOT_WRITE
 
 

@@ -193,6 +193,12 @@ def test_a_version_that_is_none_is_a_sentence():
         calibrate("gb200", "trtllm", software="newest")
 
 
+def test_a_lender_without_a_timing_is_a_sentence_before_any_fit(monkeypatch):
+    monkeypatch.setattr("helix_sim.silicon.composition.shipped", lambda kind: ["paper"])
+    with pytest.raises(SpecError, match="calibrate gb200-trtllm first, into hardware_profiles/measured_timings"):
+        calibrate("gb200", "sglang")
+
+
 @measured
 @pytest.mark.parametrize("section", [classes.elementwise_classes, classes.all_reduce_classes])
 def test_a_refit_gives_the_shipped_parameters(section):

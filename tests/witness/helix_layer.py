@@ -161,6 +161,17 @@ def hold_attention(a: AttentionKind, w: Weights, seat: Seat) -> Weights:
     return held | {"down": down, "q_up": _side_by_side(w["q_up"][q]), "k_up": w["k_up"][q], "v_up": w["v_up"][kept]}
 
 
+MULTIPLIED_BY = {
+    "qkv": "qkv_projection",
+    "down": "latent_down_projection",
+    "q_up": "query_up_projection",
+    "k_up": "key_absorption",
+    "v_up": "value_up_projection",
+    "o": "output_projection",
+}
+"""The op for which a rank holds each tensor of its attention."""
+
+
 def _side_by_side(heads: Array) -> Array:
     """[heads, inner, width] as one matrix [inner, heads·width]."""
     return heads.transpose(1, 0, 2).reshape(heads.shape[1], -1)
@@ -259,7 +270,7 @@ class HelixLayer:
     def __init__(
         self, layer: LayerSpec, precision: Precision, layout: Layout, attention: Weights, ffn: Weights
     ) -> None:
-        self.attention, self.widths = layer.attention, Widths.of(layout)
+        self.spec, self.attention, self.widths = layer, layer.attention, Widths.of(layout)
         self.experts = layer.ffn if isinstance(layer.ffn, RoutedFfn) else None
         self.seats = seats_of(layer.attention, self.widths)
         self.ranks = [Rank(precision) for _ in self.seats]
@@ -314,6 +325,18 @@ class HelixLayer:
         pooled = gcd(self.widths.dp, spanned)
         starts = range(0, self.widths.dp, pooled)
         return [[rank for group in self.groups[at : at + pooled] for rank in group] for at in starts]
+
+    def held(self, r: int) -> dict[str, int]:
+        """Values of the weights that a rank holds, whether a step reads them or not, by the op that they are for."""
+        found = {MULTIPLIED_BY[name]: tensor.size for name, tensor in self.weights[r].items()}
+        if r in self.ffn:
+            name = "dense" if self.experts is None else "shared"
+            found |= {f"{name}_{tensor}": values.size for tensor, values in self.ffn[r].items()}
+        if r in self.local_experts:
+            mine = [self.expert_weights[r, e] for e in self.local_experts[r]]
+            found |= {f"routed_{tensor}": sum(w[tensor].size for w in mine) for tensor in ("up", "down")}
+            found["router"] = self.router.size
+        return found
 
     # One step
 
@@ -432,7 +455,7 @@ class HelixLayer:
         rank, w = self.ranks[r], self.weights[r]
         if "v_up" in w:
             out = each_head("value_up_projection", rank, out, w["v_up"])
-        return rank.linear("output_projection", out.reshape(len(out), -1), w["o"], "attention_weights")
+        return rank.linear("output_projection", out.reshape(len(out), -1), w["o"], "output_weights")
 
     # Feed-forward
 

@@ -41,6 +41,7 @@ MIXED = Precision(
     wire="bf16",
     activations="bf16",
     attention_weights="fp8-block",
+    output_weights="bf16",
     dispatch="mxfp4",
 )
 
@@ -256,7 +257,7 @@ def steps(draw):
 @st.composite
 def precisions(draw):
     formats, math = st.sampled_from(sorted(FORMAT_BITS)), st.sampled_from(["fp4", "fp8", "bf16"])
-    names = ("weights", "kv", "wire", "activations", "attention_weights", "dispatch")
+    names = ("weights", "kv", "wire", "activations", "attention_weights", "output_weights", "dispatch")
     return Precision.model_validate({"math": draw(math)} | {name: draw(formats) for name in names})
 
 
@@ -339,6 +340,44 @@ def test_new_tokens_at_once_do_the_arithmetic_of_as_many_steps_and_read_weights_
         core = mine.counts["attention_core"]
         assert core.kv_bytes == shard.values.size * MIXED.bytes_of("kv")
         assert core.kv_bytes <= theirs.counts["attention_core"].kv_bytes <= new * core.kv_bytes
+
+
+# --- Weights in memory -----------------------------------------------------------------------------------------------
+
+PROJECTIONS = (
+    "qkv_projection",
+    "latent_down_projection",
+    "query_up_projection",
+    "key_absorption",
+    "value_up_projection",
+)
+TENSORS = {
+    **dict.fromkeys(PROJECTIONS, "attention_weights"),
+    "output_projection": "output_weights",
+    "router": "router_weights",
+}
+"""Which tensor of a precision an op's weights are, where they are not `weights`."""
+
+
+def check_residency(s, ran, op, work):
+    """What the fullest rank holds of an op's weights, whether it reads them or not: equal to the last byte."""
+    held = max(ran.held(r).get(op, 0) for r in range(len(ran.ranks))) * s.precision.bytes_of(TENSORS.get(op, "weights"))
+    assert float(work.resident_weight_bytes) == pytest.approx(held, rel=1e-12), f"{op} on {s.layout}"
+
+
+@pytest.mark.parametrize("sizes", SHARDED.values(), ids=SHARDED)
+@pytest.mark.parametrize("ffn", ["dense", "moe"])
+@pytest.mark.parametrize("model", [GQA, MLA], ids=["gqa", "mla"])
+def test_the_fullest_rank_holds_the_weights_that_the_equations_keep(model, ffn, sizes):
+    layer, s = layer_of(model, ffn), step_input(model, Layout(batch=3, **sizes), MIXED, 83, new=5)
+    ran = HelixLayer(layer, MIXED, s.layout, *weights_of(layer, np.random.default_rng(0)))
+    works = work_of(s, layer)
+    assert {op for r in range(len(ran.ranks)) for op in ran.held(r)} <= set(works)
+    for op, work in works.items():
+        check_residency(s, ran, op, work)
+
+
+# --- The append ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("new", [1, 5, 16, 17, 40, 90])
