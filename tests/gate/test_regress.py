@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_sim import cli
-from helix_sim.cli.sweeps import MOVED
 from helix_sim.core.errors import Exit, SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.gate import baseline, regress, verdict
@@ -375,7 +374,7 @@ def test_a_failure_explains_itself_in_every_form(
     edit(tmp_path / "machine.yaml", "value: 8000,", "value: 7920,")
     capsys.readouterr()
     single = ("--markdown", tmp_path / "v.md", "--junit", tmp_path / "v.xml", "--json", tmp_path / "v.json")
-    assert run("--baseline", folder, "--out", out, *single) == MOVED
+    assert run("--baseline", folder, "--out", out, *single) == Exit.MOVED
     said = capsys.readouterr().out
     for words in ("small: moved", "attention_core", "machine.yaml", "hbm_bandwidth_GBps: 8000.0 → 7920.0"):
         assert words in " ".join(said.split())
