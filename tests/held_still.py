@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from helix_sim.core.layout import Layout
@@ -100,7 +101,7 @@ def drawn(rng: random.Random, timing: str) -> Case:
     def width(doublings: int) -> int:
         return 2 ** rng.randint(0, doublings) if rng.random() < 0.8 else rng.randint(1, 2**doublings)
 
-    measured_on = [name for name in MACHINES if name.split("-")[0] == timing.split("-")[0]]
+    measured_on = [name for name in shipped("machine") if name.split("-")[0] == timing.split("-")[0]]
     machine = measured_on[0] if measured_on else rng.choice(MACHINES)
     model = rng.choice(MODELS)
     tpa, kvp, dp = width(3), width(4), width(5)
@@ -154,6 +155,11 @@ def kernels(timings: Iterable[str]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[["timing", "class", "count", "median", "mean", "bias"]]
 
 
+def measured_timings() -> list[str]:
+    """Names of the shipped timings that were fitted to measured kernels."""
+    return [name for name in shipped("timing") if load_timing(name).calibration]
+
+
 @functools.cache
 def predicted() -> pd.DataFrame:
     """The published servings and their predictions."""
@@ -198,7 +204,7 @@ RECORDS = {
     "frontier-deepseek-r1": Record(compute=lambda: frontier("paper-deepseek-r1")),
     "frontier-llama-3.1-405b": Record(compute=lambda: frontier("paper-llama-3.1-405b")),
     "claims": Record(compute=claims),
-    "kernels": Record(compute=kernels, timings=lambda: [name for name in shipped("timing") if "-" in name], floor=1.0),
+    "kernels": Record(compute=kernels, timings=measured_timings, floor=1.0),
     "servings": Record(compute=servings),
     "report": Record(compute=report, floor=1.0),
 }
@@ -209,26 +215,38 @@ def recorded(name: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / f"{name}.csv", engine="pyarrow")
 
 
+def moved(name: str, column: str, today: pd.DataFrame, then: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """How far each row of a column is from its record, relative to the larger of both; 0 or inf where it is text."""
+    if not pd.api.types.is_numeric_dtype(then[column]):
+        return np.where(today[column].astype(str) == then[column].astype(str), 0.0, np.inf)
+    x, y = (values[column].to_numpy(dtype=float, na_value=np.nan) for values in (today, then))
+    scale = np.maximum(np.maximum(np.abs(x), np.abs(y)), RECORDS[name].floor)
+    far = np.abs(x - y) / np.where(scale == 0, 1.0, scale)
+    return np.where(np.isnan(x) & np.isnan(y), 0.0, np.where(np.isnan(far), np.inf, far))
+
+
 def difference(name: str, today: pd.DataFrame, then: pd.DataFrame) -> tuple[float, str]:
     """The largest relative difference of a record's numbers, and where it is; inf where the tables say other things."""
     if list(today) != list(then) or len(today) != len(then):
         return np.inf, f"{len(today)} rows of {list(today)}, where {len(then)} of {list(then)} were recorded"
     worst, where = 0.0, ""
     for column in then:
-        a, b = today[column], then[column]
-        if not pd.api.types.is_numeric_dtype(b):
-            differ = np.flatnonzero(a.astype(str).to_numpy() != b.astype(str).to_numpy())
-            if len(differ):
-                return np.inf, f"{column} of row {differ[0]} is {a.iloc[differ[0]]}, was {b.iloc[differ[0]]}"
-            continue
-        x, y = (values.to_numpy(dtype=float, na_value=np.nan) for values in (a, b))
-        scale = np.maximum(np.maximum(np.abs(x), np.abs(y)), RECORDS[name].floor)
-        moved = np.abs(x - y) / np.where(scale == 0, 1.0, scale)
-        moved = np.where(np.isnan(x) & np.isnan(y), 0.0, np.where(np.isnan(moved), np.inf, moved))
-        if len(moved) and moved.max() > worst:
-            row = int(moved.argmax())
-            worst, where = float(moved.max()), f"{column} of row {row} is {x[row]}, was {y[row]}"
+        far = moved(name, column, today, then)
+        if len(far) and far.max() > worst:
+            row = int(far.argmax())
+            worst, where = float(far.max()), f"{column} of row {row} is {today[column][row]}, was {then[column][row]}"
     return worst, where
+
+
+def settled(name: str, today: pd.DataFrame, then: pd.DataFrame) -> pd.DataFrame:
+    """Today's table with the recorded digits of every number that has not moved, so that a record shows what has."""
+    if "timing" in today and len(today["timing"].unique()) > 1:
+        old = {timing: rows.reset_index(drop=True) for timing, rows in then.groupby("timing")}
+        groups = [(timing, rows.reset_index(drop=True)) for timing, rows in today.groupby("timing", sort=False)]
+        return pd.concat([settled(name, rows, old[timing]) if timing in old else rows for timing, rows in groups])
+    if list(today) != list(then) or len(today) != len(then):
+        return today
+    return today.assign(**{c: today[c].where(moved(name, c, today, then) > MOST, then[c]) for c in today})
 
 
 def compare(names: list[str]) -> bool:
@@ -244,10 +262,11 @@ def compare(names: list[str]) -> bool:
 
 
 def record(names: list[str]) -> None:
-    """Write records anew, of every timing that is shipped today."""
+    """Write records anew, of every timing that is shipped today; numbers that stand still keep their digits."""
     for name in names:
         timings = RECORDS[name].timings
-        RECORDS[name].compute(*([timings()] if timings else [])).to_csv(FOLDER / f"{name}.csv", index=False)
+        today = settled(name, RECORDS[name].compute(*([timings()] if timings else [])), recorded(name))
+        today.to_csv(FOLDER / f"{name}.csv", index=False)
         print(f"wrote {FOLDER / name}.csv", flush=True)
 
 
