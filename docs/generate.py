@@ -91,7 +91,7 @@ def verbs() -> dict[str, Any]:
     from helix_sim.cli import app
 
     root: Any = typer.main.get_command(app)
-    return dict(root.commands)
+    return {name: command for name, command in root.commands.items() if not command.hidden}
 
 
 def options(command: Any, kind: str = "option") -> list[Any]:
@@ -139,13 +139,19 @@ def cli(name: str) -> str:
     parts = [code(usage(name, command)), from_docstring(command.help)]
     if arguments := options(command, "argument"):
         rows = [(f"`{a.name.upper().replace('_', '-')}`", _default(a), a.help) for a in arguments]
-        parts.append(table(("argument", "default", "what it is"), rows))
+        parts.append(_parameters(("argument", "default", "what it is"), rows))
     panels: dict[str, list[tuple[str, str, str]]] = {}
     for each in options(command):
         panels.setdefault(getattr(each, "rich_help_panel", None) or "", []).append(_option_row(command, each))
-    for title, rows in panels.items():
-        parts += [*([f"{title}:"] if title else []), table(("option", "default", "what it does"), rows)]
+    for title, rows in sorted(panels.items(), key=lambda panel: panel[0] != ""):
+        parts += [*([f"{title}:"] if title else []), _parameters(("option", "default", "what it does"), rows)]
     return "\n\n".join(parts)
+
+
+def _parameters(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of parameters, without the column of defaults where none has one."""
+    kept = [place for place in range(len(columns)) if place != 1 or any(row[1] for row in rows)]
+    return table([columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
 def _option_row(command: Any, option: Any) -> tuple[str, str, str]:
@@ -440,7 +446,7 @@ def _constant(name: str) -> str:
 def _signature(name: str, function: Any) -> str:
     """How a function is called, a parameter a line where one line is too short for all."""
     signature = inspect.signature(function)
-    parameters = [str(each) for each in signature.parameters.values()]
+    parameters = [re.sub(r"<.*>", "…", str(each)) for each in signature.parameters.values()]
     keywords = [place for place, each in enumerate(signature.parameters.values()) if each.kind == each.KEYWORD_ONLY]
     if keywords:
         parameters.insert(keywords[0], "*")
@@ -628,7 +634,7 @@ def answer(command: str) -> str:
         sys.argv = argv
     if target:
         Path(target).write_text(out.getvalue(), encoding="utf-8")
-    return "\n".join(line.rstrip() for line in everything.getvalue().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in everything.getvalue().splitlines()).strip("\n")
 
 
 @contextlib.contextmanager

@@ -117,6 +117,8 @@ def recommend(
             choices=size(choices, "--choices"),
         )
     )
+    for text in found.plan.remarks:
+        remark(text)
     if as_json:
         print_json(found.record())
     else:
@@ -266,6 +268,8 @@ def sensitivity(
     refuse({f"--{name}": width for name, width in layout.widths().items()},
             "is of one layout, and a search tries them all; leave it, or --frontier and --set, out")  # fmt: skip
     planned = _searched(layout, gpus_at_most, family)
+    for remarked in planned.remarks:
+        remark(remarked)
     ttl_s = number(ttl_ms, "--ttl-ms") / 1e3 if ttl_ms is not None else None
     if change:
         refuse({"--out": out}, "is for the tornado plot, and a what-if has none; leave it out")

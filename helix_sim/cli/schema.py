@@ -10,7 +10,7 @@ from helix_sim.cli.base import app, print_json
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, machine, timing, sweep or families")]) -> None:
+def schema(kind: Annotated[str, typer.Argument(help="model, machine, timing, sweep, framework or families")]) -> None:
     """The JSON schema of a kind of YAML file, with which an editor completes and checks it while it is written."""
     from helix_sim.specs.schema import json_schema
 

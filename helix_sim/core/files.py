@@ -47,7 +47,8 @@ def appearing(path: Path) -> Iterator[Path]:
     device or a pipe the content is written when it is complete. An OSError names `path`.
     """
     with _naming(path):
-        if (there := _stat(path)) is not None and not stat.S_ISREG(there.st_mode):
+        there = _stat(path)
+        if there is not None and (not stat.S_ISREG(there.st_mode) or _own_output(there) is not None):
             if stat.S_ISDIR(there.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             with tempfile.TemporaryDirectory() as folder:
@@ -97,14 +98,20 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _opened(path: Path, there: os.stat_result) -> IO[bytes]:
-    """A device or a pipe, open for writing; the process's own outputs (/dev/stdout) go on where they are."""
+def _own_output(there: os.stat_result) -> int | None:
+    """The process's own output that a path such as /dev/stdout names, with what is still to be printed before it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if os.path.samestat(os.fstat(stream.fileno()), there):
                 stream.flush()
-                return os.fdopen(os.dup(stream.fileno()), "wb")
-    return path.open("wb")
+                return stream.fileno()
+    return None
+
+
+def _opened(path: Path, there: os.stat_result) -> IO[bytes]:
+    """A device or a pipe, open for writing; the process's own output goes on where it is."""
+    own = _own_output(there)
+    return path.open("wb") if own is None else os.fdopen(os.dup(own), "wb")
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:

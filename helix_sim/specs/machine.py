@@ -20,8 +20,8 @@ TABLE_FACTS = (*KERNEL_FACTS, "off_board_us", "fp8_attention")
 class Machine(Record):
     """One GPU and the networks around it. Rates are datasheet peaks, dense, per GPU, per direction."""
 
-    kind: Literal["machine"] = Field(description="says that the file is a machine's")
-    name: Text = Field(description="the file's name without its ending")
+    kind: Literal["machine"] = Field(description="says that the file is a machine's [name]")
+    name: Text = Field(description="the file's name without its ending [name]")
     gpus: WholeQuantity = Field(description="GPUs of the largest system that is searched [GPUs]")
     hbm_bandwidth_GBps: Positive = Field(description="HBM bandwidth of one GPU [GB/s]")
     memory_GB: Positive = Field(description="memory of one GPU as its driver sees it [GB]")
@@ -33,7 +33,9 @@ class Machine(Record):
     fp4_dense_TFLOPs: Positive | None = Field(None, description="dense FP4 rate of one GPU's tensor cores [TFLOP/s]")
     nvlink_per_direction_GBps: Positive = Field(description="NVLink bandwidth of one GPU in one direction [GB/s]")
     nvlink_domain_gpus: WholeQuantity = Field(description="GPUs that NVLink connects with each other [GPUs]")
-    nvlink_switch_reduces: Flag = Field(description="whether the NVLink switches add and multicast (NVLink SHARP)")
+    nvlink_switch_reduces: Flag = Field(
+        description="whether the NVLink switches add and multicast (NVLink SHARP) [yes or no]"
+    )
     network_per_direction_GBps: Positive = Field(description="scale-out bandwidth of one GPU in one direction [GB/s]")
     sms: WholeQuantity | None = Field(
         None, description="streaming multiprocessors of one GPU; measured timings ask [SMs]"
@@ -45,8 +47,12 @@ class Machine(Record):
     off_board_us: Quantity | None = Field(
         None, description="latency of leaving the board, where public tables measured one board alone [µs]"
     )
-    fp8_attention: Flag | None = Field(None, description="whether attention multiplies in FP8 where its cache is FP8")
-    public_tables: PublicTables | None = Field(None, description="where the public package has this machine's kernels")
+    fp8_attention: Flag | None = Field(
+        None, description="whether attention multiplies in FP8 where its cache is FP8 [yes or no]"
+    )
+    public_tables: PublicTables | None = Field(
+        None, description="where the public package has this machine's kernels [mapping]"
+    )
 
     @model_validator(mode="after")
     def _tables_have_their_facts(self) -> Self:

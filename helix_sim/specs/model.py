@@ -22,7 +22,7 @@ from helix_sim.specs.values import Count, NaturalCount, Number, Record, Text
 class GqaAttention(Record):
     """Grouped-query attention: `kv_heads` heads of keys and values, shared by q_heads / kv_heads queries each."""
 
-    kind: Literal["gqa"] = Field(description="type of the attention: gqa")
+    kind: Literal["gqa"] = Field(description="type of the attention: gqa [name]")
     q_heads: Count = Field(description="query heads, Q in the paper [count]")
     kv_heads: Count = Field(description="heads of keys and values, K in the paper; 1 is multi-query attention [count]")
     head_size: Count = Field(description="dimensions of one head's query, key and value, Hsz in the paper [values]")
@@ -61,7 +61,7 @@ class GqaAttention(Record):
 class MlaAttention(Record):
     """Multi-head latent attention, decoded in its absorbed form: one latent per token, shared by all heads."""
 
-    kind: Literal["mla"] = Field(description="type of the attention: mla")
+    kind: Literal["mla"] = Field(description="type of the attention: mla [name]")
     q_heads: Count = Field(description="query heads, Q in the paper [count]")
     q_lora_rank: Count = Field(description="width of the query's latent [values]")
     kv_lora_rank: Count = Field(description="width of the latent that is cached for keys and values [values]")
@@ -102,7 +102,7 @@ class MlaAttention(Record):
 class DenseFfn(Record):
     """A gated feed-forward network that every token passes: gate, up and down projection."""
 
-    kind: Literal["dense"] = Field(description="type of the feed-forward network: dense")
+    kind: Literal["dense"] = Field(description="type of the feed-forward network: dense [name]")
     intermediate_size: Count = Field(description="inner width, F in the paper [values]")
 
     @property
@@ -118,7 +118,7 @@ class DenseFfn(Record):
 class RoutedFfn(Record):
     """Routed and shared experts of a mixture-of-experts (MoE) layer, each a gated feed-forward network."""
 
-    kind: Literal["routed"] = Field(description="type of the feed-forward network: routed")
+    kind: Literal["routed"] = Field(description="type of the feed-forward network: routed [name]")
     routed: Count = Field(description="experts among which the router chooses [count]")
     top_k: Count = Field(description="experts that each token is sent to [count]")
     intermediate_size: Count = Field(description="inner width of one routed expert [values]")
@@ -185,7 +185,7 @@ MOST_LAYERS = 10_000
 class Model(Record):
     """A decoder: its kinds of attention and of feed-forward network, and the list of layers made of them."""
 
-    kind: Literal["model"] = Field(description="what the file is: model")
+    kind: Literal["model"] = Field(description="what the file is: model [name]")
     name: Text = Field(description="the model's name [text]")
     source: Text = Field(description="where its numbers come from, such as the config's address [text]")
     published_parameters_B: Annotated[Number, Field(gt=0)] = Field(

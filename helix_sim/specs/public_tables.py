@@ -19,68 +19,82 @@ TableName = Literal["attention_mla", "gemm", "grouped_gemm", "all_reduce", "expe
 class Borrowed(Record):
     """Rows of another system's or another framework's table that stand in for a table's own."""
 
-    table: TableName = Field(description="the table that lacks the rows")
-    framework: Text | None = Field(None, description="whose table lacks them; every framework's where not said")
+    table: TableName = Field(description="the table that lacks the rows [name]")
+    framework: Text | None = Field(None, description="whose table lacks them; every framework's where not said [name]")
     from_system: Text | None = Field(
-        None, description="the system that lends, by its short name; the same where not said"
+        None, description="the system that lends, by its short name; the same where not said [name]"
     )
-    from_framework: Text | None = Field(None, description="the framework that lends; the same where not said")
-    format: Text | None = Field(None, description="rows of this number format alone, as the table spells it")
-    kernel: Text | None = Field(None, description="rows of this kernel alone, as the table spells it")
-    more_ranks: bool = Field(False, description="rows of more ranks than the table itself has, and no others")
-    reason: Text = Field(description="why these rows stand in; the classes fitted to them say it too")
+    from_framework: Text | None = Field(None, description="the framework that lends; the same where not said [name]")
+    format: Text | None = Field(None, description="rows of this number format alone, as the table spells it [name]")
+    kernel: Text | None = Field(None, description="rows of this kernel alone, as the table spells it [name]")
+    more_ranks: bool = Field(
+        False, description="rows of more ranks than the table itself has, and no others [yes or no]"
+    )
+    reason: Text = Field(description="why these rows stand in; the classes fitted to them say it too [text]")
 
 
 class PublicTables(Record):
     """Where the package `aiconfigurator-core` has a machine's measured kernels, and what they borrow."""
 
     system: Text = Field(
-        description="the machine's short name, as commands and measured timings have it: gb200, b200, h100"
+        description="the machine's short name, as commands and measured timings have it: gb200, b200, h100 [name]"
     )
-    folder: Text = Field(description="the machine's folder in the package's `systems/data`")
-    frameworks: list[Text] = Field(min_length=1, description="the frameworks whose kernels were measured on it")
-    borrowed: list[Borrowed] = Field([], description="rows that this machine's tables lack, and whose stand in")
+    folder: Text = Field(description="the machine's folder in the package's `systems/data` [name]")
+    frameworks: list[Text] = Field(
+        min_length=1, description="the frameworks whose kernels were measured on it [list of names]"
+    )
+    borrowed: list[Borrowed] = Field([], description="rows that this machine's tables lack, and whose stand in [list]")
 
 
 class WireFormat(Record):
     """A number format and where it is known from."""
 
-    value: NumberFormat = Field(description="the number format")
-    source: Source = Field(description="where it is known from")
+    value: NumberFormat = Field(description="the number format [format]")
+    source: Source = Field(description="where it is known from [text]")
 
 
 class Exchange(Record):
     """How a framework sends tokens to their experts and back."""
 
-    kernels: list[Text] = Field(min_length=1, description="the kernels it runs, as the public tables spell them")
-    attention: Flag = Field(description="whether the all-to-all of partial attention outputs runs on them as well")
+    kernels: list[Text] = Field(
+        min_length=1, description="the kernels it runs, as the public tables spell them [list of names]"
+    )
+    attention: Flag = Field(
+        description="whether the all-to-all of partial attention outputs runs on them as well [yes or no]"
+    )
     doubling_us: Quantity | None = Field(
         None, description="latency of each doubling of the ranks, where tables of one board cannot tell it [µs]"
     )
-    remark: Text | None = Field(None, description="what its measurements leave open, as the fitted classes say it")
+    remark: Text | None = Field(
+        None, description="what its measurements leave open, as the fitted classes say it [text]"
+    )
     gathers: Text | None = Field(
         None,
-        description="what it does where none of these kernels was measured: gather all tokens and scatter the sums",
+        description="what it does where none of these was measured: gather all tokens and scatter the sums [text]",
     )
 
 
 class Releases(Record):
     """A framework's own version inside the releases of a distribution that servings name."""
 
-    source: Source = Field(description="where the versions are known from")
-    versions: dict[Text, Text] = Field(description="the framework's version by the release's")
+    source: Source = Field(description="where the versions are known from [text]")
+    versions: dict[Text, Text] = Field(description="the framework's version by the release's [mapping]")
 
 
 class Framework(Record):
     """A serving framework as the public tables and servings show it: the same on every machine."""
 
-    kind: Literal["framework"] = Field(description="says that the file is a framework's")
-    name: Text = Field(description="its short name, as commands, tables and measured timings have it")
-    title: Text = Field(description="its name as its makers write it")
+    kind: Literal["framework"] = Field(description="says that the file is a framework's [name]")
+    name: Text = Field(description="its short name, as commands, tables and measured timings have it [name]")
+    title: Text = Field(description="its name as its makers write it [text]")
     step_overhead_us: Quantity = Field(description="host and launch overhead of one decode step, outside kernels [µs]")
     dispatch: dict[Literal["fp4", "fp8"], WireFormat] = Field(
-        description="the format in which tokens travel to their experts, by the precision of the checkpoint"
+        description="the format in which tokens travel to their experts, by the precision of the checkpoint [mapping]"
     )
-    exchange: Exchange = Field(description="how tokens travel to their experts and back")
-    releases: Releases | None = Field(None, description="its versions inside releases by which servings name it")
-    borrowed: list[Borrowed] = Field([], description="rows that its tables lack on every machine, and whose stand in")
+    exchange: Exchange = Field(description="how tokens travel to their experts and back [mapping]")
+    releases: Releases | None = Field(
+        None, description="its versions inside releases by which servings name it [mapping]"
+    )
+    borrowed: list[Borrowed] = Field(
+        [], description="rows that its tables lack on every machine, and whose stand in [list]"
+    )

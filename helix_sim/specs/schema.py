@@ -33,6 +33,8 @@ def json_schema(kind: str) -> dict[str, Any]:
     schema = {"$schema": DIALECT, **_with_limits(FILES[kind].model_json_schema()), "title": f"helix-sim {kind}"}
     if kind == "sweep":
         _offer_names(schema["properties"])
+    if kind == "timing":
+        _let_extend(schema)
     return schema
 
 
@@ -48,6 +50,17 @@ def _with_limits(schema: Any) -> Any:
         return schema
     renamed = {LIMITS.get(key, key) if isinstance(each, int | float) else key: each for key, each in schema.items()}
     return {key: _with_limits(each) for key, each in renamed.items()}
+
+
+def _let_extend(schema: dict[str, Any]) -> None:
+    """A timing that extends another holds only what differs, down to one constant of a group."""
+    whole, own = schema["required"], ["kind", "name", "description"]
+    schema["required"] = own
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": [key for key in whole if key not in own]}]
+    for key in whole:
+        group = schema["$defs"].get(schema["properties"][key].get("$ref", "").rpartition("/")[2], {})
+        if "value" not in group.get("properties", {}):  # a quantity keeps both its value and its source
+            group.pop("required", None)
 
 
 def _offer_names(properties: dict[str, Any]) -> None:

@@ -69,13 +69,13 @@ class Residuals(Record):
 class KernelClass(Record):
     """One class of kernels as measured: the name of its shape, the shape's parameters, what was measured, how well."""
 
-    shape: Text = Field(description="the equation of its time, by its name in timing.kernel_shapes")
-    source: Source = Field(description="the tables it was fitted to, how many rows, and when")
-    parameters: dict[Text, Quantity] = Field(description="the shape's parameters, units in their names")
+    shape: Text = Field(description="the equation of its time, by its name in timing.kernel_shapes [name]")
+    source: Source = Field(description="the tables it was fitted to, how many rows, and when [text]")
+    parameters: dict[Text, Quantity] = Field(description="the shape's parameters, units in their names [mapping]")
     largest: dict[Text, Annotated[Number, Field(gt=0)]] = Field(
-        {}, description="largest measured size by name of a Work's field; what is larger is extrapolated"
+        {}, description="largest measured size by name of a Work's field; what is larger is extrapolated [mapping]"
     )
-    residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit")
+    residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
     @property
     def values(self) -> dict[str, float]:
@@ -86,41 +86,45 @@ class KernelClass(Record):
 class Composition(Record):
     """How well kernels add up: whole modules of a step, timed as one, over the sum of their kernels."""
 
-    source: Source = Field(description="the tables of whole modules, and how many rows")
+    source: Source = Field(description="the tables of whole modules, and how many rows [text]")
     low: Annotated[Number, Field(gt=-1, le=0)] = Field(
         description="lower end of an 80 % interval, of the sum, less what the kernels' own residuals explain [1]"
     )
     high: Annotated[Number, Field(ge=0)] = Field(description="upper end of the same interval [1]")
-    residuals: Residuals = Field(description="measured over summed time, as it is")
+    residuals: Residuals = Field(description="measured over summed time, as it is [mapping]")
 
 
 class Calibration(Record):
     """Measured kernels of one framework on one system, by class, and what its steps take outside of kernels."""
 
-    system: Text = Field(description="the machine's short name in the public tables: gb200, b200, h100")
-    framework: Text = Field(description="the framework's short name: trtllm, sglang, vllm")
-    package: Text = Field(description="the package of measurements and its version")
+    system: Text = Field(description="the machine's short name in the public tables: gb200, b200, h100 [name]")
+    framework: Text = Field(description="the framework's short name: trtllm, sglang, vllm [name]")
+    package: Text = Field(description="the package of measurements and its version [text]")
     step_overhead_us: Quantity = Field(description="host and launch overhead of one step, outside all kernels [µs]")
-    composition: Composition | None = Field(None, description="what all kernels of a step share of its interval")
+    composition: Composition | None = Field(
+        None, description="what all kernels of a step share of its interval [mapping]"
+    )
     classes: dict[Text, KernelClass] = Field(
-        description="by op class and number format (gemm-nvfp4); an op class alone serves all formats"
+        description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
 
 
 class Timing(Record):
     """Constants that turn Work into seconds: the same for every model, layout and figure."""
 
-    kind: Literal["timing"] = Field(description="says that the file is a timing's")
-    name: Text = Field(description="the file's name without its ending")
-    description: Text = Field(description="what the timing stands for, in a line")
+    kind: Literal["timing"] = Field(description="says that the file is a timing's [name]")
+    name: Text = Field(description="the file's name without its ending [name]")
+    description: Text = Field(description="what the timing stands for, in a line [text]")
     extends: Text | None = Field(
         None,
         exclude=True,  # how the file says the values, not one of them: copies and digests are of what holds
-        description="timing whose values hold where this file says none: a shipped name, or a path beside this file",
+        description="timing whose values hold where this file says none: shipped, or a path beside this file [name]",
     )
-    kernel: OpConstants = Field(description="of kernels that were not measured")
-    pointwise: OpConstants = Field(description="of pointwise kernels (RoPE, activations) that were not measured")
-    collective: CollectiveConstants = Field(description="of collectives that were not measured")
+    kernel: OpConstants = Field(description="of kernels that were not measured [mapping]")
+    pointwise: OpConstants = Field(
+        description="of pointwise kernels (RoPE, activations) that were not measured [mapping]"
+    )
+    collective: CollectiveConstants = Field(description="of collectives that were not measured [mapping]")
     all_reduce_overlap: Fraction = Field(
         description="share of an all-reduce's transfer, or of the product before it, that runs behind the other [1]"
     )
@@ -131,7 +135,7 @@ class Timing(Record):
         description="share of the shared experts' launch latency that runs behind the routed experts [1]"
     )
     calibration: Calibration | None = Field(
-        None, description="measured kernels; the constants above stand in where a class was not measured"
+        None, description="measured kernels; the constants above stand in where a class was not measured [mapping]"
     )
 
     def of(self, op_class: str) -> OpConstants:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from helix_sim.answers.recommend import Limits, Mix, Request, parse_mix, recommend, search_plan
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
+from helix_sim.output.export import export
 from helix_sim.search.layout_source import Options, pick
 from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import data_folder
@@ -122,7 +123,37 @@ def test_a_choice_of_a_mix_is_evaluated_at_the_context_of_its_own_batch() -> Non
         assert choice.step.context == request.mix.of_batch(choice.step.layout.batch)
 
 
-@pytest.mark.parametrize("text", ["", "1M,2M", "1M:0.5,2M:0.6", "1M:x", "1M:0.5:2,2M:0.5", "1M:-1,2M:2", "0", "nan"])
+def test_a_choice_of_a_mix_says_its_longest_request_and_is_exported_by_it(tmp_path: Path) -> None:
+    found = recommend(replace(LARGE, mix=parse_mix("32K:0.7,1M:0.3"), families=("ep",)))
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(found.record()))
+    for number, choice in enumerate(found.choices, start=1):
+        picked = pick(f"{path}:{number}")
+        assert picked.longest_context == 10**6 > picked.step.context or choice.step.layout.batch == 1
+        assert float(picked.step.ttl_s) == pytest.approx(float(choice.step.ttl_s), rel=1e-12)
+        assert export(picked, to="sglang").options["--context-length"] == 10**6
+
+
+def test_shares_of_one_context_given_twice_are_added() -> None:
+    assert parse_mix("1M:0.25,32K:0.5,1M:0.25") == Mix(contexts=(10**6, 32_000), shares=(0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1M,2M",
+        "9999999999G",
+        "10T:0.5,1M:0.5",
+        "1M:nan,1M:nan",
+        "1M:0.5,2M:0.6",
+        "1M:x",
+        "1M:0.5:2,2M:0.5",
+        "1M:-1,2M:2",
+        "0",
+        "nan",
+    ],
+)
 def test_a_mix_that_is_none_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(SpecError, match="--context"):
         parse_mix(text)
@@ -214,6 +245,8 @@ def test_relaxations_come_with_the_least_move_first(machine: Callable[..., str])
         {"ttl_s": 0.0},
         {"ttl_s": float("nan")},
         {"min_users": 0},
+        {"min_users": 10**30},
+        {"ttl_s": float("inf")},
         {"choices": 0},
         {"model": "no-such-model"},
     ],

@@ -18,7 +18,7 @@ from helix_sim.output import report
 from helix_sim.output.trace import chrome_trace, timeline
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
-from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
+from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing, parse
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting

@@ -17,7 +17,7 @@ from helix_sim.answers.explain import explain
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES
 from helix_sim.output.export import STACKS, export
-from helix_sim.output.sweep_folder import explore
+from helix_sim.output.sweep_folder import write_sweep
 from helix_sim.search.layout_source import FORMATS, REQUIRED, Options, pick, precision_of, read_formats
 from helix_sim.search.plan import plan
 from helix_sim.specs.load import data_folder, load_machine, load_sweep
@@ -222,7 +222,7 @@ def test_a_number_of_ones_own_sweep_loads_by_its_file_its_digest_and_its_folder(
     own_sweep: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = own_sweep()
-    summary = explore(load_sweep(path), tmp_path / "out")
+    summary = write_sweep(load_sweep(path), tmp_path / "out")
     row = (tmp_path / "out" / "frontier.csv").read_text().splitlines()
     number = dict(zip(row[0].split(","), row[1].split(","), strict=True))["id"]
     found = [pick(f"{source}:{number}") for source in (path, f"{tmp_path}/out")]
@@ -240,7 +240,7 @@ def test_a_number_of_a_sweep_that_has_changed_is_refused(
     what: str, own_sweep: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = own_sweep()
-    summary = explore(load_sweep(path), tmp_path / "out")
+    summary = write_sweep(load_sweep(path), tmp_path / "out")
     if what == "sweep":
         own_sweep(families="[helix, tp]")
     else:
@@ -255,7 +255,7 @@ def test_a_number_of_a_sweep_that_has_changed_is_refused(
 def test_a_folder_of_a_sweep_under_another_timing_keeps_that_timing(
     own_sweep: Callable[..., Path], tmp_path: Path
 ) -> None:
-    explore(load_sweep(own_sweep()).with_timing("ideal"), tmp_path / "out")
+    write_sweep(load_sweep(own_sweep()).with_timing("ideal"), tmp_path / "out")
     assert pick(f"{tmp_path}/out:3").step.timing.name == "ideal"
 
 
