@@ -1,7 +1,7 @@
 """Writes what docs/ and the README take from the code, between `generated` and `end` comments.
 
     python docs/generate.py             references from the code, tables from the YAML files, answers of commands
-    python docs/generate.py --measured  also what takes minutes: claims and accuracy (needs the extra `silicon`)
+    python docs/generate.py --measured  also what takes minutes: claims, speed, accuracy (needs the extra `silicon`)
     python docs/generate.py --check     writes nothing; exit code 1 and a line for each page that is stale
 
 A region stands between `<!-- generated: NAME ARGUMENT -->` and `<!-- end -->`; PRODUCERS has every name. In a block of
@@ -274,9 +274,9 @@ def yaml(kind: str) -> str:
     """Every key of a kind of file: record by record, with type, limits, unit, default and meaning."""
     parts = []
     for index, (title, (about, fields)) in enumerate(yaml_records(kind).items()):
-        rows = [(f"`{f.key}`", f.kind, f.unit, f.default, f.text) for f in fields]
+        rows = [(f"`{f.key}`", f.text, f.unit, f.kind, f.default) for f in fields]
         heading = "## The file" if index == 0 else f"## {title}"
-        parts += [heading, from_docstring(about), table(("key", "type", "unit", "default", "what it is"), rows)]
+        parts += [heading, from_docstring(about), table(("key", "what it is", "unit", "type", "default"), rows)]
     return "\n\n".join(parts)
 
 
@@ -589,6 +589,41 @@ def servings(_: str) -> str:
     return "\n\n".join(parts)
 
 
+def speed(_: str) -> str:
+    """How long the searches of the paper and one step take here: medians of rounds that take turns."""
+    from statistics import median
+    from time import perf_counter
+
+    import helix_sim as hs
+    from helix_sim.search.plan import plan
+    from helix_sim.search.sweep import run_plan
+
+    plans = {name: plan(hs.load_sweep(name)) for name in ("paper-deepseek-r1", "paper-llama-3.1-405b")}
+    model, machine = hs.load_model("deepseek-r1"), hs.load_machine("gb200-nvl72")
+    x = hs.Layout(batch=8, kvp=64, tpf=2, ep=32)
+    jobs: dict[str, tuple[int, Callable[[], Any]]] = {
+        f"`{name}`": (planned.layouts, lambda planned=planned: run_plan(planned)) for name, planned in plans.items()
+    }
+    jobs["one step of DeepSeek-R1, `hs.decode_step`"] = (1, lambda: hs.decode_step(model, machine, x, 1_000_000))
+    seconds: dict[str, list[float]] = {job: [] for job in jobs}
+    for _round in range(8):
+        for job, (_layouts, call) in jobs.items():
+            begun = perf_counter()
+            call()
+            seconds[job].append(perf_counter() - begun)
+    rows = [
+        (job, f"{layouts:,}", f"{median(seconds[job][1:]) * 1e3:,.3g}", _rate(layouts / median(seconds[job][1:])))
+        for job, (layouts, _call) in jobs.items()
+    ]
+    day = datetime.date.today().isoformat()
+    head = f"Printed by `python docs/generate.py --measured`, helix-sim {hs.__version__}, {day}, on one core."
+    return f"{head}\n\n{table(('what', '>layouts', '>ms', '>layouts/s'), rows)}"
+
+
+def _rate(value: float) -> str:
+    return f"{value / 1e6:,.3g} million" if value >= 1e6 else f"{value:,.3g}"
+
+
 PRODUCERS: dict[str, Callable[[str], str]] = {
     "cli": cli,
     "verbs": verb_list,
@@ -605,7 +640,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "reasons": reasons,
     "knobs": knobs,
 }
-MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings}
+MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed}
 """What takes minutes: written on request alone, with the command and the day."""
 
 
@@ -692,10 +727,13 @@ def main() -> int:
     """Write the pages, or say which are stale."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--measured", action="store_true", help="also what takes minutes")
+    parser.add_argument("--page", help="this page alone, such as performance.md")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is stale")
     given = parser.parse_args()
     stale = []
     for path in pages():
+        if given.page and not str(path).endswith(given.page):
+            continue
         before = path.read_text(encoding="utf-8")
         after = written(before, given.measured)
         if after != before:

@@ -78,9 +78,9 @@ def test_what_takes_minutes_says_its_command_and_its_day():
     for path in PAGES:
         for match in generate.REGION.finditer(text_of(path)):
             if match["name"] in generate.MEASURED:
-                assert re.search(r"Printed by `helix-sim [^`]+`, helix-sim [\d.]+, \d{4}-\d\d-\d\d\.", match[0]), (
-                    path.name
-                )
+                assert re.search(
+                    r"Printed by `(helix-sim|python) [^`]+`, helix-sim [\d.]+, \d{4}-\d\d-\d\d", match[0]
+                ), path.name
 
 
 def test_a_stale_page_is_noticed():
