@@ -148,7 +148,7 @@ def test_a_file_of_measurements_is_refitted_without_a_gpu(tmp_path):
         (["gpu", "--out", "timing.txt"], "must end in .yaml"),
         (["gpu", "--out", "timing.yaml", "--from", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
         (["gpu", "--out", "timing.yaml", "--from", "bad.csv"], "bad.csv: no column op"),
-        (["gpu", "--out", "timing.yaml", "--system", "h200"], "no --system, --framework or --as-of"),
+        (["gpu", "--out", "timing.yaml", "--system", "h200"], "--system is for calibrate silicon"),
         (["silicon", "--out", "x"], "needs --system and --framework"),
         (["tpu", "--out", "x"], "'tpu' is not one of silicon, gpu"),
     ],
