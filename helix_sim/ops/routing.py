@@ -56,7 +56,7 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
     normal = n * p + spread * z + skewness
     largest = np.array(np.clip(normal, 0, n))
-    few = np.broadcast_to(n <= EXACT_UP_TO, np.shape(largest))
+    few = np.broadcast_to((n > 0) & (n <= EXACT_UP_TO), np.shape(largest))
     largest[few] = _largest_of_few(*(np.broadcast_to(size, np.shape(largest))[few] for size in (n, p, ranks)))
     return largest[()]
 

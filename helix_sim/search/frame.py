@@ -10,7 +10,7 @@ import numpy.typing as npt
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.text import said
-from helix_sim.feasibility import FLAGS, memory_reason, shape_reasons
+from helix_sim.feasibility import FLAGS, Reason, shape_reasons
 from helix_sim.specs.setting import Setting
 from helix_sim.specs.values import LIMIT
 from helix_sim.step import evaluate_step
@@ -68,7 +68,9 @@ def _checked(given: Columns, rows: int) -> Columns:
     problems = []
     for name, column in given.items():
         numbers = column.dtype.kind in "iuf"
-        good = (column >= 1) & (column <= LIMIT) & (column == np.floor(column)) if numbers else np.zeros(rows, bool)
+        good = (column >= 1) & (column <= LIMIT) if numbers else np.zeros(rows, bool)
+        if column.dtype.kind == "f":
+            good &= column == np.floor(column)
         if not good.all():
             row = int(np.argmin(good))
             problems.append(f"{name}: row {row} holds {said(column[row])}; it must be a whole number from 1 to 10^12")
@@ -92,7 +94,8 @@ def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]
     # what is impossible is evaluated as the smallest layout, and blanked: cheaper than cutting every column
     safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], 1) for name in AXES})
     step = evaluate_step(setting, safe, context, columns["query_tokens"])
-    flags |= np.where(sound, memory_reason(step.memory, setting.machine), 0)
+    memory, resident = step.memory, step.memory.resident_bytes
+    flags |= (sound & (resident > setting.machine.memory_bytes)) * Reason.OUT_OF_MEMORY.flag
     runs, nan = flags == 0, np.nan
     measured: dict[str, Any] = {}
     if setting.timing.calibration is not None:
@@ -101,7 +104,6 @@ def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]
         measured = {"ttl_low_s": np.where(runs, low, nan), "ttl_high_s": np.where(runs, high, nan)}
         measured |= {"extrapolated": extrapolated}
     ttl_s = np.where(runs, step.ttl_s, nan)
-    memory = step.memory
     return {
         "gpus": x.gpus,
         "users": x.users,
@@ -112,7 +114,7 @@ def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]
         "weights_bytes": np.where(sound, memory.weights, nan),
         "kv_cache_bytes": np.where(sound, memory.kv_cache, nan),
         "activation_bytes": np.where(sound, memory.activations, nan),
-        "resident_bytes": np.where(sound, memory.resident_bytes, nan),
+        "resident_bytes": np.where(sound, resident, nan),
         "flags": flags,
     }
 
@@ -121,6 +123,7 @@ def _names(flags: npt.NDArray[Any]) -> pd.Categorical[str]:
     """Names of each row's reasons."""
     import pandas as pd
 
-    distinct, place = np.unique(flags, return_inverse=True)
+    distinct = np.flatnonzero(np.bincount(flags, minlength=1))
+    place = np.searchsorted(distinct, flags)
     texts = [", ".join(reason.name for reason, flag in FLAGS.items() if found & flag) for found in distinct.tolist()]
     return pd.Categorical.from_codes(place, categories=pd.Index(texts))
