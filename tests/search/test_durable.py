@@ -50,9 +50,14 @@ def small(**changes):
     return parse(Sweep, parse_yaml(SMALL, "small") | changes, "small")
 
 
+def files_of(folder):
+    """Every file of a folder and its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def contents(folder):
     """Every file of a folder and its bytes; of the summary without where its sweep's own file lies."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = files_of(folder)
     if "summary.json" in found:
         summary = json.loads(found["summary.json"])
         summary["inputs"].pop("sweep", None)
@@ -262,10 +267,10 @@ def test_a_run_that_fails_at_any_write_is_resumed(moment, monkeypatch, whole, tm
 
 def stopped(out, sweep=None, **options):
     """The exit code and sentence of a run that is refused; the folder is as it was."""
-    before = contents(out)
+    before = files_of(out)
     with pytest.raises(Stopped) as caught:
         write_sweep(sweep or small(), out, every_point=True, layouts_per_block=BLOCK, **options)
-    assert contents(out) == before
+    assert files_of(out) == before
     return caught.value.code, caught.value.sentence
 
 
