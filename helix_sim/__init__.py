@@ -20,7 +20,7 @@ Start here:
 
 Every verb of the command line is one call: explain, recommend, export, trace, sensitivity, what_if, run_sweep and
 write_sweep, write_report, regress and update_baselines, reproduce, calibrate_silicon, calibrate_gpu, validate_kernels,
-validate_servings, import_hf, shipped (models, hardware), json_schema (schema) and check_file (check).
+validate_servings, import_hf, models, machines, check and json_schema (schema).
 
 Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for
 each reason; a bad file raises SpecError with all of its problems.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from helix_sim.answers.explain import Explanation, explain
     from helix_sim.answers.recommend import Request, parse_mix, recommend
     from helix_sim.answers.sensitivity import elasticities, frontier_sensitivity, sensitivity, what_if
-    from helix_sim.core.errors import SpecError
+    from helix_sim.core.errors import Exit, SpecError
     from helix_sim.core.layout import Layout
     from helix_sim.core.units import parse_size
     from helix_sim.gate.regress import regress
@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     from helix_sim.output.sweep_folder import write_sweep
     from helix_sim.output.trace import trace
     from helix_sim.search.frame import evaluate
-    from helix_sim.search.layout_source import Options, pick
+    from helix_sim.search.layout_source import Options, Picked, pick
     from helix_sim.search.pareto import Frontier, frontier
     from helix_sim.search.sweep import SweepResult, run_sweep
+    from helix_sim.specs.catalogue import check, machines, models
     from helix_sim.specs.import_hf import import_file as import_hf
     from helix_sim.specs.load import check_file, load_machine, load_model, load_sweep, load_timing, shipped
     from helix_sim.specs.machine import Machine
@@ -79,7 +80,10 @@ _HOME = {
         "sensitivity",
         "what_if",
     ),
-    "core.errors": ("SpecError",),
+    "core.errors": (
+        "Exit",
+        "SpecError",
+    ),
     "core.layout": ("Layout",),
     "core.units": ("parse_size",),
     "gate.regress": (
@@ -100,6 +104,7 @@ _HOME = {
     "search.frame": ("evaluate",),
     "search.layout_source": (
         "Options",
+        "Picked",
         "pick",
     ),
     "search.pareto": (
@@ -109,6 +114,11 @@ _HOME = {
     "search.sweep": (
         "SweepResult",
         "run_sweep",
+    ),
+    "specs.catalogue": (
+        "check",
+        "machines",
+        "models",
     ),
     "specs.import_hf": ("import_hf",),
     "specs.load": (
@@ -143,6 +153,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "KNOBS",
+    "Exit",
     "Explanation",
     "Frontier",
     "Layout",
@@ -150,6 +161,7 @@ __all__ = [
     "Machine",
     "Model",
     "Options",
+    "Picked",
     "Precision",
     "Request",
     "Setting",
@@ -160,6 +172,7 @@ __all__ = [
     "Timing",
     "calibrate_gpu",
     "calibrate_silicon",
+    "check",
     "check_file",
     "decode_step",
     "elasticities",
@@ -174,6 +187,8 @@ __all__ = [
     "load_model",
     "load_sweep",
     "load_timing",
+    "machines",
+    "models",
     "parse_mix",
     "parse_size",
     "pick",

@@ -20,7 +20,7 @@ from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.setting import Setting
+from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
@@ -288,12 +288,14 @@ def setting_of(
 ) -> Setting:
     """A setting, with the defaults where something is not given.
 
-    timing: the `paper` timing unless given. precision: the machine's narrowest formats unless given.
+    timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
+    the machine's narrowest formats unless given.
     """
     if timing is None:
         from helix_sim.specs.load import load_timing
 
         timing = load_timing("paper")
+    require_measured_here(machine, timing)
     return Setting(model=model, machine=machine, timing=timing, precision=precision or default_precision(machine))
 
 

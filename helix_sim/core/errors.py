@@ -21,7 +21,7 @@ class Exit(IntEnum):
         return member
 
     DONE = 0, "what was asked is done: every curve held, some layout keeps every limit"
-    MOVED = 1, "regress: a curve moved; recommend and sweep: no layout does what was asked; nothing else ends with 1"
+    MOVED = 1, "regress: a curve moved; other verbs: no layout does what was asked; nothing else ends with 1"
     BAD_INPUT = 2, "a mistake in a file or an option, or a layout that cannot run"
     OTHER_SWEEP = 3, "sweep: the folder holds another sweep"
     UNFINISHED = 4, "sweep: the folder holds this sweep, unfinished; --resume goes on"

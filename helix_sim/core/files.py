@@ -30,15 +30,6 @@ PROBE_BYTES = 4096
 """Written and removed again before the work begins: a block of most disks."""
 
 
-def is_path(name: str) -> bool:
-    """Whether a spec is named by the path of its file, not as one of those that are shipped.
-
-    >>> is_path("deepseek-r1"), is_path("./deepseek-r1"), is_path("mine.yaml")
-    (False, True, True)
-    """
-    return "/" in name or os.sep in name or name.endswith((".yaml", ".yml"))
-
-
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary path whose content becomes that of `path` when the block ends, and is removed if it fails.

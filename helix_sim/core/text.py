@@ -1,7 +1,8 @@
-"""Values as a sentence for the user quotes them."""
+"""Words: values as a sentence for the user quotes them, and what a word of the user names."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
@@ -27,3 +28,12 @@ def said(value: Any) -> str:
     except (ValueError, RecursionError):  # a number of more than 4300 digits somewhere in it
         text = f"a {type(value).__name__}"
     return shortened(text, 80)
+
+
+def is_path(name: str) -> bool:
+    """Whether a spec is named by the path of its file, not as one of those that are shipped.
+
+    >>> is_path("deepseek-r1"), is_path("./deepseek-r1"), is_path("mine.yaml")
+    (False, True, True)
+    """
+    return "/" in name or os.sep in name or name.endswith((".yaml", ".yml"))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.files import is_path
-from helix_sim.core.text import said, shortened
+from helix_sim.core.text import is_path, said, shortened
 from helix_sim.specs.load import find, shipped
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.values import Record

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.files import is_path
 from helix_sim.core.layout import AXES, Layout
-from helix_sim.core.text import said, shortened
+from helix_sim.core.text import is_path, said, shortened
 from helix_sim.search.identity import Input, changed, digest, input_of, load_unchanged, read_input, require_there
 from helix_sim.search.plan import Plan, plan
 from helix_sim.specs.load import (

@@ -15,8 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.files import is_path
-from helix_sim.core.text import said, shortened
+from helix_sim.core.text import is_path, said, shortened
 from helix_sim.specs.extending import extend
 from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine

@@ -8,8 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, StrictInt, model_validator
 
-from helix_sim.core.files import is_path
-from helix_sim.core.text import said
+from helix_sim.core.text import is_path, said
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.values import Count, Number, Record, Size, Text
 
