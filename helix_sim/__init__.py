@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from helix_sim.output.report import write_report
     from helix_sim.output.sweep_folder import write_sweep
     from helix_sim.output.trace import trace
+    from helix_sim.search.frame import decode_step_or_frame as decode_step
     from helix_sim.search.frame import evaluate
     from helix_sim.search.layout_source import Options, Picked, pick
     from helix_sim.search.pareto import Frontier, frontier
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from helix_sim.specs.setting import KNOBS, Setting
     from helix_sim.specs.sweep import Sweep
     from helix_sim.specs.timing import Timing
-    from helix_sim.step import LayoutError, Step, decode_step, setting_of
+    from helix_sim.step import LayoutError, Step, setting_of
 
 __version__ = "0.1.0"
 
@@ -101,7 +102,10 @@ _HOME = {
     "output.report": ("write_report",),
     "output.sweep_folder": ("write_sweep",),
     "output.trace": ("trace",),
-    "search.frame": ("evaluate",),
+    "search.frame": (
+        "decode_step",
+        "evaluate",
+    ),
     "search.layout_source": (
         "Options",
         "Picked",
@@ -142,12 +146,16 @@ _HOME = {
     "step": (
         "LayoutError",
         "Step",
-        "decode_step",
         "setting_of",
     ),
 }
 """Public names by the module they live in."""
-_RENAMED = {"update_baselines": "update", "reproduce": "redraw", "import_hf": "import_file"}
+_RENAMED = {
+    "decode_step": "decode_step_or_frame",
+    "update_baselines": "update",
+    "reproduce": "redraw",
+    "import_hf": "import_file",
+}
 """Public names that their module knows by a shorter one."""
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

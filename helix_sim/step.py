@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from helix_sim.core.work import Work
 from helix_sim.ops.layers import Half, OpTable, halves_of, ordered, stage_size
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.step_input import StepInput
+from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
@@ -284,35 +286,37 @@ class LayoutError(SpecError):
 
 
 def setting_of(
-    model: Model, machine: Machine, *, timing: Timing | None = None, precision: Precision | None = None
+    model: Model | str | Path,
+    machine: Machine | str | Path,
+    *,
+    timing: Timing | str | Path | None = None,
+    precision: Precision | None = None,
 ) -> Setting:
-    """A setting, with the defaults where something is not given.
+    """A setting, with the defaults where something is not given; each part a record, or its name or file.
 
     timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
     the machine's narrowest formats unless given.
     """
-    if timing is None:
-        from helix_sim.specs.load import load_timing
-
-        timing = load_timing("paper")
+    model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
     return Setting(model=model, machine=machine, timing=timing, precision=precision or default_precision(machine))
 
 
 def decode_step(
-    model: Model,
-    machine: Machine,
+    model: Model | str | Path,
+    machine: Machine | str | Path,
     layout: Layout,
     context: int,
     *,
     query_tokens: int = 1,
     precision: Precision | None = None,
-    timing: Timing | None = None,
+    timing: Timing | str | Path | None = None,
 ) -> Step:
     """One step of one layout; raises LayoutError with every reason where it cannot run.
 
-    context: tokens in each request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1
-    decodes. precision: the machine's narrowest formats unless given. timing: the `paper` timing unless given.
+    model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
+    request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1 decodes. precision: the
+    machine's narrowest formats unless given.
     """
     return checked_step(setting_of(model, machine, timing=timing, precision=precision), layout, context, query_tokens)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from helix_sim.core.numeric import Column, common_divisor, floor_div, larger
 
 
@@ -22,24 +24,38 @@ class Layout:
     | tpa    | TPA   | tensor-parallel width of attention (heads) |
     | kvp    | KVP   | KV-parallel width (sequence shards of the KV cache) |
     | dp     |       | data-parallel attention groups |
-    | tpf    | TPF   | tensor-parallel width of the FFN |
+    | tpf    | TPF   | tensor-parallel width of the FFN; what ep leaves of dp·tpa·kvp unless given |
     | ep     | EP    | expert-parallel width of the FFN |
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
 
-    >>> x = Layout(batch=8, tpa=8, kvp=8, tpf=64)
-    >>> x.gpus, x.users, x.token_group
-    (64, 8, 64)
+    >>> x = Layout(batch=8, tpa=8, kvp=8)
+    >>> x.gpus, x.users, x.tpf, x.token_group
+    (64, 8, 64, 64)
     """
 
     batch: Column = 1
     tpa: Column = 1
     kvp: Column = 1
     dp: Column = 1
-    tpf: Column = 1
+    tpf: Column = None  # type: ignore[assignment]
     ep: Column = 1
     pp: Column = 1
     chunks: Column = 1
+
+    def __post_init__(self) -> None:
+        for name, value in self.columns().items():
+            if isinstance(value, list | tuple | range):
+                object.__setattr__(self, name, np.asarray(value))
+        if self.tpf is None:
+            object.__setattr__(self, "tpf", self._tpf_left())
+
+    def _tpf_left(self) -> Any:
+        """What ep leaves of dp·tpa·kvp; 1 where a width is no number, which whoever uses the layout refuses."""
+        try:
+            return larger(floor_div(self.dp * self.tpa * self.kvp, self.ep), 1)
+        except (TypeError, ArithmeticError):
+            return 1
 
     @cached_property
     def attention_group(self) -> Any:

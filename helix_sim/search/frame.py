@@ -1,7 +1,8 @@
-"""A frame of layouts in, a frame of their times, memory and reasons out: the step's equations over columns."""
+"""A frame of layouts in, a frame of times, memory and reasons out: the step's equations over columns."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,15 @@ import numpy.typing as npt
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.text import said
+from helix_sim.core.units import parse_size
 from helix_sim.feasibility import FLAGS, Reason, shape_reasons
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
+from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
-from helix_sim.step import evaluate_step
+from helix_sim.step import checked_step, evaluate_step, setting_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +34,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 def evaluate(
-    setting: Setting, layouts: pd.DataFrame, *, context: int | None = None, query_tokens: int | None = None
+    setting: Setting, layouts: pd.DataFrame, *, context: int | str | None = None, query_tokens: int | None = None
 ) -> pd.DataFrame:
     """Times, memory and reasons of a table of layouts, a row each, in the order and with the index of `layouts`.
 
@@ -44,7 +50,8 @@ def evaluate(
     """
     import pandas as pd
 
-    given = {name: np.ascontiguousarray(layouts[name]) for name in SIZES if name in layouts}
+    context = _sizes(context)
+    given = {name: np.ascontiguousarray(_sizes(layouts[name].to_numpy())) for name in SIZES if name in layouts}
     given |= {
         name: np.full(len(layouts), value)
         for name, value in (("context", context), ("query_tokens", query_tokens))
@@ -59,6 +66,53 @@ def evaluate(
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else empty
     flags = found.pop("flags")
     return pd.DataFrame({**found, "reasons": _names(flags)}, index=layouts.index)
+
+
+def decode_step_or_frame(
+    model: Model | str | Path,
+    machine: Machine | str | Path,
+    layout: Layout,
+    context: Any,
+    *,
+    query_tokens: Any = 1,
+    precision: Precision | None = None,
+    timing: Timing | str | Path | None = None,
+) -> Any:
+    """One step of one layout, or a table of them where a width, the context or the query tokens are a list.
+
+    model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
+    request's KV cache, the new ones among them, as a number or as text such as "1M". query_tokens: new tokens of each
+    request; 1 decodes. precision: the machine's narrowest formats unless given.
+
+    Returns a Step; LayoutError with every reason where the layout cannot run. With lists or arrays, of one length or
+    of one element, the table that `evaluate` returns of them: a row each, with its reasons where it cannot run.
+    """
+    setting = setting_of(model, machine, timing=timing, precision=precision)
+    sizes = {**layout.columns(), "context": _sizes(context), "query_tokens": _sizes(query_tokens)}
+    if all(np.ndim(size) == 0 for size in sizes.values()):
+        return checked_step(setting, layout, sizes["context"], sizes["query_tokens"])
+    import pandas as pd
+
+    try:
+        columns = dict(zip(sizes, np.broadcast_arrays(*map(np.atleast_1d, sizes.values())), strict=True))
+    except ValueError:
+        lengths = ", ".join(f"{name} {np.size(size)}" for name, size in sizes.items() if np.ndim(size))
+        raise SpecError([f"lists of different lengths do not make a table: {lengths}"]) from None
+    if np.ndim(columns["batch"]) > 1:
+        raise SpecError(["a list of lists makes no table of layouts; give one list, or numpy's ravel() of it"])
+    return evaluate(setting, pd.DataFrame(columns))
+
+
+def _sizes(given: Any) -> Any:
+    """A size, or an array of them, that may be text such as 1M."""
+    try:
+        if isinstance(given, str):
+            return parse_size(given)
+        if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.dtype.kind in "OU"):
+            return np.array([parse_size(each) if isinstance(each, str) else each for each in given])
+    except ValueError as error:
+        raise SpecError([str(error)]) from None
+    return given
 
 
 def _checked(given: Columns, rows: int) -> Columns:
@@ -77,9 +131,10 @@ def _checked(given: Columns, rows: int) -> Columns:
     if problems:
         raise SpecError(problems)
     one = np.ones(rows, dtype=np.int64)
-    columns = {name: given[name].astype(np.int64) if name in given else one for name in SIZES}
-    if "tpf" not in given:
-        columns["tpf"] = np.maximum(columns["dp"] * columns["tpa"] * columns["kvp"] // columns["ep"], 1)
+    whole = {name: column.astype(np.int64) for name, column in given.items()}
+    widths: dict[str, Any] = {name: whole.get(name, None if name == "tpf" else one) for name in AXES}
+    columns: dict[str, Any] = Layout(**widths).columns()
+    columns |= {name: whole.get(name, one) for name in ("context", "query_tokens")}
     if (beyond := columns["query_tokens"] > columns["context"]).any():
         raise SpecError([f"query_tokens: row {int(np.argmax(beyond))} has more than its context, which counts them"])
     return columns

@@ -145,10 +145,9 @@ def _picked(source: _Source, options: Options) -> Picked:
 
 def _widths(written: Mapping[str, int], given: Mapping[str, int]) -> Layout:
     """A layout; where widths are given without tpf, tpf is what they leave of dp·tpa·kvp."""
-    x = dict.fromkeys(AXES, 1) | dict(written) | dict(given)
-    free = "tpf" not in written or bool({"tpa", "kvp", "dp", "ep"} & given.keys())
-    if "tpf" not in given and free:
-        x["tpf"] = max(x["dp"] * x["tpa"] * x["kvp"] // x["ep"], 1)
+    x = dict(written) | dict(given)
+    if "tpf" not in given and {"tpa", "kvp", "dp", "ep"} & given.keys():
+        x.pop("tpf", None)
     return Layout(**x)
 
 

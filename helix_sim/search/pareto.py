@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.errors import SpecError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -47,10 +49,14 @@ def _sorted_out(x: npt.NDArray[Any], y: npt.NDArray[Any], ties: Sequence[npt.NDA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontier:
-    """A Pareto frontier, by rising interactivity: columns of layouts and what a user sees of them."""
+    """A Pareto frontier, by rising interactivity: columns of layouts and what a user sees of them.
+
+    families: the names that the whole numbers of the column `family` stand for; tables and points have the names.
+    """
 
     name: str
     columns: Columns
+    families: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -75,30 +81,47 @@ class Frontier:
         return best
 
     def point(self, index: int) -> dict[str, Any]:
-        """One point as plain numbers."""
-        return {name: column[index].item() for name, column in self.columns.items()}
+        """One point as plain numbers, its family by name."""
+        return {name: column[index : index + 1 or None].tolist()[0] for name, column in self._named().items()}
+
+    def _named(self) -> Columns:
+        """The columns, families by name."""
+        if not (self.families and len(self)):
+            return self.columns
+        names = np.array(self.families, dtype=object)[self.columns["family"]]
+        return {**self.columns, "family": names}
 
     def to_frame(self) -> pd.DataFrame:
-        """The points as a pandas table, a row each."""
+        """The points as a pandas table, a row each, families by name."""
         import pandas as pd
 
-        return pd.DataFrame(self.columns)
+        return pd.DataFrame(self._named())
 
 
-def frontier(columns: Columns, name: str = "frontier") -> Frontier:
+def frontier(table: Columns | pd.DataFrame, name: str = "frontier", families: tuple[str, ...] = ()) -> Frontier:
     """The Pareto frontier of a table of evaluated layouts.
 
-    columns: at least tokens_per_s_user, tokens_per_s_gpu and id, one row a layout. Of layouts alike in both, the one
-    with the least ttl_s stays (two may round to one interactivity), then the first.
+    table: arrays by name, or a pandas table such as `evaluate` returns, a row a layout; at least tokens_per_s_user and
+    tokens_per_s_gpu; rows that do not run (NaN) are left out. Of layouts alike in both, the one with the least ttl_s
+    stays (two may round to one interactivity), then the first by id. families: names of a column of whole numbers.
+    SpecError where a column is missing.
     """
-    ties = [columns[name] for name in ("ttl_s", "id") if name in columns]
-    keep = pareto_order(columns["tokens_per_s_user"], columns["tokens_per_s_gpu"], *ties)
-    return Frontier(name=name, columns={key: column[keep] for key, column in columns.items()})
+    columns = {str(key): np.asarray(column) for key, column in table.items()}
+    axes = ("tokens_per_s_user", "tokens_per_s_gpu")
+    if missing := [axis for axis in axes if axis not in columns]:
+        raise SpecError([f"the table has no column {missing[0]}; a frontier is of {axes[0]} against {axes[1]}"])
+    x, y = (columns[axis] for axis in axes)
+    if not (runs := ~(np.isnan(x) | np.isnan(y))).all():
+        columns = {key: column[runs] for key, column in columns.items()}
+        x, y = x[runs], y[runs]
+    keep = pareto_order(x, y, *(columns[tie] for tie in ("ttl_s", "id") if tie in columns))
+    return Frontier(name=name, columns={key: column[keep] for key, column in columns.items()}, families=families)
 
 
 def merge(frontiers: Iterable[Frontier], name: str) -> Frontier:
     """The frontier of the union of several, whatever their order."""
-    parts = [part.columns for part in frontiers if len(part)]
+    parts = [part for part in frontiers if len(part)]
     if not parts:
         return Frontier(name=name, columns={})
-    return frontier({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, name)
+    columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
+    return frontier(columns, name, parts[0].families)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class Plan:
     setting: Setting
     shapes: dict[str, dict[str, npt.NDArray[Any]]]
     batches: npt.NDArray[Any]
+    files: dict[str, str]
+    """The name or the path of the model, machine and timing; empty of a record that was made in Python."""
 
     @property
     def model(self) -> Model:
@@ -86,9 +89,9 @@ class Plan:
         """Where the sweep, the model, the machine and the timing came from, and what was in them."""
         return {
             "sweep": sweep_input(self.sweep),
-            "model": input_of(self.sweep.name_of("model"), self.model),
-            "machine": input_of(self.sweep.name_of("machine"), self.machine),
-            "timing": input_of(self.sweep.name_of("timing"), self.timing),
+            "model": input_of(self.files["model"], self.model),
+            "machine": input_of(self.files["machine"], self.machine),
+            "timing": input_of(self.files["timing"], self.timing),
         }
 
     def first_id(self, context_index: int, family: str) -> int:
@@ -139,16 +142,22 @@ class Plan:
         raise IndexError(f"layout {index} of a sweep of {self.layouts}")
 
 
-def plan(sweep: Sweep) -> Plan:
-    """The sweep's model, machine and timing loaded, its shapes listed."""
-    model, machine = load_model(sweep.name_of("model")), load_machine(sweep.name_of("machine"))
-    timing = load_timing(sweep.name_of("timing"))
+def plan(sweep: Sweep, records: Mapping[str, Model | Machine | Timing] = MappingProxyType({})) -> Plan:
+    """The sweep's model, machine and timing loaded, its shapes listed.
+
+    records: those of the three, by kind, that were made in Python and no file holds.
+    """
+    files = {kind: "" if kind in records else sweep.name_of(kind) for kind in ("model", "machine", "timing")}
+    model: Any = load_model(records.get("model") or files["model"])  # type: ignore[arg-type]
+    machine: Any = load_machine(records.get("machine") or files["machine"])  # type: ignore[arg-type]
+    timing: Any = load_timing(records.get("timing") or files["timing"])  # type: ignore[arg-type]
     require_measured_here(machine, timing)
     return Plan(
         sweep=sweep,
         setting=Setting(model=model, machine=machine, timing=timing, precision=sweep.precision),
         shapes={name: shapes(sweep, name, model) for name in sweep.families},
         batches=np.array(sweep.batch.values(), dtype=np.int64),
+        files=files,
     )
 
 

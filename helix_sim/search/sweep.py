@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from helix_sim.core.errors import SpecError
 from helix_sim.feasibility import Reason
 from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan, blocks, plan
-from helix_sim.specs.load import load_sweep
+from helix_sim.specs.load import load_machine, load_sweep, parse, shipped_families
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.model import Model
 from helix_sim.specs.sweep import Sweep
+from helix_sim.specs.timing import Timing
+from helix_sim.specs.values import Record
+from helix_sim.step import default_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,14 +61,70 @@ class SweepResult:
         import pandas as pd
 
         frames = [part.to_frame() for by_family in self.frontiers.values() for part in by_family.values() if len(part)]
-        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        names = list(self.sweep.families)
-        return table.assign(family=[names[index] for index in table["family"]]) if len(table) else table
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def run_sweep(sweep: Sweep | str | Path) -> SweepResult:
-    """Evaluate a whole sweep: a Sweep, or the name or path of its file."""
-    return run_plan(plan(sweep if isinstance(sweep, Sweep) else load_sweep(sweep)))
+def run_sweep(
+    sweep: Sweep | str | Path | None = None,
+    *,
+    model: Model | str | None = None,
+    machine: Machine | str | None = None,
+    timing: Timing | str | None = None,
+    **parts: Any,
+) -> SweepResult:
+    """Evaluate a whole sweep: a Sweep, the name or path of its file, or one that is made here of its parts.
+
+    model, machine, timing: records, or their names or files, in place of the sweep's. parts: other fields of a sweep's
+    file, in place of its own: contexts (such as ["128K", "1M"], or one of them), families (names, or Family records by
+    name), gpus (a number, a pair of fewest and most, or as in the file), batch, chunks, groups, precision, name.
+
+    Without `sweep`, model, machine and contexts must be given; the rest is the `paper` timing, the machine's narrowest
+    formats, every shipped family, and every layout of one NVLink domain. SpecError with every problem.
+    """
+    given = {"model": model, "machine": machine, "timing": timing}
+    records: dict[str, Any] = {kind: each for kind, each in given.items() if isinstance(each, Record)}
+    names = {kind: getattr(each, "name", each) for kind, each in given.items() if each is not None}
+    if sweep is not None and not (names or parts):
+        return run_plan(plan(load_sweep(sweep)))
+    base = _as_file(load_sweep(sweep)) if sweep is not None else _whole_domain(machine, parts)
+    return run_plan(plan(parse(Sweep, base | names | _as_lists(parts), "run_sweep"), records))
+
+
+def _as_file(sweep: Sweep) -> dict[str, Any]:
+    """A sweep as its file would say it, paths so that they can be opened."""
+    return sweep.model_dump() | {kind: sweep.name_of(kind) for kind in ("model", "machine", "timing")}
+
+
+def _whole_domain(machine: Machine | str | None, parts: dict[str, Any]) -> dict[str, Any]:
+    """What a sweep searches where nothing else is said: every layout of one NVLink domain of a machine."""
+    if machine is None:
+        raise SpecError(["run_sweep needs a sweep, or a model, a machine and contexts"])
+    found = load_machine(machine)
+    return {
+        "kind": "sweep",
+        "name": "sweep",
+        "description": "layouts of one NVLink domain",
+        "timing": "paper",
+        "precision": default_precision(found),
+        "gpus": {"from": 1, "to": min(found.domain, found.gpus.value)},
+        "batch": {"dense_to": 64, "growth": 1.05, "to": 8192},
+        "chunks": [1, 2, 4, 8, 16, 32, "batch"],
+        "families": list(shipped_families()),
+    }
+
+
+def _as_lists(parts: dict[str, Any]) -> dict[str, Any]:
+    """A sweep's fields as its file says them: one context or family as a list of one, GPUs as a range."""
+    found = dict(parts)
+    for name in ("contexts", "families"):
+        if isinstance(found.get(name), str | int):
+            found[name] = [found[name]]
+    match found.get("gpus"):
+        case int(count):
+            found["gpus"] = {"from": count, "to": count}
+        case (first, last) if isinstance(found["gpus"], tuple):
+            found["gpus"] = {"from": first, "to": last}
+    return found
 
 
 def run_plan(
@@ -83,11 +145,12 @@ def run_plan(
 def result_of(planned: Plan, found: Evaluated) -> SweepResult:
     """The result of a sweep whose every block is in `found`, in the sweep's order."""
     names, reasons = list(planned.sweep.families), [reason.name for reason in Reason]
-    none: dict[str, Frontier] = {}
-    frontiers = {
-        context: {name: found.frontiers.get(context, none).get(name, Frontier(name=name, columns={})) for name in names}
-        for context in planned.sweep.contexts
-    }
+
+    def part(context: int, name: str) -> Frontier:
+        kept = found.frontiers.get(context, {}).get(name)
+        return Frontier(name=name, columns=kept.columns if kept else {}, families=tuple(names))
+
+    frontiers = {context: {name: part(context, name) for name in names} for context in planned.sweep.contexts}
     counts = {name: found.dropped.get(name, {}) for name in names}
     dropped = {name: {reason: mine[reason] for reason in reasons if reason in mine} for name, mine in counts.items()}
     return SweepResult(plan=planned, frontiers=frontiers, dropped=dropped)

@@ -114,7 +114,9 @@ def row_step(
     formats = {"weights": weights, "kv": kv, "math": MATH.get(weights, "bf16"), "attention_math": attention_math}
     precision = Precision.model_validate({name: text for name, text in formats.items() if text})
     model = Model.model_construct(hidden_size=hidden)
-    return StepInput(model=model, precision=precision, layout=Layout(**widths).as_floats(), context=context)
+    return StepInput(
+        model=model, precision=precision, layout=Layout(**{"tpf": 1.0, **widths}).as_floats(), context=context
+    )
 
 
 def mla_work(kv: str, math: str, batch: Any, context: Any, heads: Any) -> Work:

@@ -72,24 +72,24 @@ def _shipped_files(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in paths if path.stem != "families"}
 
 
-def load_model(name: str | Path) -> Model:
-    """A model by its shipped name (`deepseek-r1`) or the path of a YAML file."""
-    return _load(Model, "model", name)
+def load_model(name: Model | str | Path) -> Model:
+    """A model by its shipped name (`deepseek-r1`) or the path of a YAML file; a record is itself."""
+    return name if isinstance(name, Model) else _load(Model, "model", name)
 
 
-def load_machine(name: str | Path) -> Machine:
-    """A machine by its shipped name (`gb200-nvl72`) or the path of a YAML file."""
-    return _load(Machine, "machine", name)
+def load_machine(name: Machine | str | Path) -> Machine:
+    """A machine by its shipped name (`gb200-nvl72`) or the path of a YAML file; a record is itself."""
+    return name if isinstance(name, Machine) else _load(Machine, "machine", name)
 
 
-def load_timing(name: str | Path) -> Timing:
-    """A timing by its shipped name (`ideal`, `paper`, `gb200-trtllm`) or the path of a YAML file."""
-    return _load(Timing, "timing", name)
+def load_timing(name: Timing | str | Path) -> Timing:
+    """A timing by its shipped name (`paper`, `gb200-trtllm`) or the path of a YAML file; a record is itself."""
+    return name if isinstance(name, Timing) else _load(Timing, "timing", name)
 
 
-def load_sweep(name: str | Path) -> Sweep:
-    """A sweep by its shipped name (`paper-deepseek-r1`) or the path of a YAML file."""
-    return _load(Sweep, "sweep", name)
+def load_sweep(name: Sweep | str | Path) -> Sweep:
+    """A sweep by its shipped name (`paper-deepseek-r1`) or the path of a YAML file; a record is itself."""
+    return name if isinstance(name, Sweep) else _load(Sweep, "sweep", name)
 
 
 def load_framework(name: str | Path) -> Framework:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PrivateAttr, StrictInt, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, StrictInt, model_validator
 
 from helix_sim.core.text import is_path, said
 from helix_sim.specs.precision import Precision
@@ -45,6 +45,8 @@ class Families(Record):
 class GpuRange(Record):
     """GPU counts from the first to the last, each one of them."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     first: Count = Field(default=1, alias="from", description="the smallest layout tried [GPUs]")
     last: Count = Field(alias="to", description="the largest layout tried, at most 4096 [GPUs]")
 
@@ -59,6 +61,8 @@ class GpuRange(Record):
 
 class BatchRange(Record):
     """Batch sizes: every whole number up to `dense_to`, then steps of `growth` up to `to`."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     dense_to: Count = Field(description="every batch up to this one is tried [requests of one attention group]")
     growth: Annotated[Number, Field(gt=1, le=4)] = Field(description="from there, each batch over the last [number]")

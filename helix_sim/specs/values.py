@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, WithJsonSchema
 from pydantic.functional_validators import BeforeValidator
 
+from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.core.units import parse_size
 
@@ -54,6 +56,58 @@ class Record(BaseModel):
         for name in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[name]
         return copied
+
+    def with_(self, *, source: str = "", **values: Any) -> Self:
+        """A copy with some values changed, each checked as a file's would be.
+
+        values: by field; those of a part as part_field, such as collective_latency_us=2.5 of a timing. source: where
+        changed quantities come from; what does not begin with datasheet, measured or assumed is taken as assumed.
+        SpecError for an unknown field, a value that it cannot have, or a quantity without a source.
+        """
+        changed = self
+        for name, value in values.items():
+            changed = _changed(changed, name, value, source, name)
+        return changed
+
+
+def _changed(record: Any, name: str, value: Any, source: str, shown: str) -> Any:
+    """A record with one value changed, of its own or of one of its parts; shown: as the user named it."""
+    fields = type(record).model_fields
+    if name in fields:
+        old = getattr(record, name)
+        try:
+            if isinstance(old, Record) and {"value", "source"} <= set(type(old).model_fields):
+                value = type(old).model_validate({"value": value, "source": _as_source(source, shown)})
+            content = {key: getattr(record, key) for key in fields} | {name: value}
+            type(record).model_validate({fields[key].alias or key: each for key, each in content.items()})
+        except ValidationError as error:
+            raise SpecError([f"{shown}: {problem['msg']}" for problem in error.errors(include_url=False)]) from None
+        return record.model_copy(update={name: value})
+    for part, old in ((part, getattr(record, part)) for part in fields if name.startswith(f"{part}_")):
+        if isinstance(old, Record):
+            inside = _changed(old, name.removeprefix(f"{part}_"), value, source, shown)
+            return record.model_copy(update={part: inside})
+    known = sorted(_names_of(record))
+    close = difflib.get_close_matches(shown, known, n=1, cutoff=0.6)
+    raise SpecError([f"{shown}: unknown; " + (f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}")])
+
+
+def _names_of(record: Record) -> list[str]:
+    """What `with_` can change in a record."""
+    names = []
+    for name in type(record).model_fields:
+        value = getattr(record, name)
+        if isinstance(value, Record) and "value" not in type(value).model_fields:
+            names += [f"{name}_{each}" for each in _names_of(value)]
+        else:
+            names.append(name)
+    return names
+
+
+def _as_source(source: str, shown: str) -> str:
+    if not source.strip():
+        raise SpecError([f'{shown}: say where it comes from, such as source="what if"'])
+    return source if source.startswith(("datasheet", "measured", "assumed")) else f"assumed: {source}"
 
 
 def _number(value: Any) -> Any:

@@ -1,0 +1,107 @@
+"""The library as a researcher uses it: names for records, changed assumptions, searches in memory, tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import helix_sim as hs
+
+LLAMA, GB200 = "llama-3.1-405b", "gb200-nvl72"
+X = {"batch": 8, "tpa": 8, "kvp": 8}
+
+
+def test_names_and_text_stand_where_records_and_numbers_do():
+    by_name = hs.decode_step(LLAMA, GB200, hs.Layout(**X), "1M", timing="ideal")
+    by_record = hs.decode_step(
+        hs.load_model(LLAMA), hs.load_machine(GB200), hs.Layout(**X, tpf=64), 10**6, timing=hs.load_timing("ideal")
+    )
+    assert by_name.ttl_s == by_record.ttl_s
+    assert hs.load_model(hs.load_model(LLAMA)) is hs.load_model(LLAMA)
+
+
+def test_a_width_alone_means_what_it_means_on_the_command_line():
+    assert hs.Layout(kvp=8).tpf == 8
+    assert hs.Layout(dp=8, ep=4).tpf == 2
+    assert hs.Layout(kvp=8, tpf=1).tpf == 1
+    assert hs.Layout(kvp=[1, 8]).tpf.tolist() == [1, 8]
+    assert hs.explain(LLAMA, GB200, hs.Options(widths=X, context=10**6)).step.layout == hs.Layout(**X)
+    with pytest.raises(hs.SpecError, match="ep is 0"):
+        hs.decode_step(LLAMA, GB200, hs.Layout(ep=0), 1000)
+
+
+def test_lists_of_widths_are_the_frame_call():
+    table = hs.decode_step(LLAMA, GB200, hs.Layout(batch=[8, 16, 800], tpa=8, kvp=8), ["1M", 10**5, "1M"])
+    frame = pd.DataFrame({"batch": [8, 16, 800], "tpa": 8, "kvp": 8, "context": ["1M", "100K", "1M"]})
+    pd.testing.assert_frame_equal(table, hs.evaluate(hs.setting_of(LLAMA, GB200), frame))
+    assert table["reasons"].tolist() == ["", "", "OUT_OF_MEMORY"]
+    one = hs.decode_step(LLAMA, GB200, hs.Layout(**X), "1M")
+    assert table["ttl_s"][0] == pytest.approx(float(one.ttl_s), rel=1e-14)
+    with pytest.raises(hs.SpecError, match=r"different lengths.*batch 2, context 3"):
+        hs.decode_step(LLAMA, GB200, hs.Layout(batch=[1, 2]), [1, 2, 3])
+    with pytest.raises(hs.SpecError, match="a list of lists"):
+        hs.decode_step(LLAMA, GB200, hs.Layout(batch=[[1, 2], [3, 4]]), 1000)
+
+
+def test_a_frontier_is_taken_of_the_librarys_own_frames():
+    table = hs.decode_step(LLAMA, GB200, hs.Layout(batch=list(range(1, 200)), tpa=8, kvp=8), "1M")
+    curve = hs.frontier(table)
+    runs = table[table["reasons"] == ""]
+    beaten = [
+        ((runs["tokens_per_s_user"] >= x) & (runs["tokens_per_s_gpu"] >= y)).sum() > 1
+        for x, y in zip(curve.interactivity, curve.throughput, strict=True)
+    ]
+    assert len(curve) > 5
+    assert not any(beaten)
+    assert curve.to_frame()["reasons"].eq("").all()
+    with pytest.raises(hs.SpecError, match="no column tokens_per_s_user"):
+        hs.frontier(pd.DataFrame({"a": [1]}))
+
+
+def test_a_changed_assumption_says_that_it_is_one():
+    timing = hs.load_timing("paper").with_(collective_latency_us=25, source="what if")
+    assert (timing.collective.latency_us.value, timing.collective.latency_us.source) == (25, "assumed: what if")
+    assert timing.collective.nvlink_share == hs.load_timing("paper").collective.nvlink_share
+    machine = hs.load_machine(GB200).with_(hbm_bandwidth_GBps=7000, source="measured: here")
+    assert machine.hbm_bandwidth_GBps.source == "measured: here"
+    slower = hs.decode_step(LLAMA, machine, hs.Layout(**X), "1M", timing=timing)
+    assert slower.ttl_s > hs.decode_step(LLAMA, GB200, hs.Layout(**X), "1M").ttl_s
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"colective_latency_us": 1, "source": "x"}, "did you mean collective_latency_us"),
+        ({"collective_latency_us": -1, "source": "x"}, "collective_latency_us: .* greater than or equal to 0"),
+        ({"collective_latency_us": float("nan"), "source": "x"}, "collective_latency_us: .* finite"),
+        ({"collective_nvlink_share": 2, "source": "x"}, "collective_nvlink_share: .* less than or equal to 1"),
+        ({"collective_latency_us": 1}, 'source="what if"'),
+    ],
+)
+def test_an_assumption_that_cannot_be_is_refused_in_a_sentence(values, sentence):
+    with pytest.raises(hs.SpecError, match=sentence):
+        hs.load_timing("paper").with_(**values)
+
+
+def test_a_search_is_made_in_memory():
+    machine = hs.load_machine(GB200).with_(hbm_bandwidth_GBps=4000, source="what if")
+    found = hs.run_sweep(model="llama-3.1-8b", machine=machine, families=["tp", "helix"], contexts="128K", gpus=(1, 8))
+    usual = hs.run_sweep(model="llama-3.1-8b", machine=GB200, families=["tp", "helix"], contexts="128K", gpus=(1, 8))
+    assert found.group("helix").point(-1)["ttl_s"] > usual.group("helix").point(-1)["ttl_s"]
+    assert found.plan.inputs["machine"].file == ""
+    assert usual.plan.inputs["machine"].file == GB200
+    assert set(found.to_frame()["family"]) == {"tp", "helix"}
+    assert found.group("helix").to_frame()["family"].eq("helix").all()
+    assert found.group("helix").point(0)["family"] == "helix"
+
+
+def test_parts_of_a_sweep_stand_in_place_of_its_own():
+    shipped = hs.load_sweep("paper-llama-3.1-405b")
+    one = hs.run_sweep(shipped, gpus=8, families="tp", groups={})
+    assert np.all(one.group("tp").columns["gpus"] == 8)
+    assert hs.Sweep(**shipped.model_dump()).model_dump() == shipped.model_dump()
+    with pytest.raises(hs.SpecError, match="famlies: unknown key; did you mean families"):
+        hs.run_sweep(shipped, famlies=["tp"])
+    with pytest.raises(hs.SpecError, match="needs a sweep, or a model, a machine"):
+        hs.run_sweep()
+    with pytest.raises(hs.SpecError, match="contexts: missing"):
+        hs.run_sweep(model=LLAMA, machine=GB200)
