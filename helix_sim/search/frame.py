@@ -51,7 +51,7 @@ def evaluate(
     import pandas as pd
 
     context = _sizes(context)
-    given = {name: np.ascontiguousarray(_sizes(layouts[name].to_numpy())) for name in SIZES if name in layouts}
+    given = {name: np.ascontiguousarray(_as_numbers(layouts[name].to_numpy())) for name in SIZES if name in layouts}
     given |= {
         name: np.full(len(layouts), value)
         for name, value in (("context", context), ("query_tokens", query_tokens))
@@ -108,11 +108,21 @@ def _sizes(given: Any) -> Any:
     try:
         if isinstance(given, str):
             return parse_size(given)
-        if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.dtype.kind in "OU"):
+        if isinstance(given, list | tuple):
             return np.array([parse_size(each) if isinstance(each, str) else each for each in given])
     except ValueError as error:
         raise SpecError([str(error)]) from None
     return given
+
+
+def _as_numbers(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A column of a table with sizes as text read; itself where it holds something else, which is refused by row."""
+    if column.dtype.kind not in "OU":
+        return column
+    try:
+        return np.array([parse_size(each) for each in column])
+    except ValueError:
+        return column
 
 
 def _checked(given: Columns, rows: int) -> Columns:
