@@ -63,6 +63,8 @@ MARKUP = [
 """Scraps that mean something to some target."""
 
 TEXTS = st.lists(st.sampled_from(MARKUP) | st.text(max_size=6), max_size=6).map("".join)
+UTF_8 = TEXTS.map(lambda text: text.encode("utf-8", "replace").decode())
+"""Those that a file can hold: without halves of surrogate pairs, which a path may have."""
 
 
 def is_harmless(text: str, keep: str = "") -> bool:

@@ -6,7 +6,6 @@ and breaks no file. A character that cannot be shown is written as Python writes
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shlex
@@ -99,6 +98,21 @@ def json_text(content: Any, *, ascii_only: bool = False, default: Callable[[Any]
     return "".join(json.dumps(c)[1:-1] if c != "\n" and _is_unsafe(c) else c for c in text)
 
 
+def yaml_text(content: Any, **options: Any) -> str:
+    """YAML that reads back as it was, and whose text steers no terminal. options: those of `yaml.safe_dump`.
+
+    >>> print(yaml_text({"a": "é", "b": "\\u202e"}), end="")
+    a: "\\xE9"
+    b: "\\u202E"
+    """
+    import yaml
+
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, **options)
+    if terminal_lines(text) == text:
+        return text
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=False, **options)  # type: ignore[no-any-return]
+
+
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
 FORMULA = ("=", "+", "-", "@", "'")
@@ -106,7 +120,7 @@ FORMULA = ("=", "+", "-", "@", "'")
 
 
 def csv_cell(text: str) -> str:
-    """A text as a cell of CSV or TSV on one line, which no spreadsheet runs and from which `text_of_cell` reads it back.
+    """A text as a cell of CSV or TSV, on one line, which no spreadsheet runs; `text_of_cell` reads it back.
 
     What would be a formula, or steer a terminal, stands behind an apostrophe, and in it backslashes are doubled.
 
@@ -154,13 +168,17 @@ def markdown_code(text: object) -> str:
     return f"{fence}{raw}{fence}" if len(fence) == 1 else f"{fence} {raw} {fence}"
 
 
-def html_text(text: object) -> str:
-    """A text in an element or a quoted attribute of HTML.
+def html_data(content: Any) -> Any:
+    """Plain data whose texts a page's script puts into elements as text: each on one line, nothing turns its direction.
 
-    >>> html_text('<b title="x">')
-    '&lt;b title=&quot;x&quot;&gt;'
+    >>> html_data({"name": "a\\n<b>"})
+    {'name': 'a\\\\n<b>'}
     """
-    return html.escape(terminal_lines(text))
+    if isinstance(content, dict):
+        return {html_data(key): html_data(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [html_data(value) for value in content]
+    return terminal_line(content) if isinstance(content, str) else content
 
 
 def xml_text(text: object) -> str:
