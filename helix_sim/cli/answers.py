@@ -28,10 +28,13 @@ from helix_sim.cli.base import (
     out_file,
     out_folder,
     print_json,
+    print_text,
     refuse,
     remark,
+    say,
     show,
     size,
+    styled,
 )
 from helix_sim.cli.options import FormatOptions, LayoutOptions, spread
 
@@ -66,7 +69,7 @@ def import_hf(
     if as_json:
         print_json(found.record())
     elif not out:
-        print(found.text, end="")
+        print_text(found.text)
 
 
 # --- recommend -------------------------------------------------------------------------------------------------------
@@ -131,9 +134,11 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
     request, planned = found.request, found.plan
     users = f", at least {request.min_users} users" if request.min_users > 1 else ""
     out.print(
-        f"[bold]{planned.model.name}[/] on [bold]{planned.machine.name}[/], context {request.mix}, timing "
-        f"{planned.timing.name}; TTL within {request.ttl_s * 1e3:g} ms{users}, {planned.sweep.gpus.first} to "
-        f"{planned.sweep.gpus.last} GPUs; {planned.layouts:,} layouts"
+        styled(
+            *((planned.model.name, "bold"), " on ", (planned.machine.name, "bold")),
+            f", context {request.mix}, timing {planned.timing.name}; TTL within {request.ttl_s * 1e3:g} ms{users}, "
+            f"{planned.sweep.gpus.first} to {planned.sweep.gpus.last} GPUs; {planned.layouts:,} layouts",
+        )
     )
     if len(request.mix.contexts) > 1:
         out.print(
@@ -182,7 +187,7 @@ def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
 
 
 def _print_relaxations(out: Console, found: Recommendation) -> None:
-    out.print("[bold]no layout keeps every limit[/]")
+    out.print(styled(("no layout keeps every limit", "bold")))
     if not found.relaxations:
         out.print("and relaxing one limit alone is not enough")
         return
@@ -219,7 +224,7 @@ def export(
     if as_json:
         print_json(written.record())
     elif not out:
-        print(written.text, end="")
+        print_text(written.text)
     for text in written.remarks:
         remark(text)
 
@@ -234,7 +239,7 @@ def trace(layout: LayoutOptions, out: OutFile = Path("step.json")) -> None:
     content = trace(layout.pick())
     write_text(out, json.dumps(content) + "\n")
     events, ttl_ms = len(content["traceEvents"]), content["otherData"]["ttl_us"] / 1e3
-    print(f"{out}: {events:,} events of one step, TTL {ttl_ms:.3f} ms; open it in ui.perfetto.dev")
+    say(f"{out}: {events:,} events of one step, TTL {ttl_ms:.3f} ms; open it in ui.perfetto.dev")
 
 
 @app.command()
@@ -325,7 +330,7 @@ def _report_sensitivity(found: Sensitivity, out: Path | None, as_json: bool) -> 
 
 
 def _print_sensitivity(out_console: Console, found: Sensitivity, out: Path | None, files: list[Path]) -> None:
-    out_console.print(f"[bold]{found.of}[/], timing {found.timing}")
+    out_console.print(styled((found.of, "bold"), f", timing {found.timing}"))
     table = new_table("1 % more of", *(f">% {panel}" for panel in found.panels))
     for each in sorted(found.elasticities, key=lambda each: -abs(each.ttl)):
         table.add_row(each.knob, *(f"{value:+.3f}" if value == value else "-" for value in (each.ttl, each.throughput)))
@@ -348,7 +353,7 @@ def _report_what_if(found: WhatIf, planned: Plan, as_json: bool) -> None:
 
 def _print_what_if(out: Console, found: WhatIf, planned: Plan) -> None:
     turned = ", ".join(f"{c.knob} x {c.factor:g}" for c in found.changes)
-    out.print(f"[bold]{planned.model.name} on {planned.machine.name}[/]: {turned}, searched again")
+    out.print(styled((f"{planned.model.name} on {planned.machine.name}", "bold"), f": {turned}, searched again"))
     within = f" within {found.ttl_s * 1e3:g} ms" if found.ttl_s else ""
     for end, title in (("fastest", "lowest TTL"), ("best", f"best throughput{within}")):
         table = new_table(title, ">TTL ms", ">tokens/s/GPU", ">GPUs", "layout")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from helix_sim.core.escape import json_text, terminal_line, terminal_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 app = typer.Typer(
@@ -159,7 +161,7 @@ def _report_bug() -> NoReturn:
 
     from helix_sim.core.errors import Exit
 
-    traceback.print_exc()
+    print(terminal_lines(traceback.format_exc()), end="", file=sys.stderr)
     fail(["this is a fault of helix_sim, not yours; please report the lines above, and the command"], Exit.BUG)
 
 
@@ -178,20 +180,45 @@ def fail(problems: list[str], code: int | None = None) -> NoReturn:
     with contextlib.suppress(OSError):
         for problem in problems:
             if problem:
-                print(f"helix-sim: {problem}", file=sys.stderr)
+                print(f"helix-sim: {terminal_line(problem)}", file=sys.stderr)
     sys.exit(int(Exit.BAD_INPUT if code is None else code))
 
 
 def console() -> Console:
-    """Rich output: coloured on a terminal, plain and wide on a pipe."""
+    """Rich output: coloured on a terminal, plain and wide on a pipe; text is shown as it is, never read as markup."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=160, no_color=True)
+    class Literal(Console):
+        """A console on which a text is one line of itself: rich asks this of every line, title and cell."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(terminal_line(text), **options)
+
+    shown = {} if sys.stdout.isatty() else {"width": 160, "no_color": True}
+    return Literal(markup=False, emoji=False, **shown)  # type: ignore[arg-type]
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """A line for the console, some of whose parts have a style: (text, style)."""
+    from rich.text import Text
+
+    pairs = ((part, "") if isinstance(part, str) else part for part in parts)
+    return Text.assemble(*((terminal_line(text), style) for text, style in pairs))
+
+
+def say(text: str) -> None:
+    """One line to stdout."""
+    print(terminal_line(text))
 
 
 def remark(text: str) -> None:
     """One line to stderr."""
-    print(text, file=sys.stderr)
+    print(terminal_line(text), file=sys.stderr)
+
+
+def print_text(text: str) -> None:
+    """A file's text to stdout."""
+    print(terminal_lines(text), end="")
 
 
 def print_json(content: Any) -> None:
@@ -199,7 +226,7 @@ def print_json(content: Any) -> None:
     from helix_sim.core.files import plain
 
     ascii_only = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
-    print(json.dumps(content, indent=2, ensure_ascii=ascii_only, default=plain))
+    print(json_text(content, ascii_only=ascii_only, default=plain))
 
 
 def size(text: str, option: str) -> int:

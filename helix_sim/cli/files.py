@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from helix_sim.cli.base import JsonOption, app, print_rows, remark
+from helix_sim.cli.base import JsonOption, app, print_rows, remark, say
 
 
 @app.command()
@@ -46,7 +46,7 @@ def check(files: Annotated[list[Path], typer.Argument(help="model, machine, timi
             remark(text)
         if found.record is not None:
             kind, name = (getattr(found.record, key, "?") for key in ("kind", "name"))
-            print(f"{found.path}: a {kind} named {name}, no problem")
+            say(f"{found.path}: a {kind} named {name}, no problem")
     if problems:
         raise SpecError(problems)
 
@@ -57,5 +57,5 @@ def version(show: Annotated[bool, typer.Option("--version", help="print the vers
     if show:
         from helix_sim import __version__
 
-        print(f"helix-sim {__version__}")
+        say(f"helix-sim {__version__}")
         raise typer.Exit

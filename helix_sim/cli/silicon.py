@@ -86,6 +86,7 @@ def validate(
         print_json({name: frame.to_dict("records") for name, frame in found.tables.items()})
         return
     for name, frame in found.tables.items():
-        console().print(f"\n{name}")
+        console().print()
+        console().print(name)
         print_rows(frame.to_dict("records"), as_json=False)
     console().print(f"files in {found.files[0].parent}: {', '.join(path.name for path in found.files)}")

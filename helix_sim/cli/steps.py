@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Picked
     from helix_sim.step import Step
 
-from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, show
+from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, show, styled
 from helix_sim.cli.options import LayoutOptions, spread
 
 
@@ -41,11 +41,11 @@ def _print_step(out: Console, picked: Picked) -> None:
         context += f" on average ({format_size(picked.longest_context)} at most)"
     if step.query_tokens != 1:
         context += f", {step.query_tokens} of them new"
-    out.print(
-        f"[bold]{step.model.name}[/] on [bold]{step.machine.name}[/], {context}, timing {step.timing.name}; "
-        f"weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
-    )
-    out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users\n")
+    told = f"weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
+    names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
+    out.print(styled(*names, f", {context}, timing {step.timing.name}; {told}"))
+    out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users")
+    out.print()
     wide = out.width >= WIDE
     amounts = (">MB weights", ">MB KV", ">MB act.") if wide else (">MB HBM",)
     times = (">µs", ">hidden µs", ">share")
@@ -74,9 +74,12 @@ def _print_step(out: Console, picked: Picked) -> None:
     memory.add_row("reserve", f"{step.machine.memory_reserve_GB.value:.2f}")
     memory.add_row("capacity", f"{step.machine.memory_GB.value:.2f}")
     show(out, memory)
+    ttl_ms, per_user, per_gpu = float(step.ttl_s) * 1e3, float(step.tokens_per_s_user), float(step.tokens_per_s_gpu)
     out.print(
-        f"TTL [bold]{float(step.ttl_s) * 1e3:.3f} ms[/]   interactivity [bold]{float(step.tokens_per_s_user):.1f}[/] "
-        f"tokens/s/user   throughput [bold]{float(step.tokens_per_s_gpu):.2f}[/] tokens/s/GPU"
+        styled(
+            *("TTL ", (f"{ttl_ms:.3f} ms", "bold"), "   interactivity ", (f"{per_user:.1f}", "bold"), " tokens/s/user"),
+            *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
+        )
     )
     if step.timing.calibration:
         _print_interval(out, step)

@@ -33,8 +33,10 @@ from helix_sim.cli.base import (
     print_json,
     refuse,
     remark,
+    say,
     show,
     size,
+    styled,
 )
 from helix_sim.cli.options import TimingOptions, spread
 
@@ -116,7 +118,7 @@ def _end_where_nothing_runs(dropped: dict[str, int]) -> NoReturn:
 def _progress(kind: str) -> Iterator[Callable[[Progress], None]]:
     """What to do with a sweep's progress: a bar on stderr where that is a terminal, a JSON line, or nothing."""
     if kind == "json":
-        yield lambda now: print(json.dumps(_progress_record(now)), file=sys.stderr, flush=True)
+        yield lambda now: remark(json.dumps(_progress_record(now)))
     elif kind == "auto" and sys.stderr.isatty():
         with _bar() as bar:
             task = bar.add_task("", total=None, note="")
@@ -135,7 +137,7 @@ def _bar() -> rich.progress.Progress:
     console = Console(stderr=True)
     columns: list[ProgressColumn] = [
         TaskProgressColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(compact=True),
     ]
     return Progress(*([BarColumn()] if console.width >= WIDE else []), *columns, console=console)
@@ -267,18 +269,16 @@ def regress(
 
 
 def _print_verdicts(out: Console, verdicts: list[Verdict]) -> None:
-    from rich.markup import escape
-
     from helix_sim.gate.verdict import headline, tables
 
     for verdict in verdicts:
-        out.print(f"[bold {'green' if verdict.held else 'red'}]{escape(headline(verdict))}[/]")
+        out.print(styled((headline(verdict), f"bold {'green' if verdict.held else 'red'}")))
         for table in tables(verdict):
             shown = new_table(*table.columns, title=table.title)
             for column in shown.columns:
                 column.no_wrap = False
             for row in table.rows:
-                shown.add_row(*(escape(cell) for cell in row))
+                shown.add_row(*row)
             show(out, shown)
 
 
@@ -301,8 +301,6 @@ def report(
     if as_json:
         print_json(written)
     else:
-        print(
-            f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB"
-        )
+        say(f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB")
     if not written["points"]:
         _end_where_nothing_runs(written["dropped_by_reason"])

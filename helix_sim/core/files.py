@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -18,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from helix_sim.core.errors import cannot_write
+from helix_sim.core.escape import csv_cell, json_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,14 +140,20 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, content: Any) -> Path:
     """Indented JSON, numpy numbers as numbers."""
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=plain) + "\n")
+    return write_text(path, json_text(content, default=plain) + "\n")
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> Path:
-    """CSV whose floats read back as they were."""
+    """CSV whose floats read back as they were, and whose texts are `escape.csv_cell`s."""
+    texts = frame.select_dtypes(exclude="number")
+    cells = {name: texts[name].map(_cell, na_action="ignore") for name in texts}
     with appearing(path) as partial:
-        frame.to_csv(partial, index=False, lineterminator="\n")
+        frame.assign(**cells).rename(columns=csv_cell).to_csv(partial, index=False, lineterminator="\n")
     return path
+
+
+def _cell(value: Any) -> Any:
+    return csv_cell(value) if isinstance(value, str) else value
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> Path:
@@ -184,8 +190,21 @@ def write_points_csv(path: Path, folder: Path) -> Path:
             with arrow_csv.CSVWriter(partial, pq.read_schema(parts[0])) as writer:
                 for part in parts:
                     for batch in pq.ParquetFile(part).iter_batches():
-                        writer.write_batch(batch)
+                        writer.write_batch(_with_cells(batch))
     return path
+
+
+def _with_cells(batch: Any) -> Any:
+    """A batch of Arrow rows, its texts as cells of CSV; there are few, each of many rows."""
+    import pyarrow as pa
+
+    for place, name in enumerate(batch.schema.names):
+        if pa.types.is_string(batch.column(place).type):
+            coded = batch.column(place).dictionary_encode()
+            words = pa.array([csv_cell(word) for word in coded.dictionary.to_pylist()], pa.string())
+            cells = pa.DictionaryArray.from_arrays(coded.indices, words).cast(pa.string())
+            batch = batch.set_column(place, name, cells)
+    return batch
 
 
 class PointsWriter:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from helix_sim import __version__
 from helix_sim.core.errors import SpecError
+from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import broadcast_columns
@@ -389,8 +390,7 @@ def _cover(shows: npt.NDArray[Any]) -> list[int]:
 
 def path_of(folder: Path, sweep_name: str) -> Path:
     """The file of a sweep's baseline in a folder."""
-    name = re.sub(r"[^\w.-]+", "-", sweep_name)
-    return folder / f"{name}.csv"
+    return folder / f"{file_stem(sweep_name)}.csv"
 
 
 def render(baseline: Baseline) -> str:
@@ -403,8 +403,10 @@ def render(baseline: Baseline) -> str:
         seen = (row.tokens_per_s_user, row.tokens_per_s_gpu, row.resident_GB)
         terms = " ".join(f"{row.terms[name]:.9g}" for name in names) if row.terms else ""
         widths = row.layout.columns().values()
-        writer.writerow([row.role, row.context, row.family, *widths, *(f"{value:.10g}" for value in seen), terms])
-    header = [f"# {key}: {value}" for key, value in baseline.header.items() if key != "check"]
+        writer.writerow(
+            [row.role, row.context, csv_cell(row.family), *widths, *(f"{value:.10g}" for value in seen), terms]
+        )
+    header = [f"# {key}: {csv_cell(value)}" for key, value in baseline.header.items() if key != "check"]
     lines = [TITLE, *header, *table.getvalue().splitlines()]
     lines.insert(1 + len(header), f"# check: {_short_hash(chr(10).join(lines))}")
     return "\n".join(lines) + "\n"
@@ -464,7 +466,7 @@ def parse(text: str, shown: str) -> Baseline:
 def header_of(text: str) -> dict[str, str]:
     """The `# key: value` lines of a baseline's text."""
     pairs = (line[2:].partition(": ") for line in text.splitlines() if line.startswith("# ") and ": " in line)
-    return {key: value for key, _, value in pairs}
+    return {key: text_of_cell(value) for key, _, value in pairs}
 
 
 def _parse_rows(table: list[str], names: list[str]) -> tuple[list[Row], list[str]]:
@@ -493,7 +495,7 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
     return Row(
         role=cells["role"],
         context=_whole(cells["context"], "context"),
-        family=cells["family"],
+        family=text_of_cell(cells["family"]),
         layout=Layout(**{name: _whole(cells[name], name) for name in AXES}),
         tokens_per_s_user=_finite(cells["tokens_per_s_user"], "tokens_per_s_user", above=0),
         tokens_per_s_gpu=_finite(cells["tokens_per_s_gpu"], "tokens_per_s_gpu", above=0),

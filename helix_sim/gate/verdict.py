@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
+from helix_sim.core import escape
 from helix_sim.core.units import format_size
 from helix_sim.gate.blame import TermMove
 from helix_sim.gate.regress import CurveCheck, PointMove, Verdict
@@ -136,7 +136,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     held = all(verdict.held for verdict in verdicts)
     lines = [f"## Pareto curves: {'held' if held else 'moved'}", ""]
     for verdict in verdicts:
-        lines += [f"{'✅' if verdict.held else '❌'} {_plain(headline(verdict))}", ""]
+        lines += [f"{'✅' if verdict.held else '❌'} {escape.markdown(headline(verdict))}", ""]
         for table in tables(verdict):
             lines += [f"**{table.title}**", "", *_markdown_rows(table), ""]
     if not held:
@@ -149,12 +149,8 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 def _markdown_rows(table: Table) -> list[str]:
     names = " | ".join(name.removeprefix(">") for name in table.columns)
     rule = "|".join("---:" if name.startswith(">") else "---" for name in table.columns)
-    return [f"| {names} |", f"|{rule}|", *(f"| {' | '.join(_plain(cell) for cell in row)} |" for row in table.rows)]
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", " ".join(text.split()))
+    rows = (f"| {' | '.join(map(escape.markdown, row))} |" for row in table.rows)
+    return [f"| {names} |", f"|{rule}|", *rows]
 
 
 # --- Text and JUnit --------------------------------------------------------------------------------------------------
@@ -180,12 +176,14 @@ def junit(verdicts: Sequence[Verdict]) -> str:
         cases = _cases(verdict)
         failures = sum(bool(message) for _, message, _ in cases)
         suite = ElementTree.SubElement(
-            suites, "testsuite", name=_legal(verdict.sweep), tests=str(len(cases)), failures=str(failures), errors="0"
-        )
+            suites, "testsuite", name=escape.xml_text(verdict.sweep), tests=str(len(cases)), failures=str(failures),
+            errors="0",
+        )  # fmt: skip
         for name, message, details in cases:
-            case = ElementTree.SubElement(suite, "testcase", classname=_legal(verdict.sweep), name=_legal(name))
+            of, name, message, details = map(escape.xml_text, (verdict.sweep, name, message, details))
+            case = ElementTree.SubElement(suite, "testcase", classname=of, name=name)
             if message:
-                ElementTree.SubElement(case, "failure", message=_legal(message), type="moved").text = _legal(details)
+                ElementTree.SubElement(case, "failure", message=message, type="moved").text = details
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -205,11 +203,6 @@ def _cases(verdict: Verdict) -> list[tuple[str, str, str]]:
             ("layouts that run", ", ".join(" ".join(row) for row in _count_table(verdict).rows), whole),
         ]
     return cases
-
-
-def _legal(words: str) -> str:
-    """Text without the control characters that XML does not take."""
-    return re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", words)
 
 
 def record(verdicts: Sequence[Verdict]) -> dict[str, Any]:

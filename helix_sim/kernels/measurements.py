@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from helix_sim.core.escape import comment
 from helix_sim.core.text import said
 
 COLUMNS = {
@@ -132,7 +133,7 @@ def combine_cell(*, partials: int, batch: int, q_heads: int, value_width: int) -
 def write_csv(path: Path, rows: Sequence[Measurement], provenance: Mapping[str, str]) -> None:
     """Measurements as CSV; comment lines above the header hold the provenance and explain the columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in provenance.items())
+        file.writelines(f"{comment(f'{key}: {value}')}\n" for key, value in provenance.items())
         file.write("#\n")
         file.writelines(f"# {name}: {meaning}\n" for name, meaning in COLUMNS.items())
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")

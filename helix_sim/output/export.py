@@ -11,7 +11,6 @@ docs/serving/context_parallel_deployment.md and its ParallelConfig, SGLang's pag
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 
 from helix_sim import __version__
 from helix_sim.core.errors import SpecError
+from helix_sim.core.escape import comment, shell_word
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS, format_size
 from helix_sim.feasibility import memory_reason, sentences
@@ -99,7 +99,7 @@ def launch(picked: Picked, stack: str, checkpoint: str | None = None) -> Launch:
     if runs.layout.gpus > GPUS_OF_A_HOST:
         draft.remarks.append(f"{runs.layout.gpus} GPUs: where they span hosts, add the stack's options for that")
     text = to.text(draft.options, checkpoint or checkpoint_name(step))
-    head = "".join(f"# {line}\n" for line in _head(picked, runs, to, draft.remarks))
+    head = "".join(f"{comment(line)}\n" for line in _head(picked, runs, to, draft.remarks))
     return Launch(stack=stack, text=head + text, options=draft.options, remarks=draft.remarks, runs=runs)
 
 
@@ -261,7 +261,7 @@ def _refuse_shared_heads(step: Step, draft: Draft) -> None:
 
 
 def _yaml_text(options: dict[str, Any], checkpoint: str) -> str:
-    start = f"# trtllm-serve {shlex.quote(checkpoint)} --extra_llm_api_options THIS_FILE\n"
+    start = f"# trtllm-serve {shell_word(checkpoint)} --extra_llm_api_options THIS_FILE\n"
     return start + yaml.safe_dump(options, sort_keys=False)
 
 
@@ -269,8 +269,8 @@ def _command(start: str, checkpoint_flag: str = "") -> Callable[[dict[str, Any],
     """A command line, one option a line."""
 
     def text(options: dict[str, Any], checkpoint: str) -> str:
-        words = [f"{start} {checkpoint_flag}{shlex.quote(checkpoint)}"]
-        words += [name if value is True else f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
+        words = [f"{start} {checkpoint_flag}{shell_word(checkpoint)}"]
+        words += [name if value is True else f"{name} {shell_word(value)}" for name, value in options.items()]
         return " \\\n  ".join(words) + "\n"
 
     return text

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from helix_sim.core.escape import file_stem
 from helix_sim.core.files import write_json, write_text
 from helix_sim.core.units import format_size
 from helix_sim.gate import verdict as words
@@ -48,7 +48,7 @@ def draw(verdict: Verdict, folder: Path) -> list[Path]:
             f"{verdict.title} at {size} tokens: {state}",
             f"stored {verdict.date}",
         )
-        written += plot.save(figure, folder / re.sub(r"[^\w.-]+", "-", f"{verdict.sweep}-{size}"))
+        written += plot.save(figure, folder / file_stem(f"{verdict.sweep}-{size}"))
     return written
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helix_sim.core.escape import markdown_code
 from helix_sim.core.files import write_csv, write_json, write_text
 from helix_sim.paper import reproduce
 from helix_sim.paper.reproduce import Claim, ClaimsReport, Searches
@@ -84,11 +85,11 @@ def write_claims(report: ClaimsReport, out: Path, searches: Searches) -> list[Pa
 
 def claims_markdown(report: ClaimsReport, searches: Searches) -> str:
     """The claims, their notes and the variations as Markdown."""
-    layouts = sum(result.layouts for result in searches.on.values())
+    timing, layouts = markdown_code(report.timing), sum(result.layouts for result in searches.on.values())
     lines = [
         "# The paper's claims, and ours",
         "",
-        f"Timing `{report.timing}`; {layouts:,} layouts searched. Each ratio is taken as the paper takes it.",
+        f"Timing {timing}; {layouts:,} layouts searched. Each ratio is taken as the paper takes it.",
         "",
         "| id | claim | paper | ours | accepted | held |",
         "|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import cycle
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
+from helix_sim.core.escape import plot_text
 from helix_sim.core.files import appearing
 from helix_sim.core.units import format_size
 from helix_sim.search.pareto import Frontier
@@ -76,7 +78,8 @@ def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) ->
     written = []
     for suffix in formats:
         path = stem.with_name(f"{stem.name}.{suffix}")
-        with appearing(path) as partial, plt.rc_context(STYLE):
+        with appearing(path) as partial, plt.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box: a user can do nothing about it
             figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else {"Software": None})
         written.append(path)
     plt.close(figure)
@@ -95,7 +98,7 @@ def draw_frontier(
 ) -> None:
     """A frontier as the staircase it is: at an interactivity, the best throughput of a point at least that fast."""
     if len(curve):
-        axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=label, **style)
+        axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=plot_text(label), **style)
         draw_band(axes, curve, colour)
         if (marker and len(curve) <= 60) or len(curve) == 1:  # a staircase of one point has no line
             axes.plot(curve.interactivity, curve.throughput, marker or "o", color=colour, markersize=2.6, alpha=0.8)
@@ -145,7 +148,7 @@ def label_knees(axes: Axes, curve: Frontier, colour: str, count: int = 3, offset
 def pareto_axes(axes: Axes, title: str) -> None:
     """Name and scale the axes of a Pareto plot."""
     axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel="throughput (tokens/s/GPU)")
-    axes.set_title(title)
+    axes.set_title(plot_text(title))
     _plain_log_ticks(axes)
     axes.tick_params(which="minor", labelsize=8)
     axes.margins(x=0.2, y=0.08)
@@ -179,7 +182,9 @@ def pareto(result: SweepResult, context: int | None = None) -> Figure:
             label_knees(axes, helix, COLOURS["helix"], 4)
         if baseline is not None and len(baseline):
             label_knees(axes, baseline, COLOURS["baseline"], 3, (-6, -6))
-        axes.legend(fontsize=8, loc="lower left", title=f"timing: {result.plan.timing.name}", title_fontsize=8)
+        axes.legend(
+            fontsize=8, loc="lower left", title=plot_text(f"timing: {result.plan.timing.name}"), title_fontsize=8
+        )
     return figure
 
 
@@ -329,12 +334,12 @@ def calibration(fitted: Mapping[str, Fitted], title: str) -> Figure:
             axes.set(xscale="log", yscale="log")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-            axes.set_title(name.replace("/", "\n"), fontsize=7.5)
+            axes.set_title(plot_text(name).replace("/", "\n"), fontsize=7.5)
             r = each.record.residuals
             text = f"{r.count} held out\nmedian {r.median_error:.1%}\nmean {r.mean_error:.1%}"
             axes.text(0.05, 0.95, text, transform=axes.transAxes, va="top", fontsize=7)
             axes.tick_params(labelsize=7)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(plot_text(title), x=0.01, ha="left", fontweight="bold")
         figure.supxlabel("measured (µs)")
         figure.supylabel("modelled (µs)")
     return figure
@@ -369,7 +374,7 @@ def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
                     markersize=4,
                     elinewidth=0.6,
                     alpha=0.8,
-                    label=f"{system} {framework}",
+                    label=plot_text(f"{system} {framework}"),
                 )
             odd = table[(table["half"] == half) & (table["beyond_light"] | table["odd_label"])].index
             axes.plot(measured[odd], predicted[odd], "x", color="black", markersize=7, label="doubtful row")
@@ -382,7 +387,7 @@ def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
                 )
             axes.legend(fontsize=7, loc="upper left")
         both[0].set_ylabel("predicted time per token (ms), 80 % interval")
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(plot_text(title), x=0.01, ha="left", fontweight="bold")
     return figure
 
 
@@ -405,14 +410,14 @@ def tornado(bars: Mapping[str, tuple[float, float]], title: str, what: tuple[str
             colours = [COLOURS["helix"] if good else COLOURS["tp"] for good in helps]
             axes.barh(range(len(order)), values, color=colours, height=0.62)
             axes.axvline(0, color="#404040", linewidth=0.8)
-            axes.set_yticks(range(len(order)), [knob.replace("_", " ") for knob in order])
+            axes.set_yticks(range(len(order)), [plot_text(knob.replace("_", " ")) for knob in order])
             axes.grid(axis="y", visible=False)
             axes.set_xlabel("% for 1 % more (blue helps, orange hurts)")
-            axes.set_title(label)
+            axes.set_title(plot_text(label))
             for row, value in enumerate(values):
                 _value_beside_bar(axes, row, value)
         panels[0].margins(x=0.16)
-        figure.suptitle(title, fontsize=9.5, x=0.01, ha="left")
+        figure.suptitle(plot_text(title), fontsize=9.5, x=0.01, ha="left")
     return figure
 
 
@@ -450,7 +455,7 @@ def overlay(
             low.plot(x, np.array(share) * 100, ".", color=colour, markersize=4)
         pareto_axes(top, title)
         top.set_xlabel("")
-        top.legend(fontsize=8, loc="lower left", title=note, title_fontsize=8, alignment="left")
+        top.legend(fontsize=8, loc="lower left", title=plot_text(note), title_fontsize=8, alignment="left")
         low.axhline(0, color="#888888", linewidth=0.8)
         low.set(xlabel="interactivity (tokens/s/user)", ylabel="move, both axes (%)")
     return figure

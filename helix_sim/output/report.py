@@ -12,6 +12,7 @@ from typing import Any
 
 from helix_sim import __version__
 from helix_sim.core.errors import SpecError
+from helix_sim.core.escape import html_data
 from helix_sim.core.files import plain, write_text
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import GIGA, MICRO, format_size
@@ -88,7 +89,7 @@ def search(sweep: Sweep) -> tuple[SweepResult, list[dict[str, Any]]]:
 def render(found: dict[str, Any], script: str) -> str:
     """The page: the template with the library and the data in it, the same bytes for the same input."""
     template = importlib.resources.files("helix_sim.output").joinpath("report.html").read_text(encoding="utf-8")
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), default=plain)
+    text = json.dumps(html_data(found), ensure_ascii=False, separators=(",", ":"), default=plain)
     packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
     return template.replace("<!-- data -->", packed).replace("/* plotly */", script.replace("</script", "<\\/script"))
 

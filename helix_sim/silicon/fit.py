@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.escape import yaml_text as dumped
 from helix_sim.core.work import Work
 from helix_sim.specs import kernel_parameters
 from helix_sim.specs.extending import differences
@@ -184,12 +185,10 @@ def residuals(seconds: Any, modelled: Any, held: Any) -> Residuals:
 
 def yaml_text(timing: Timing) -> str:
     """The timing as its file: what it extends, and what differs from that; numbers with their sources, one a line."""
-    import yaml
-
     content = timing.model_dump(exclude_none=True)
     if timing.extends:
         said = differences(content, load_timing(timing.extends).model_dump(exclude_none=True))
         first = {"kind": timing.kind, "name": timing.name, "description": timing.description}
         content = first | {"extends": timing.extends} | said
     head = "# Written by `helix-sim calibrate`; refit instead of editing. Only parameters are here, no measurement.\n"
-    return head + yaml.safe_dump(content, sort_keys=False, width=100000, default_flow_style=None, allow_unicode=True)
+    return head + dumped(content, width=100000, default_flow_style=None)

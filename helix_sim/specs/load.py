@@ -384,7 +384,8 @@ TAGGED = ("attention", "ffn", "layers")
 
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
-    place = [part for level, part in enumerate(problem["loc"]) if level != 2 or problem["loc"][0] not in TAGGED]
+    place = [part for level, part in enumerate(problem["loc"])
+             if part != "[key]" and (level != 2 or problem["loc"][0] not in TAGGED)]  # fmt: skip
     path, kind, given, context = (
         ".".join(map(str, place)),
         problem["type"],

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from helix_sim.core.errors import SpecError
 from helix_sim.core.units import GIGA, MEGA, TERA
 from helix_sim.specs.public_tables import PublicTables
-from helix_sim.specs.values import Flag, MathFormat, Positive, Quantity, Record, Text, WholeQuantity
+from helix_sim.specs.values import Flag, MathFormat, Name, Positive, Quantity, Record, WholeQuantity
 
 KERNEL_FACTS = ("sms", "l2_MB", "tray_gpus")
 """What measured kernels ask of a machine beyond its rates."""
@@ -21,7 +21,7 @@ class Machine(Record):
     """One GPU and the networks around it. Rates are datasheet peaks, dense, per GPU, per direction."""
 
     kind: Literal["machine"] = Field(description="says that the file is a machine's [name]")
-    name: Text = Field(description="the file's name without its ending [name]")
+    name: Name = Field(description="the file's name without its ending [name]")
     gpus: WholeQuantity = Field(description="GPUs of the largest system that is searched [GPUs]")
     hbm_bandwidth_GBps: Positive = Field(description="HBM bandwidth of one GPU [GB/s]")
     memory_GB: Positive = Field(description="memory of one GPU as its driver sees it [GB]")

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from helix_sim.core.text import said
-from helix_sim.specs.values import Count, NaturalCount, Number, Record, Text
+from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Text, Word
 
 
 class GqaAttention(Record):
@@ -186,7 +186,7 @@ class Model(Record):
     """A decoder: its kinds of attention and of feed-forward network, and the list of layers made of them."""
 
     kind: Literal["model"] = Field(description="what the file is: model [name]")
-    name: Text = Field(description="the model's name [text]")
+    name: Name = Field(description="the model's name [text]")
     source: Text = Field(description="where its numbers come from, such as the config's address [text]")
     published_parameters_B: Annotated[Number, Field(gt=0)] = Field(
         description="parameters that its publisher counts [billions]"
@@ -194,10 +194,10 @@ class Model(Record):
     hidden_size: Count = Field(description="width of the residual stream, H in the paper [values]")
     vocab_size: Count = Field(description="tokens of the vocabulary [count]")
     tied_embeddings: bool = Field(default=False, description="whether the head's table is the embedding's [yes or no]")
-    attention: Annotated[dict[Text, Attention], Field(min_length=1)] = Field(
+    attention: Annotated[dict[Word, Attention], Field(min_length=1)] = Field(
         description="kinds of attention by a name of one's own [mapping]"
     )
-    ffn: Annotated[dict[Text, Ffn], Field(min_length=1)] = Field(
+    ffn: Annotated[dict[Word, Ffn], Field(min_length=1)] = Field(
         description="kinds of feed-forward network by a name of one's own [mapping]"
     )
     layers: Annotated[list[Entry], Field(min_length=1)] = Field(

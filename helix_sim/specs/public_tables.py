@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from helix_sim.specs.values import Flag, NumberFormat, Quantity, Record, Source, Text
+from helix_sim.specs.values import Flag, Name, NumberFormat, Quantity, Record, Source, Text
 
 TableName = Literal["attention_mla", "gemm", "grouped_gemm", "all_reduce", "expert_exchange", "mla_module"]
 """Tables that may borrow, by the functions of `silicon.aic_tables` that read them."""
@@ -85,7 +85,7 @@ class Framework(Record):
     """A serving framework as the public tables and servings show it: the same on every machine."""
 
     kind: Literal["framework"] = Field(description="says that the file is a framework's [name]")
-    name: Text = Field(description="its short name, as commands, tables and measured timings have it [name]")
+    name: Name = Field(description="its short name, as commands, tables and measured timings have it [name]")
     title: Text = Field(description="its name as its makers write it [text]")
     step_overhead_us: Quantity = Field(description="host and launch overhead of one decode step, outside kernels [µs]")
     dispatch: dict[Literal["fp4", "fp8"], WireFormat] = Field(

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, StrictInt, model_validator
 
 from helix_sim.core.text import is_path, said
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.values import Count, Number, Record, Size, Text
+from helix_sim.specs.values import Count, Name, Number, Record, Size, Text, Word
 
 Axis = Literal["free", "many"] | Count
 """A width of a family: every divisor (`free`), every divisor of at least 2 (`many`), or one number."""
@@ -19,7 +19,7 @@ Axis = Literal["free", "many"] | Count
 class Family(Record):
     """A way to shard, as data: which widths are free, and what the FFN grid spans; tpf is what is left of it."""
 
-    title: Text = Field(description="the family in legends and reports [text]")
+    title: Name = Field(description="the family in legends and reports [text]")
     tpa: Axis = Field(default=1, description="tensor-parallel width of attention [GPUs, or free, or many]")
     kvp: Axis = Field(default=1, description="KV-parallel width: sequence shards of the cache [GPUs, or free, or many]")
     dp: Axis = Field(default=1, description="data-parallel attention groups [count, or free, or many]")
@@ -39,7 +39,7 @@ class Families(Record):
     """A file of families by name, which sweeps list; the shipped one is sweeps/families.yaml."""
 
     kind: Literal["families"] = Field(description="what this file describes [name]")
-    families: dict[Text, Family] = Field(min_length=1, description="ways to shard by name [mapping]")
+    families: dict[Word, Family] = Field(min_length=1, description="ways to shard by name [mapping]")
 
 
 class GpuRange(Record):
@@ -86,7 +86,7 @@ class Sweep(Record):
     """A search: one model on one machine, every layout of the families, every batch, every context."""
 
     kind: Literal["sweep"] = Field(description="what this file describes [name]")
-    name: Text = Field(description="the sweep in tables, and of its baseline's file [name]")
+    name: Name = Field(description="the sweep in tables, and of its baseline's file [name]")
     description: Text = Field(description="one line for titles [text]")
     model: Text = Field(description="a shipped model, or the path of a model's file [name]")
     machine: Text = Field(description="a shipped machine, or the path of a machine's file [name]")
@@ -101,10 +101,10 @@ class Sweep(Record):
         default=[1],
         description="HOP-B pieces of the batch that families with hop_b try; 1 is off, batch one a request [list]",
     )
-    families: Annotated[dict[Text, Family], Field(min_length=1)] = Field(
+    families: Annotated[dict[Word, Family], Field(min_length=1)] = Field(
         description="ways to shard: names from sweeps/families.yaml, or your own by name [list or mapping]"
     )
-    groups: dict[Text, Annotated[list[Text], Field(min_length=1)]] = Field(
+    groups: dict[Word, Annotated[list[Text], Field(min_length=1)]] = Field(
         default={},
         description="unions of families whose frontiers are compared, such as all-helix [mapping of lists]",
     )

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.units import MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
-from helix_sim.specs.values import Fraction, NaturalCount, Number, Quantity, Record, Share, Source, Text
+from helix_sim.specs.values import Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
 
 R = TypeVar("R", bound=Record)
 
@@ -113,7 +113,7 @@ class Timing(Record):
     """Constants that turn Work into seconds: the same for every model, layout and figure."""
 
     kind: Literal["timing"] = Field(description="says that the file is a timing's [name]")
-    name: Text = Field(description="the file's name without its ending [name]")
+    name: Name = Field(description="the file's name without its ending [name]")
     description: Text = Field(description="what the timing stands for, in a line [text]")
     extends: Text | None = Field(
         None,

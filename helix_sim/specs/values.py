@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, WithJsonSchema
-from pydantic.functional_validators import BeforeValidator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
@@ -43,6 +44,29 @@ NumberFormat = Literal["fp4", "mxfp4", "nvfp4", "int4", "fp8", "fp8-block", "int
 MathFormat = Literal["fp4", "fp8", "bf16"]
 """Formats that tensor cores multiply in; the machine's profile gives the dense rate of each."""
 Text = Annotated[StrictStr, Field(min_length=1)]
+
+MOST_LETTERS = 100
+"""Of a name: one line of a terminal, a table's cell, a file's name."""
+
+
+def _name(text: str) -> str:
+    if not text[:1].isalnum() or not text.isprintable() or len(text) > MOST_LETTERS:
+        rule = f"it begins with a letter or a digit, and is one line of at most {MOST_LETTERS} characters that print"
+        raise ValueError(f"{said(text)} is no name: {rule}")
+    return text
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[^\W_][\w.+-]*", text) or len(text) > MOST_LETTERS:
+        rule = f"at most {MOST_LETTERS} letters, digits and . _ + - in one word, a letter or a digit first"
+        raise ValueError(f"{said(text)} is no name here: {rule}")
+    return text
+
+
+Name = Annotated[StrictStr, AfterValidator(_name)]
+"""The name of a model, a machine, a timing, a sweep: it is printed, drawn, and made part of files of every kind."""
+Word = Annotated[StrictStr, AfterValidator(_word)]
+"""A name of one's own for a part of a file, such as a family: it is part of the names of ops, columns and keys, too."""
 
 
 class Record(BaseModel):
