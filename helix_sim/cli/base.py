@@ -159,7 +159,8 @@ def _report_bug() -> NoReturn:
 
     from helix_sim.core.errors import Exit
 
-    traceback.print_exc()
+    with contextlib.suppress(OSError):  # where nobody reads it, it is still no 1
+        traceback.print_exc()
     fail(["this is a fault of helix_sim, not yours; please report the lines above, and the command"], Exit.BUG)
 
 
