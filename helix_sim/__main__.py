@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Entry point. Where the command line itself cannot be imported, that is a bug's exit code: Python's own 1 means moved."""
+    """Entry point; a command line that cannot even be imported ends as a bug does, for Python's own 1 means moved."""
     try:
         from helix_sim.cli import main as run
     except Exception:
