@@ -4,6 +4,8 @@ Without a GPU the kernels run in Triton's interpreter, which has to be chosen be
 the variable CI is set, property tests draw the same examples in every run; a seed found elsewhere becomes an @example.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 

@@ -161,7 +161,8 @@ def _report_bug() -> NoReturn:
 
     from helix_sim.core.errors import Exit
 
-    print(terminal_lines(traceback.format_exc()), end="", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where nobody reads it, it is still no 1
+        print(terminal_lines(traceback.format_exc()), end="", file=sys.stderr)
     fail(["this is a fault of helix_sim, not yours; please report the lines above, and the command"], Exit.BUG)
 
 

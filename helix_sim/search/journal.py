@@ -229,7 +229,7 @@ def _packed(outcome: Outcome) -> bytes:
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     counts = {"layouts": found.layouts, "dropped": found.dropped, "points": outcome.points}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **columns, counts=np.array(json.dumps(counts)))
+    np.savez_compressed(buffer, **columns, counts=np.array(json.dumps(counts)))
     return buffer.getvalue()
 
 

@@ -56,14 +56,30 @@ def test_a_full_output_is_one_sentence(verb: str) -> None:
     assert said == "helix-sim: standard output: the disk is full\n"
 
 
+BROKEN_VERB = "import helix_sim.specs.catalogue as c, helix_sim.cli as i; c.models = lambda: 1 / 0; i.main()"
+CRASH = f'"{sys.executable}" -c "{BROKEN_VERB}" models'
+
+
 def test_a_bug_shows_its_traceback_and_is_not_moved() -> None:
-    broken = "import helix_sim.specs.catalogue as c, helix_sim.cli as i; c.models = lambda: 1 / 0; i.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", broken, "models"], capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
-    assert done.returncode == Exit.BUG
-    assert "ZeroDivisionError" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("helix-sim: this is a fault of helix_sim")
+    code, _, said = ended(CRASH)
+    assert code == Exit.BUG
+    assert "ZeroDivisionError" in said
+    assert said.splitlines()[-1].startswith("helix-sim: this is a fault of helix_sim")
+
+
+@pytest.mark.parametrize("nobody_reads", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_a_bug_whose_traceback_nobody_reads_is_not_moved(nobody_reads: str) -> None:
+    assert ended(f"{CRASH} {nobody_reads}")[0] == Exit.BUG
+
+
+@pytest.mark.parametrize("library", ["typer", "numpy", "yaml"])
+def test_a_library_that_cannot_be_imported_is_not_moved(library: str, tmp_path: Path) -> None:
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "__init__.py").write_text("raise ImportError('broken')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    code, _, said = ended("hs regress paper-llama-3.1-405b", PYTHONPATH=path)
+    assert code == Exit.BUG
+    assert "broken" in said
 
 
 def test_closed_outputs_and_a_closed_input_are_no_traceback() -> None:
