@@ -63,6 +63,11 @@ class Layout:
         return self.tpa * self.kvp
 
     @cached_property
+    def attention_groups(self) -> Any:
+        """Attention groups of the whole layout, one after another: those of every stage."""
+        return self.dp * self.pp
+
+    @cached_property
     def ffn_group(self) -> Any:
         """GPUs of one stage's FFN grid."""
         return self.tpf * self.ep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from helix_sim.core.collectives import all_reduce, direct
-from helix_sim.core.numeric import Column
+from helix_sim.core.numeric import Column, floor_div
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import LSE_BYTES, output_heads_per_rank
 from helix_sim.ops.elementwise import memory_pass
@@ -14,10 +14,21 @@ from helix_sim.specs.model import AttentionKind
 
 
 def sent(
-    op_class: str, kind: str, payload: Column, group: Column, *, rows: Column, stride: Column = 1, **sizes: Any
+    op_class: str,
+    kind: str,
+    payload: Column,
+    group: Column,
+    *,
+    rows: Column,
+    stride: Column = 1,
+    blocks: Column = 1,
+    **sizes: Any,
 ) -> Work:
-    """A direct collective: `payload` bytes leave or enter the busiest of `group` ranks that stand `stride` apart."""
-    collective = direct(kind, payload, group, stride)
+    """A direct collective: `payload` bytes leave or enter the busiest of `group` ranks that stand `stride` apart.
+
+    blocks: how many blocks of such groups stand one after another; most of them start inside an NVLink domain.
+    """
+    collective = direct(kind, payload, group, stride, blocks)
     return Work(op_class=op_class, kernels=0, collective=collective, rows=rows, **sizes)
 
 
@@ -30,7 +41,16 @@ def partial_exchange(s: StepInput, a: AttentionKind) -> Work:
     x = s.layout
     head_bytes = a.value_width * s.wire_bytes + LSE_BYTES
     payload = (x.kvp - 1) * s.tokens * output_heads_per_rank(s, a) * head_bytes
-    return sent("all-to-all", "all-to-all", payload, x.kvp, stride=x.tpa, rows=s.tokens, pieces=x.chunks)
+    return sent(
+        "all-to-all",
+        "all-to-all",
+        payload,
+        x.kvp,
+        stride=x.tpa,
+        blocks=x.attention_groups,
+        rows=s.tokens,
+        pieces=x.chunks,
+    )
 
 
 def combine_partials(s: StepInput, a: AttentionKind) -> Work:
@@ -45,8 +65,12 @@ def combine_partials(s: StepInput, a: AttentionKind) -> Work:
 
 @once_a_step
 def group_all_reduce(s: StepInput) -> Work:
-    """Sum of the [tokens, H] partial results over the token group, after a row-sharded projection."""
-    collective = all_reduce(s.tokens * s.model.hidden_size * s.wire_bytes, s.layout.token_group)
+    """Sum of the [tokens, H] partial results over the token group, after a row-sharded projection.
+
+    Token groups stand side by side as far as their places in NVLink domains go, also where shards between them idle.
+    """
+    payload = s.tokens * s.model.hidden_size * s.wire_bytes
+    collective = all_reduce(payload, s.layout.token_group, s.layout.attention_groups)
     return Work(op_class="all-reduce", kernels=0, collective=collective, rows=s.tokens)
 
 
@@ -59,7 +83,15 @@ def spread_to_shards(s: StepInput) -> Work:
     """
     x = s.layout
     payload = s.tokens * s.model.hidden_size * s.wire_bytes
-    return sent("broadcast", "broadcast", payload, 1 + x.idle_shards, stride=x.tpa, rows=s.tokens)
+    return sent(
+        "broadcast",
+        "broadcast",
+        payload,
+        1 + x.idle_shards,
+        stride=x.tpa,
+        blocks=x.attention_groups,
+        rows=s.tokens,
+    )
 
 
 def gather_tokens(s: StepInput) -> Work:
@@ -75,4 +107,5 @@ def scatter_sums(s: StepInput) -> Work:
 def _pool(s: StepInput, kind: str) -> Work:
     x = s.layout
     payload = s.tokens * (x.pooled_groups - 1) * s.model.hidden_size * s.wire_bytes
-    return sent(kind, kind, payload, x.pooled_groups, stride=x.token_group, rows=s.tokens)
+    pools = floor_div(x.attention_groups, x.pooled_groups)
+    return sent(kind, kind, payload, x.pooled_groups, stride=x.token_group, blocks=pools, rows=s.tokens)

@@ -89,6 +89,7 @@ def routed_exchange(s: StepInput, rank: BusiestRank, op_class: str, value_bytes:
         "all-to-all",
         rank.foreign * s.model.hidden_size * value_bytes,
         1 + (x.ffn_group - 1) * (x.dp > 1),
+        blocks=x.pp,
         rows=s.tokens,
         needed=rank.foreign / larger(s.tokens * (x.dp - 1), 1),
     )

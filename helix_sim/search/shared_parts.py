@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.collectives import narrowest_piece
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, distinct
+from helix_sim.core.numeric import Column, distinct, floor_div
 from helix_sim.ops.layers import Half
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.setting import Setting
@@ -53,11 +54,27 @@ def part_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> An
     return whole + pieces
 
 
+def _places(x: Layout, domain: int) -> Column:
+    """A number for what collectives see of where their groups lie in NVLink domains of `domain` ranks.
+
+    It is the same where the smallest pieces are, into which domains cut the groups of every kind of collective.
+    """
+    blocks = (
+        (x.attention_group, x.attention_groups),
+        (x.token_group, x.attention_groups),
+        (x.token_group * x.pooled_groups, floor_div(x.attention_groups, x.pooled_groups)),
+        (x.ffn_group, x.pp),
+    )
+    pieces = (narrowest_piece(width, count, domain) for width, count in blocks)
+    return distinct(np.asarray(piece, dtype=np.int64) for piece in pieces)[1]
+
+
 def shared_seconds(
     setting: Setting, half: Half, shapes: Shapes, batch: npt.NDArray[Any], context: Column, chunks: Any = 1
 ) -> Shared:
-    """A kind's seconds at the distinct widths that it sees among `shapes`."""
-    first, place = distinct(half.kind.sees(Layout(**shapes)))
+    """A kind's seconds at the distinct widths that it sees among `shapes`, and places in NVLink domains."""
+    given = Layout(**shapes)
+    first, place = distinct((*half.kind.sees(given), _places(given, setting.machine.domain)))
     x = Layout(batch=batch, chunks=chunks, **{name: column[first, None] for name, column in shapes.items()})
     cells = np.broadcast_shapes(np.shape(chunks), (len(first), len(batch)))
     seconds = np.broadcast_to(part_seconds(setting, half, x, context), cells)

@@ -205,7 +205,9 @@ def test_every_form_of_a_collective_is_what_the_page_says(row):
     for n in (1, 2, 3, 8, 64, 72, 100):
         for apart in (1, 2, 8, 72):
             for domain in (8, 72):
-                sent = direct("all-to-all", 1000.0, n, apart) if name == "direct" else all_reduce(1000.0, n, apart)
+                if name != "direct" and apart > 1:
+                    continue  # the ranks of an all-reduce are neighbours
+                sent = direct("all-to-all", 1000.0, n, apart) if name == "direct" else all_reduce(1000.0, n)
                 made = sent.forms(domain, switch_reduces=True)[order[name]]
                 given = {"n": n, "apart": apart, "domain": domain, "M": 1000.0}
                 found = equations.with_letters("collectives.md", given)
