@@ -116,10 +116,10 @@ class Reason(Enum):
     )
     OUT_OF_MEMORY = Rule(
         title="weights and KV cache do not fit the fullest GPU",
-        holds=lambda c: c.memory is not None and np.asarray(c.memory.resident_bytes > c.machine.memory_bytes),
+        holds=lambda c: c.memory is not None and np.asarray(c.memory.resident_bytes > c.memory.fillable),
         sentence=lambda c: (
-            f"it needs {float(c.memory.resident_bytes) / GIGA if c.memory else 0.0:.1f} GB on the fullest "
-            f"GPU, and {c.machine.name} has {c.machine.memory_bytes / GIGA:.1f} GB after its reserve"
+            f"it needs {float(c.memory.resident_bytes) / GIGA if c.memory else 0.0:.1f} GB on the fullest GPU, and "
+            f"{c.machine.name} has {float(c.memory.fillable) / GIGA if c.memory else 0.0:.1f} GB after its reserve"
         ),
     )
 
@@ -155,9 +155,9 @@ def shape_reasons(model: Model, machine: Machine, x: Layout, context: Column) ->
     return flags
 
 
-def memory_reason(memory: Memory, machine: Machine) -> Any:
-    """OUT_OF_MEMORY's flag where the fullest GPU holds more than it has, else 0."""
-    return np.asarray(memory.resident_bytes > machine.memory_bytes) * Reason.OUT_OF_MEMORY.flag
+def memory_reason(memory: Memory) -> Any:
+    """OUT_OF_MEMORY's flag where the fullest GPU holds more than it may, else 0."""
+    return np.asarray(memory.resident_bytes > memory.fillable) * Reason.OUT_OF_MEMORY.flag
 
 
 def sentences(

@@ -22,6 +22,7 @@ from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
+from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
@@ -219,6 +220,11 @@ def op_rows(step: Step) -> list[dict[str, Any]]:
     return rows
 
 
+def served_memory(timing: Timing) -> ServedMemory | None:
+    """What the framework of a measured timing leaves free of memory; None where nothing was measured."""
+    return timing.calibration.memory if timing.calibration else None
+
+
 def host_ops(timing: Timing) -> OpTable:
     """What a step takes outside of its kernels, once a stage, where a timing has measured it."""
     return {"host": Work(op_class=HOST)} if timing.calibration else {}
@@ -263,7 +269,7 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
         repeats=counts,
         times=ordered(all_times) | {name: op_time(work, machine, timing) for name, work in host.items()},
         hidden_s=ordered(all_hidden),
-        memory=memory_of(s, resident_weights(op_table, counts)),
+        memory=memory_of(s, resident_weights(op_table, counts), machine, served_memory(timing)),
         kinds=tuple((half, tuple(half.op_name(op) for op in ops)) for half, ops in tables),
     )
 
@@ -339,7 +345,7 @@ def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: i
     if flags:
         raise LayoutError(feasibility.sentences(flags, setting.model, setting.machine, layout, context))
     step = evaluate_step(setting, layout, context, query_tokens)
-    flags = int(feasibility.memory_reason(step.memory, setting.machine))
+    flags = int(feasibility.memory_reason(step.memory))
     if flags:
         raise LayoutError(feasibility.sentences(flags, setting.model, setting.machine, layout, context, step.memory))
     return step

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
-from helix_sim.core.units import GIGA
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step, op_rows
@@ -66,8 +65,8 @@ class Explanation:
                 "kv_cache": float(step.memory.kv_cache),
                 "activations": float(step.memory.activations),
                 "resident": float(step.memory.resident_bytes),
-                "reserve": step.machine.memory_reserve_GB.value * GIGA,
-                "capacity": step.machine.memory_GB.value * GIGA,
+                "reserve": float(step.memory.reserve),
+                "capacity": step.memory.capacity,
             },
             "ops": op_rows(step),
         }

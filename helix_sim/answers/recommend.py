@@ -239,7 +239,7 @@ def _at_mix(planned: Plan, columns: Columns, mix: Mix) -> Columns:
         "tokens_per_s_gpu": np.asarray(step.tokens_per_s_gpu),
         "resident_bytes": np.broadcast_to(step.memory.resident_bytes, seconds.shape),
     }
-    return _rows(columns, memory_reason(step.memory, planned.machine) == 0)
+    return _rows(columns, memory_reason(step.memory) == 0)
 
 
 # --- What is answered ------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class Choice:
     @property
     def headroom_bytes(self) -> float:
         """Memory of the fullest GPU that is left, after its reserve."""
-        return float(self.step.machine.memory_bytes - self.step.memory.resident_bytes)
+        return float(self.step.memory.left_bytes)
 
     @property
     def binds(self) -> dict[str, Any]:
@@ -377,7 +377,7 @@ def _choice(planned: Plan, row: Columns, mix: Mix, limits: Limits) -> Choice:
     later = planned.batches[planned.batches > batch]
     candidates = np.arange(batch, int(later[0]) if len(later) else batch + 1)
     steps = _steps(planned, Layout(batch=candidates, **widths), mix)
-    kept = np.asarray(steps.ttl_s <= limits.ttl_s) & (memory_reason(steps.memory, planned.machine) == 0)
+    kept = np.asarray(steps.ttl_s <= limits.ttl_s) & (memory_reason(steps.memory) == 0)
     rate = np.where(kept, steps.tokens_per_s_gpu, -np.inf)
     chosen = Layout(batch=int(candidates[int(np.argmax(rate))]), **widths)
     step = _steps(planned, chosen, mix)
@@ -396,7 +396,7 @@ def _steps(planned: Plan, x: Layout, mix: Mix) -> Step:
 def _stopped_by(planned: Plan, x: Layout, mix: Mix, limits: Limits) -> str:
     """What one more request per group would break."""
     more = _steps(planned, replace(x, batch=x.batch + 1), mix)
-    if memory_reason(more.memory, planned.machine):
+    if memory_reason(more.memory):
         return "memory"
     return "ttl" if more.ttl_s > limits.ttl_s else "nothing"
 
@@ -424,7 +424,8 @@ def _relaxations(request: Request, planned: Plan) -> list[Relaxation]:
     if request.min_users > 1 and (row := first(planned, replace(limits, min_users=1), lambda c: c["users"])):
         add("users", request.min_users, int(row["users"]), row)
     if row := first(_scaled_memory(smallest, EVEN_MORE_MEMORY), limits, lambda c: -c["resident_bytes"]):
-        needed = float(row["resident_bytes"]) / GIGA + machine.memory_reserve_GB.value
+        x = Layout(**{name: int(row[name]) for name in AXES})
+        needed = float(_steps(planned, x, mix).memory.capacity_needed) / GIGA
         add("memory_GB", machine.memory_GB.value, needed, row)
     if row := _more_gpus(request, planned, first, limits):
         add("gpus", planned.sweep.gpus.last, int(row["gpus"]), row)

@@ -294,7 +294,7 @@ def _rerun(point: Point | None, planned: Plan, ttl_s: float | None = None) -> Po
     if shape_reasons(planned.model, planned.machine, x, context):
         return None
     step = evaluate_step(planned.setting, x, context)
-    if memory_reason(step.memory, planned.machine) or (ttl_s is not None and step.ttl_s > ttl_s):
+    if memory_reason(step.memory) or (ttl_s is not None and step.ttl_s > ttl_s):
         return None
     ttl = float(step.ttl_s)
     return point | {

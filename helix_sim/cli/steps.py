@@ -71,8 +71,8 @@ def _print_step(out: Console, picked: Picked) -> None:
     memory = new_table("memory of the fullest GPU", ">GB")
     for kind in ("weights", "kv_cache", "activations"):
         memory.add_row(kind.replace("_", " "), f"{float(getattr(step.memory, kind)) / 1e9:.2f}")
-    memory.add_row("reserve", f"{step.machine.memory_reserve_GB.value:.2f}")
-    memory.add_row("capacity", f"{step.machine.memory_GB.value:.2f}")
+    memory.add_row("reserve", f"{float(step.memory.reserve) / 1e9:.2f}")
+    memory.add_row("capacity", f"{step.memory.capacity / 1e9:.2f}")
     show(out, memory)
     ttl_ms, per_user, per_gpu = float(step.ttl_s) * 1e3, float(step.tokens_per_s_user), float(step.tokens_per_s_gpu)
     out.print(

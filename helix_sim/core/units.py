@@ -13,6 +13,8 @@ from helix_sim.core.text import said
 GIGA = 1e9
 MEGA = 1e6
 TERA = 1e12
+MEBI = 2**20
+GIBI = 2**30
 MICRO = 1e-6
 
 _PREFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}

@@ -135,7 +135,7 @@ def measure(planned: Plan, context: int, x: Layout) -> Measured:
     sound = np.flatnonzero(flags == 0)
     some = Layout(**{name: np.asarray(column)[sound] for name, column in x.columns().items()})
     step = evaluate_step(planned.setting, some, context)
-    flags[sound] |= memory_reason(step.memory, planned.machine)
+    flags[sound] |= memory_reason(step.memory)
 
     def spread(values: Any) -> npt.NDArray[Any]:
         column = np.full(count, np.nan)

@@ -8,25 +8,67 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim.core.numeric import Column, total
+from helix_sim.core.layout import Layout
+from helix_sim.core.numeric import Column, larger, smaller, total
+from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import kv_bytes_per_layer
 from helix_sim.ops.layers import cached_layers, stage_size
 from helix_sim.ops.step_input import StepInput
+from helix_sim.specs.machine import Machine
+from helix_sim.specs.public_tables import ServedMemory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Resident bytes of the fullest GPU, by kind."""
+    """Bytes of the fullest GPU: what is resident, by kind, and what weights, KV cache and activations may fill.
+
+    capacity: memory of the GPU as its driver sees it. fillable: what of it the three kinds may fill, after the
+    machine's reserve or what the framework of a measured timing leaves. share: how much of each further byte of
+    capacity they may fill.
+    """
 
     weights: Column
     kv_cache: Column
     activations: Column
+    capacity: float
+    fillable: Column
+    share: float = 1.0
 
     @property
     def resident_bytes(self) -> Any:
         """Weights, KV cache and activations together [bytes]."""
         return self.weights + self.kv_cache + self.activations
+
+    @property
+    def reserve(self) -> Any:
+        """What must stay free of the three kinds [bytes]: context, graphs, buffers, and what a framework leaves."""
+        return self.capacity - self.fillable
+
+    @property
+    def left_bytes(self) -> Any:
+        """What is left of what may be filled [bytes]; below zero where the layout does not fit."""
+        return self.fillable - self.resident_bytes
+
+    @property
+    def kv_room_bytes(self) -> Any:
+        """What the KV cache may take [bytes]: what may be filled, less weights and activations; at least nothing."""
+        return larger(self.fillable - self.weights - self.activations, 0.0)
+
+    @property
+    def capacity_needed(self) -> Any:
+        """The memory that a GPU would need for the layout to fit exactly [bytes]."""
+        return self.capacity - self.left_bytes / self.share
+
+
+def kv_tokens_that_fit(memory: Memory, layout: Layout, context: Column) -> Any:
+    """Cached tokens that one attention group has memory for, with requests of `context` tokens, in all its stages.
+
+    What the cache may take, over what one of its tokens takes on the fullest GPU. Divided by the context and rounded
+    down they are the requests of a group that fit; times `layout.dp`, those of the whole layout.
+    """
+    cached = layout.batch * layout.pp * context
+    return np.floor(memory.kv_room_bytes * cached / memory.kv_cache)
 
 
 def resident_weights(ops: Mapping[str, Work], repeats: Mapping[str, Any]) -> Any:
@@ -35,19 +77,47 @@ def resident_weights(ops: Mapping[str, Work], repeats: Mapping[str, Any]) -> Any
     return total(*(repeats[name] * size if np.ndim(size) or size else 0 for name, size in held.items()))
 
 
-def memory_of(s: StepInput, weights: Column) -> Memory:
+def memory_of(s: StepInput, weights: Column, machine: Machine, served: ServedMemory | None = None) -> Memory:
     """Memory of the fullest GPU of the largest stage, which is charged with both ends of the model.
 
     KV: B · PP · layers/PP · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of a
     stage's layers, those of the stage that caches most. Activations: four [tokens, H] buffers, the dispatch and combine
     buffers of every token where there are several groups, and the logits.
+
+    served: what the framework of a measured timing leaves free by its defaults, in place of the machine's reserve.
     """
     m, x = s.model, s.layout
     layers = stage_size(m, x.pp)
     per_request = sum(cached_layers(m, name, layers) * kv_bytes_per_layer(s, a) for name, a in m.attention.items())
-    buffers = 4 * s.tokens * m.hidden_size + 2 * (x.dp > 1) * s.stage_tokens * m.hidden_size + s.tokens * m.vocab_size
+    tokens, sent = s.tokens, s.tokens
+    if served:
+        tokens, sent = larger(tokens, served.activation_tokens.value), larger(sent, served.exchange_tokens.value)
+    buffers = 4 * tokens * m.hidden_size + 2 * (x.dp > 1) * sent * x.dp * m.hidden_size + s.tokens * m.vocab_size
+    activations = buffers * s.activation_bytes
     return Memory(
         weights=weights,
         kv_cache=x.batch * x.pp * per_request,
-        activations=buffers * s.activation_bytes,
+        activations=activations,
+        capacity=machine.memory_GB.value * GIGA,
+        fillable=_fillable(machine, served, x, weights + activations) if served else machine.memory_bytes,
+        share=served.share.value if served else 1.0,
     )
+
+
+def _fillable(machine: Machine, served: ServedMemory, x: Layout, placed: Column) -> Any:
+    """Bytes that weights, cache and activations may fill under a framework; `placed`: what is there before the cache.
+
+    A share of all memory: share · memory - outside - set aside.
+    A share of what is free, for the cache: placed + share · (memory - outside - set aside - placed).
+    """
+    size, aside = machine.memory_GB.value * GIGA, 0.0
+    for each in served.set_aside:  # the last that holds is the one
+        here = (size >= each.memory_from_GiB.value * GIBI) & (x.gpus >= each.gpus_from.value)
+        groups = smaller(x.dp, each.most_groups.value) * (x.dp > 1)
+        asked = (each.fixed_MiB.value + each.gpu_MiB.value * x.gpus + each.group_MiB.value * groups) * MEBI
+        aside = np.where(here, asked, aside)
+    outside = served.outside_GiB.value * GIBI + aside
+    share = served.share.value
+    if served.of == "all":
+        return share * size - outside
+    return placed + share * larger(size - outside - placed, 0.0)

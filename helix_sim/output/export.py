@@ -159,7 +159,7 @@ def _as_run(step: Step, to: Stack, draft: Draft) -> Step:
     draft.remarks.append(f"the checkpoint must be stored in {changes.get('weights', precision.weights)}")
     formats = precision.model_copy(update={**changes, "kv": kv, "wire": "bf16", "dispatch": None})
     runs = evaluate_step(replace(step.setting, precision=formats), replace(x, chunks=1), step.context)
-    flags = int(memory_reason(runs.memory, step.machine))
+    flags = int(memory_reason(runs.memory))
     draft.refusals += (
         sentences(flags, step.model, step.machine, runs.layout, int(step.context), runs.memory) if flags else []
     )

@@ -12,15 +12,15 @@ import numpy.typing as npt
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, distinct
-from helix_sim.feasibility import FLAGS, Reason, shape_reasons
+from helix_sim.feasibility import FLAGS, Reason, memory_reason, shape_reasons
 from helix_sim.ops.layers import Half, halves_of, ordered, stage_size
-from helix_sim.ops.memory import memory_of, resident_weights
+from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.step_input import StepInput
 from helix_sim.search.evaluated import Dropped, Evaluated, Frontiers
 from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_order
 from helix_sim.search.plan import Block, Plan, layouts_of
 from helix_sim.search.shared_parts import Shapes, Shared, shared_seconds
-from helix_sim.step import evaluate_step, host_seconds, op_tables
+from helix_sim.step import evaluate_step, host_seconds, op_tables, served_memory
 
 CELLS = 2**16
 """Shapes times batches that are added up at a time: enough to amortise numpy's calls, few enough to stay in cache."""
@@ -156,9 +156,10 @@ class Admitted:
             if (alike := able[(rows.hop_b[able] == hop_b) & (rows.split[able] == split)]).size
         }
 
-    def resident_bytes(self, rows: Any, batch: Any, context: Column) -> Any:
-        """Bytes on the fullest GPU, for each row at its batch; weights depend on neither batch nor context."""
-        return memory_of(self.rows.step_input(rows, context, batch), self.weights[rows]).resident_bytes
+    def memory(self, rows: Any, batch: Any, context: Column) -> Memory:
+        """Memory of the fullest GPU, for each row at its batch; weights depend on neither batch nor context."""
+        served = served_memory(self.rows.plan.timing)
+        return memory_of(self.rows.step_input(rows, context, batch), self.weights[rows], self.rows.plan.machine, served)
 
     def _weights(self, rows: Ints) -> Any:
         s = self.rows.step_input(rows, self.rows.plan.sweep.contexts[0])
@@ -172,7 +173,7 @@ class Admitted:
         low, high = np.zeros(len(rows), dtype=np.intp), np.full(len(rows), len(batches), dtype=np.intp)
         while (low < high).any():
             middle = np.minimum((low + high) // 2, len(batches) - 1)
-            fits = self.resident_bytes(rows, batches[middle], context) <= self.rows.plan.machine.memory_bytes
+            fits = memory_reason(self.memory(rows, batches[middle], context)) == 0
             low, high = np.where(fits & (low < high), middle + 1, low), np.where(fits, high, np.minimum(middle, high))
         found = np.zeros(len(able), dtype=np.intp)
         found[rows] = low
@@ -391,7 +392,7 @@ class Kept:
             "ttl_s": seconds,
             "tokens_per_s_user": 1 / seconds,
             "tokens_per_s_gpu": x.users / x.gpus / seconds,
-            "resident_bytes": self.admitted.resident_bytes(rows, x.batch, context),
+            "resident_bytes": self.admitted.memory(rows, x.batch, context).resident_bytes,
             **error_bars(planned, x, context),
         }
 

@@ -12,7 +12,7 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.text import said
 from helix_sim.core.units import parse_size
-from helix_sim.feasibility import FLAGS, Reason, shape_reasons
+from helix_sim.feasibility import FLAGS, memory_reason, shape_reasons
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
@@ -160,7 +160,7 @@ def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]
     safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], 1) for name in AXES})
     step = evaluate_step(setting, safe, context, columns["query_tokens"])
     memory, resident = step.memory, step.memory.resident_bytes
-    flags |= (sound & (resident > setting.machine.memory_bytes)) * Reason.OUT_OF_MEMORY.flag
+    flags |= sound * memory_reason(memory)
     runs, nan = flags == 0, np.nan
     measured: dict[str, Any] = {}
     if setting.timing.calibration is not None:

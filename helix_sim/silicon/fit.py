@@ -185,7 +185,7 @@ def residuals(seconds: Any, modelled: Any, held: Any) -> Residuals:
 
 def yaml_text(timing: Timing) -> str:
     """The timing as its file: what it extends, and what differs from that; numbers with their sources, one a line."""
-    content = timing.model_dump(exclude_none=True)
+    content = timing.model_dump(exclude_none=True, exclude={"calibration": {"memory"}})  # the framework's file has it
     if timing.extends:
         said = differences(content, load_timing(timing.extends).model_dump(exclude_none=True))
         first = {"kind": timing.kind, "name": timing.name, "description": timing.description}

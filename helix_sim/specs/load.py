@@ -166,13 +166,20 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _states(path: Path) -> tuple[State, ...]:
-    """A timing's file and those that it extends, each with what tells its content; SpecError for a circle."""
-    states, seen = [], [path.resolve()]
+    """A timing's file, those that it extends and its framework's, each with what tells its content.
+
+    SpecError where files extend each other in a circle.
+    """
+    states, frameworks, seen = [], [], [path.resolve()]
     while True:
         states.append(_state(path))
         content = _content(*states[-1])
+        calibration = content.get("calibration")
+        name = calibration.get("framework") if isinstance(calibration, dict) else None
+        if isinstance(name, str) and (framework := _shipped_files("framework").get(name)):
+            frameworks.append(_state(framework))
         if not isinstance(content.get("extends"), str):
-            return tuple(states)
+            return (*states, *frameworks)
         base = _base_path(content["extends"], _shown(path), path.parent)
         if (base_file := base.resolve()) in seen:
             circle = " → ".join(each.name for each in (*seen[seen.index(base_file) :], base_file))
@@ -201,6 +208,17 @@ def _with_base(content: dict[str, Any], shown: str, folder: Path | None) -> dict
     base = _load(Timing, "timing", _base_path(name, shown, folder))
     own = {"name", "description"}
     return extend({key: value for key, value in base.model_dump().items() if key not in own}, content)
+
+
+def _with_framework(content: dict[str, Any]) -> dict[str, Any]:
+    """A measured timing's content with what the file of its framework says of memory, where it says nothing itself."""
+    calibration = content.get("calibration")
+    if not isinstance(calibration, dict) or calibration.get("memory") is not None:
+        return content
+    name = calibration.get("framework")
+    if not isinstance(name, str) or name not in _shipped_files("framework"):
+        return content
+    return {**content, "calibration": {**calibration, "memory": load_framework(name).memory.model_dump()}}
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -340,7 +358,7 @@ def parse(record: type[R], content: dict[str, Any], shown: str, folder: Path | N
     if record is Model:
         content = listed_layers(content)
     if record is Timing:
-        content = _with_base(content, shown, folder)
+        content = _with_framework(_with_base(content, shown, folder))
     try:
         checked = record.model_validate(content)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from helix_sim.specs.values import Flag, Name, NumberFormat, Quantity, Record, Source, Text
+from helix_sim.specs.values import Flag, Name, NumberFormat, Quantity, Record, Share, Source, Text
 
 TableName = Literal["attention_mla", "gemm", "grouped_gemm", "all_reduce", "expert_exchange", "mla_module"]
 """Tables that may borrow, by the functions of `silicon.aic_tables` that read them."""
@@ -81,6 +81,39 @@ class Releases(Record):
     versions: dict[Text, Text] = Field(description="the framework's version by the release's [mapping]")
 
 
+class SetAside(Record):
+    """Memory that a framework sets aside on GPUs of some size, in layouts of some width."""
+
+    memory_from_GiB: Quantity = Field(description="memory of a GPU from which this holds [GiB]")
+    gpus_from: Quantity = Field(description="GPUs of a layout from which this holds [GPUs]")
+    fixed_MiB: Quantity = Field(description="set aside in every layout [MiB]")
+    gpu_MiB: Quantity = Field(description="set aside for each GPU of the layout [MiB]")
+    group_MiB: Quantity = Field(description="set aside for each attention group, where there are several [MiB]")
+    most_groups: Quantity = Field(description="groups beyond which no more is set aside [groups]")
+
+
+class ServedMemory(Record):
+    """What a framework leaves free of a GPU's memory by its defaults: shares, graphs, workspaces, buffers."""
+
+    version: Text = Field(description="the framework's version whose defaults were read [text]")
+    share: Share = Field(description="share that weights, KV cache and activations may fill of what `of` names [1]")
+    of: Literal["all", "free"] = Field(
+        description="all: the GPU's memory. free: what weights and activations leave of it, for the cache [name]"
+    )
+    outside_GiB: Quantity = Field(
+        description="memory that is never the framework's to share: CUDA context, communicators, workspaces [GiB]"
+    )
+    activation_tokens: Quantity = Field(
+        description="tokens of the largest step, whose activations are kept free; 0 keeps those of the step [tokens]"
+    )
+    exchange_tokens: Quantity = Field(
+        description="tokens of a group that the buffers of dispatch and combine are made for; 0: the step's [tokens]"
+    )
+    set_aside: list[SetAside] = Field(
+        [], description="set aside besides, by size of the GPU and the layout; the last that holds [list]"
+    )
+
+
 class Framework(Record):
     """A serving framework as the public tables and servings show it: the same on every machine."""
 
@@ -88,6 +121,7 @@ class Framework(Record):
     name: Name = Field(description="its short name, as commands, tables and measured timings have it [name]")
     title: Text = Field(description="its name as its makers write it [text]")
     step_overhead_us: Quantity = Field(description="host and launch overhead of one decode step, outside kernels [µs]")
+    memory: ServedMemory = Field(description="what it leaves free of a GPU's memory by its defaults [mapping]")
     dispatch: dict[Literal["fp4", "fp8"], WireFormat] = Field(
         description="the format in which tokens travel to their experts, by the precision of the checkpoint [mapping]"
     )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.units import MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
+from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.values import Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
 
 R = TypeVar("R", bound=Record)
@@ -103,6 +104,9 @@ class Calibration(Record):
     step_overhead_us: Quantity = Field(description="host and launch overhead of one step, outside all kernels [µs]")
     composition: Composition | None = Field(
         None, description="what all kernels of a step share of its interval [mapping]"
+    )
+    memory: ServedMemory | None = Field(
+        None, description="what servers leave free of memory; the framework's file says it unless given [mapping]"
     )
     classes: dict[Text, KernelClass] = Field(
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"

@@ -17,7 +17,7 @@ from helix_sim.ops.layers import KINDS, halves_of, stage_size
 from helix_sim.ops.memory import memory_of, resident_weights
 from helix_sim.ops.routing import busiest_rank
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.load import load_model, shipped
+from helix_sim.specs.load import load_machine, load_model, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.step import step_ops
 
@@ -187,7 +187,7 @@ def test_memory_is_what_its_page_says():
     for s in STEPS:
         ops, layers = step_ops(s), stage_size(s.model, s.layout.pp)
         by_op = {half.op_name(op): half.repeats(layers) for half in halves_of(s.model) for op in half.ops(s)}
-        memory = memory_of(s, resident_weights(ops, by_op))
+        memory = memory_of(s, resident_weights(ops, by_op), load_machine("gb200-nvl72"))
         found = letters(s, *kinds_of(s, ""))
         assert float(memory.kv_cache) == pytest.approx(equations.value(words["KV"], found), rel=1e-12)
         assert float(memory.activations) == pytest.approx(equations.value(words["activations"], found), rel=1e-12)

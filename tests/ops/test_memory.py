@@ -1,9 +1,12 @@
 """What lies in a GPU's memory, against the model's own totals."""
 
+import numpy as np
 import pytest
 from cases import GB200, IDEAL, LLAMA, R1, step
 
 from helix_sim.core.layout import Layout
+from helix_sim.ops.memory import kv_tokens_that_fit
+from helix_sim.specs.load import load_framework, load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import evaluate_step
@@ -35,3 +38,94 @@ def test_unsharded_memory_is_the_model():
     expected = R1.total_parameters - p["norms"] - latent_norms + router_in_bf16
     assert single.memory.weights == pytest.approx(expected, rel=1e-9)
     assert single.memory.kv_cache == 61 * 576 * 1000
+
+
+# --- What a server leaves --------------------------------------------------------------------------------------------
+
+NVFP4 = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_weights="bf16", head_weights="bf16")
+FP8 = Precision(weights="bf16", kv="fp8", math="bf16")
+
+
+def served(system, framework, layout, context, *, model="deepseek-r1", precision=None):
+    machine = {"gb200": "gb200-nvl72", "gb300": "gb300-nvl72", "h100": "h100-hgx"}[system]
+    timing = load_timing(f"{system}-{framework}" if framework else "paper")
+    precision = precision or (FP8 if system == "h100" else NVFP4)
+    setting = Setting(model=load_model(model), machine=load_machine(machine), timing=timing, precision=precision)
+    return evaluate_step(setting, layout, context).memory
+
+
+def test_a_measured_timing_leaves_what_its_framework_leaves_and_an_assumed_one_the_machines_reserve():
+    x = Layout(batch=8, dp=8, ep=8)
+    assert served("gb200", None, x, 8192).fillable == GB200.memory_bytes
+    for framework in ("trtllm", "sglang", "vllm"):
+        asked = load_framework(framework).memory
+        assert load_timing(f"gb200-{framework}").calibration.memory == asked
+        assert float(served("gb200", framework, x, 8192).reserve) > asked.outside_GiB.value * 2**30
+
+
+def test_vllm_may_fill_its_share_of_what_is_not_outside():
+    memory = served("h100", "vllm", Layout(), 32768, model="llama-3.1-8b")
+    assert float(memory.fillable) == pytest.approx(0.92 * 80e9 - 3.88 * 2**30, rel=1e-12)
+
+
+def test_trtllm_keeps_a_tenth_of_what_weights_and_activations_leave():
+    memory = served("gb200", "trtllm", Layout(dp=8, ep=8), 32768)
+    free = memory.capacity - 3.88 * 2**30 - memory.weights - memory.activations
+    assert float(memory.kv_room_bytes) == pytest.approx(0.9 * float(free), rel=1e-12)
+
+
+def test_sglang_sets_aside_what_its_server_computes():
+    # 512 MiB + 1.5·16384 + 8·1024/8 + 2·512, and with 8 attention groups 4.5·512 of each
+    aside = 512 + 1.5 * 16384 + 1024 + 1024 + 4.5 * 512 * 8
+    memory = served("gb200", "sglang", Layout(dp=8, ep=8), 32768)
+    assert float(memory.reserve) == pytest.approx((aside + 0.92 * 1024) * 2**20, rel=1e-12)
+    smaller = served("h100", "sglang", Layout(tpa=2, tpf=2), 32768, model="llama-3.1-8b")
+    assert float(smaller.reserve) == pytest.approx((512 + 1.5 * 8192 + 2 * 256 + 256 + 0.92 * 1024) * 2**20, rel=1e-12)
+
+
+def test_published_residencies_are_met_within_a_quarter():
+    # SGLang, 128K in and 8K out, DEP8: 288 requests on GB300; 40 and 24 a GPU at larger groups on GB300 and GB200
+    # https://www.lmsys.org/blog/2026-02-19-gb300-longctx
+    context = 131_072 + 4_096
+    for system, groups, published in (("gb300", 8, 36), ("gb300", 16, 40), ("gb200", 16, 24)):
+        x = Layout(dp=groups, ep=groups)
+        fits = float(kv_tokens_that_fit(served(system, "sglang", x, context), x, context)) // context
+        assert fits == pytest.approx(published, rel=0.25)
+        assert fits < float(kv_tokens_that_fit(served(system, None, x, context), x, context)) // context
+
+
+def test_sharding_the_cache_alone_multiplies_the_tokens_that_fit():
+    # vLLM, Llama-3.1-8B, FP8 cache: 860,320 tokens are 52.51 GiB, and decode context parallel 2, 4 and 8 hold 1.98,
+    # 3.96 and 7.85 times as many; weights are not sharded further there
+    token = float(served("h100", "vllm", Layout(), 2**20, model="llama-3.1-8b").kv_cache) / 2**20
+    assert 860_320 * token / 2**30 == pytest.approx(52.51, abs=0.005)
+    room = 52.51 * 2**30
+    for width, measured in ((2, 1.98), (4, 3.96), (8, 7.85)):
+        x = Layout(kvp=width, tpf=width)
+        memory = served("h100", "vllm", x, 131_072, model="llama-3.1-8b")
+        assert room / (float(memory.kv_cache) / 131_072) / 860_320 == pytest.approx(measured, rel=0.03)
+
+
+def test_a_layout_fits_exactly_the_memory_that_it_is_said_to_need():
+    x = Layout(batch=np.array([1, 64, 4096]), dp=8, ep=8)
+    for framework in (None, "trtllm", "vllm"):
+        memory = served("gb200", framework, x, 100_000)
+        needed = memory.capacity_needed
+        assert ((needed <= memory.capacity) == (memory.left_bytes >= 0)).all()
+        timing = load_timing(f"gb200-{framework}" if framework else "paper")
+        for i, bytes_needed in enumerate(np.asarray(needed, dtype=float)):
+            larger = GB200.memory_GB.model_copy(update={"value": bytes_needed / 1e9})
+            machine = GB200.model_copy(update={"memory_GB": larger})
+            setting = Setting(model=R1, machine=machine, timing=timing, precision=NVFP4)
+            one = evaluate_step(setting, Layout(batch=int(x.batch[i]), dp=8, ep=8), 100_000).memory
+            assert float(one.left_bytes) == pytest.approx(0, abs=1e-3 * float(one.capacity) * 1e-3)
+
+
+def test_the_tokens_that_fit_do_fit_and_one_request_more_does_not():
+    for framework in (None, "trtllm", "vllm", "sglang"):
+        x = Layout(batch=1, dp=8, ep=8)
+        users = int(kv_tokens_that_fit(served("gb200", framework, x, 100_000), x, 100_000) // 100_000)
+        assert users > 3
+        # activations grow with the batch as well, by far less than a request's cache
+        assert float(served("gb200", framework, Layout(batch=users - 1, dp=8, ep=8), 100_000).left_bytes) >= 0
+        assert float(served("gb200", framework, Layout(batch=users + 1, dp=8, ep=8), 100_000).left_bytes) < 0

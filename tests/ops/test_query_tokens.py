@@ -183,7 +183,7 @@ def test_long_prefills_do_not_lose_a_key():
 @settings(max_examples=200)
 @given(steps())
 def test_activations_in_memory_grow_as_the_new_tokens_and_the_cache_does_not(s):
-    many, one = memory_of(s, 0), memory_of(replace(s, query_tokens=1), 0)
+    many, one = memory_of(s, 0, GB200), memory_of(replace(s, query_tokens=1), 0, GB200)
     assert many.activations == s.query_tokens * one.activations
     assert many.kv_cache == one.kv_cache
 

@@ -110,7 +110,7 @@ def test_layouts_are_dropped_for_their_first_reason():
         flags = int(shape_reasons(planned.model, planned.machine, x, context))
         if not flags:
             step = evaluate_step(planned.setting, x, context)
-            flags = int(memory_reason(step.memory, planned.machine))
+            flags = int(memory_reason(step.memory))
         if flags:
             expected[family][flags & -flags] += 1
     assert counted == {name: {names[flag]: n for flag, n in found.items() if n} for name, found in expected.items()}
