@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helix_sim.feasibility import Reason
 from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan, blocks, plan
 from helix_sim.specs.load import load_sweep
 from helix_sim.specs.sweep import Sweep
+from helix_sim.stacks.rules import REASONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,12 +82,12 @@ def run_plan(
 
 def result_of(planned: Plan, found: Evaluated) -> SweepResult:
     """The result of a sweep whose every block is in `found`, in the sweep's order."""
-    names, reasons = list(planned.sweep.families), [reason.name for reason in Reason]
+    names = list(planned.sweep.families)
     none: dict[str, Frontier] = {}
     frontiers = {
         context: {name: found.frontiers.get(context, none).get(name, Frontier(name=name, columns={})) for name in names}
         for context in planned.sweep.contexts
     }
     counts = {name: found.dropped.get(name, {}) for name in names}
-    dropped = {name: {reason: mine[reason] for reason in reasons if reason in mine} for name, mine in counts.items()}
+    dropped = {name: {reason: mine[reason] for reason in REASONS if reason in mine} for name, mine in counts.items()}
     return SweepResult(plan=planned, frontiers=frontiers, dropped=dropped)
