@@ -41,12 +41,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """holds: where a candidate is refused. sentence: what is wrong, of one layout. change: what would mend it."""
+    """Why a candidate is refused, by physics or by a serving stack (`helix_sim.stacks`).
+
+    holds: where a candidate is refused. sentence: what is wrong, of one layout. change: what would mend it.
+    """
 
     title: str
-    holds: Callable[[Candidate], Any]
-    sentence: Callable[[Candidate], str]
-    change: Callable[[Candidate], str] | None = None
+    holds: Callable[[Any], Any]
+    sentence: Callable[[Any], str]
+    change: Callable[[Any], str] | None = None
+
+    def describe(self, candidate: Candidate) -> str:
+        """The rule of one candidate that it refuses, with its numbers, and what to change."""
+        return self.sentence(candidate) + (f"; {self.change(candidate)}" if self.change else "")
 
 
 class Reason(Enum):
@@ -135,8 +142,7 @@ class Reason(Enum):
 
     def sentence(self, c: Candidate) -> str:
         """The reason of one layout with its numbers, and what to change."""
-        rule = self.value
-        return rule.sentence(c) + (f"; {rule.change(c)}" if rule.change else "")
+        return self.value.describe(c)
 
 
 FLAGS: dict[Reason, int] = {reason: 1 << place for place, reason in enumerate(Reason)}

@@ -24,6 +24,7 @@ from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.load import load_sweep, load_timing
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.values import Record
+from helix_sim.stacks.rules import StackRule
 from helix_sim.step import evaluate_step, op_rows
 from helix_sim.timing.roofline import TERMS
 
@@ -228,7 +229,7 @@ def _letters(binds: list[str]) -> str:
 def dropped_by_reason(result: SweepResult) -> list[dict[str, Any]]:
     """Dropped layouts by their first reason, most first, each with the families that lost them."""
     rows = []
-    for reason in Reason:
+    for reason in (*Reason, *StackRule):
         by_family = {
             result.sweep.families[name].title: count
             for name, counts in result.dropped.items()
@@ -254,7 +255,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
         "inputs": [{"kind": kind, "name": names[kind], "digest": mark} for kind, mark in planned.digests.items()],
         "model_source": planned.model.source,
         "precision": sweep.precision.model_dump(exclude_none=True),
-        "searched": f"{sweep.gpus.first} to {sweep.gpus.last} GPUs, batches up to {sweep.batch.last}, "
+        "searched": f"{sweep.searched_gpus} GPUs, batches up to {sweep.batch.last}, "
         f"contexts {', '.join(format_size(context) for context in sweep.contexts)}",
     }
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, distinct
-from helix_sim.feasibility import FLAGS, Reason, memory_reason, shape_reasons
+from helix_sim.feasibility import Reason, memory_reason, shape_reasons
 from helix_sim.ops.layers import Half, halves_of, ordered, stage_size
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.step_input import StepInput
@@ -20,6 +20,7 @@ from helix_sim.search.evaluated import Dropped, Evaluated, Frontiers
 from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_order
 from helix_sim.search.plan import Block, Plan, layouts_of
 from helix_sim.search.shared_parts import Shapes, Shared, shared_seconds
+from helix_sim.stacks.rules import REASONS, first_reason, start_flags
 from helix_sim.step import evaluate_step, host_seconds, op_tables, served_memory
 
 CELLS = 2**16
@@ -141,7 +142,7 @@ class Admitted:
         self.rows, planned = rows, rows.plan
         x = Layout(**rows.shapes)
         self.flags = {
-            index: np.broadcast_to(shape_reasons(planned.model, planned.machine, x, context), rows.row.shape)
+            index: np.broadcast_to(reasons_against(planned, x, context), rows.row.shape)
             for index, context in rows.contexts.items()
         }
         able = np.flatnonzero(np.any([flags == 0 for flags in self.flags.values()], axis=0))
@@ -185,36 +186,37 @@ class Admitted:
         shape = {axis: column[row] for axis, column in self.rows.shapes.items()}
         x = Layout(batch=batch, chunks=self.rows.chunks(hop_b, batch), **shape)
         context = next(self.rows.contexts[index] for index, flags in self.flags.items() if flags[row] == 0)
-        flags = shape_reasons(self.rows.plan.model, self.rows.plan.machine, x, context)
-        return np.asarray(flags)[:, 0]
+        return np.asarray(reasons_against(self.rows.plan, x, context))[:, 0]
 
     def dropped(self) -> Dropped:
         """Every context's dropped layouts by family and first reason."""
         rows, first = self.rows, self.rows.block.batches[0]
         batches = rows.block.batches[1] - first
         chunks = np.array([len(rows.plan.chunk_axis(name)) for name in rows.names])
-        counts = np.zeros((len(rows.names), 1 << len(FLAGS)), dtype=np.int64)
+        counts = np.zeros((len(rows.names), len(REASONS)), dtype=np.int64)
         for index, flags in self.flags.items():
             dead = flags != 0
-            np.add.at(counts, (rows.family[dead], _lowest(flags[dead])), chunks[rows.family[dead]] * batches)
+            np.add.at(counts, (rows.family[dead], first_reason(flags[dead])), chunks[rows.family[dead]] * batches)
             held = np.clip(self.fits[index] - first, 0, batches)
             for (hop_b, split), cells in self.chunk_flags.items():
                 mine = ~dead & (rows.hop_b == hop_b) & (rows.split == split)
-                refused = np.bincount(_lowest(cells[cells != 0]), minlength=counts.shape[1])
+                refused = np.bincount(first_reason(cells[cells != 0]), minlength=counts.shape[1])
                 counts += np.bincount(rows.family[mine], minlength=len(rows.names))[:, None] * refused
                 running = np.concatenate([[0], np.cumsum((cells == 0).sum(axis=0))])
                 beyond = running[-1] - running[held[mine]]
-                np.add.at(counts, (rows.family[mine], Reason.OUT_OF_MEMORY.flag), beyond)
+                np.add.at(counts, (rows.family[mine], list(Reason).index(Reason.OUT_OF_MEMORY)), beyond)
         return {
-            name: {reason.name: int(row[flag]) for reason, flag in FLAGS.items() if row[flag]}
+            name: {reason: int(count) for reason, count in zip(REASONS, row, strict=True) if count}
             for name, row in zip(rows.names, counts, strict=True)
         }
 
 
-def _lowest(flags: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The first reason among each layout's."""
-    lowest: npt.NDArray[Any] = flags & -flags
-    return lowest
+def reasons_against(planned: Plan, x: Layout, context: Column) -> Any:
+    """Flags of the reasons against layouts of a plan that need no memory count, those of its stacks after physics'."""
+    flags = shape_reasons(planned.model, planned.machine, x, context)
+    if stacks := planned.sweep.stacks:
+        flags = flags | start_flags(stacks, planned.model, planned.machine, planned.setting.precision, x)
+    return flags
 
 
 # --- Time ------------------------------------------------------------------------------------------------------------

@@ -58,9 +58,8 @@ def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]
     Rows are sorted by kvp, so that neighbours hold about as much KV cache per request.
     """
     family = sweep.families[name]
-    most_tpa = model.fewest_kv_heads if family.tpa_at_most_kv_heads else sweep.gpus.last
-    counts = range(sweep.gpus.first, sweep.gpus.last + 1)
-    rows = (shape for gpus in counts for shape in _shapes_of(family, gpus, most_tpa))
+    most_tpa = model.fewest_kv_heads if family.tpa_at_most_kv_heads else sweep.most_gpus
+    rows = (shape for gpus in sweep.gpu_counts for shape in _shapes_of(family, gpus, most_tpa))
     table = np.fromiter(itertools.chain.from_iterable(rows), dtype=WIDTH).reshape(-1, len(SHAPE_AXES))
     table = table[np.argsort(table[:, 1], kind="stable")]
     return dict(zip(SHAPE_AXES, table.T, strict=True))

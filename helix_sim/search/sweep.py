@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helix_sim.core.errors import SpecError
-from helix_sim.feasibility import Reason
 from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.pareto import Frontier, merge
@@ -23,6 +22,7 @@ from helix_sim.specs.model import Model
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import Record
+from helix_sim.stacks.rules import REASONS
 from helix_sim.step import default_precision
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def run_plan(
 
 def result_of(planned: Plan, found: Evaluated) -> SweepResult:
     """The result of a sweep whose every block is in `found`, in the sweep's order."""
-    names, reasons = list(planned.sweep.families), [reason.name for reason in Reason]
+    names = list(planned.sweep.families)
 
     def part(context: int, name: str) -> Frontier:
         kept = found.frontiers.get(context, {}).get(name)
@@ -152,5 +152,5 @@ def result_of(planned: Plan, found: Evaluated) -> SweepResult:
 
     frontiers = {context: {name: part(context, name) for name in names} for context in planned.sweep.contexts}
     counts = {name: found.dropped.get(name, {}) for name in names}
-    dropped = {name: {reason: mine[reason] for reason in reasons if reason in mine} for name, mine in counts.items()}
+    dropped = {name: {reason: mine[reason] for reason in REASONS if reason in mine} for name, mine in counts.items()}
     return SweepResult(plan=planned, frontiers=frontiers, dropped=dropped)

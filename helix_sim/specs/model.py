@@ -193,6 +193,10 @@ class Model(Record):
     )
     hidden_size: Count = Field(description="width of the residual stream, H in the paper [values]")
     vocab_size: Count = Field(description="tokens of the vocabulary [count]")
+    max_position_embeddings: Count | None = Field(
+        default=None,
+        description="longest context that the config allows, where `source` says one; stacks refuse more [tokens]",
+    )
     tied_embeddings: bool = Field(default=False, description="whether the head's table is the embedding's [yes or no]")
     attention: Annotated[dict[Word, Attention], Field(min_length=1)] = Field(
         description="kinds of attention by a name of one's own [mapping]"

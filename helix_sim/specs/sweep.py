@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, StrictInt, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StrictInt, Tag, model_validator
 
 from helix_sim.core.text import is_path, said
 from helix_sim.specs.precision import Precision
@@ -59,6 +59,16 @@ class GpuRange(Record):
         return self
 
 
+def _range_or_list(value: Any) -> str:
+    """Which of the two `gpus` is."""
+    return "list" if isinstance(value, list) else "range"
+
+
+GpuList = Annotated[list[Annotated[StrictInt, Field(ge=1, le=4096)]], Field(min_length=1)]
+Gpus = Annotated[Annotated[GpuRange, Tag("range")] | Annotated[GpuList, Tag("list")], Discriminator(_range_or_list)]
+"""GPU counts: a range, or one by one."""
+
+
 class BatchRange(Record):
     """Batch sizes: every whole number up to `dense_to`, then steps of `growth` up to `to`."""
 
@@ -95,7 +105,9 @@ class Sweep(Record):
     contexts: Annotated[list[Size], Field(min_length=1)] = Field(
         description="tokens in each request's KV cache, such as 128K or 1M; a search each [list of tokens]"
     )
-    gpus: GpuRange = Field(description="GPU counts of a layout, every one of them [mapping]")
+    gpus: Gpus = Field(
+        description="GPU counts of a layout: a range, every one of them, or a list such as [8, 16, 32] [mapping or list]"
+    )
     batch: BatchRange = Field(description="requests that one attention group decodes at a time [mapping]")
     chunks: Annotated[list[Count | Literal["batch"]], Field(min_length=1)] = Field(
         default=[1],
@@ -104,11 +116,34 @@ class Sweep(Record):
     families: Annotated[dict[Word, Family], Field(min_length=1)] = Field(
         description="ways to shard: names from sweeps/families.yaml, or your own by name [list or mapping]"
     )
+    stacks: Annotated[list[Literal["trtllm", "vllm", "sglang"]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="serving stacks of which one must start a layout, or it is dropped by the rule that stands against "
+        "it; unless given, physics alone decides [list of names]",
+    )
     groups: dict[Word, Annotated[list[Text], Field(min_length=1)]] = Field(
         default={},
         description="unions of families whose frontiers are compared, such as all-helix [mapping of lists]",
     )
     _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def gpu_counts(self) -> list[int]:
+        """GPU counts that are searched, rising."""
+        if isinstance(self.gpus, GpuRange):
+            return list(range(self.gpus.first, self.gpus.last + 1))
+        return sorted(set(self.gpus))
+
+    @property
+    def most_gpus(self) -> int:
+        """The largest layout that is searched [GPUs]."""
+        return self.gpu_counts[-1]
+
+    @property
+    def searched_gpus(self) -> str:
+        """The GPU counts in words: `1 to 72`, or `8, 16, 32`."""
+        counts = self.gpu_counts
+        return f"{counts[0]} to {counts[-1]}" if isinstance(self.gpus, GpuRange) else ", ".join(map(str, counts))
 
     @property
     def file(self) -> Path | None:

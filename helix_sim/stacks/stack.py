@@ -1,0 +1,116 @@
+"""A serving stack as its YAML file says it: what it has kernels for, what it refuses and in which words."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from helix_sim.specs.load import parse, read_yaml
+from helix_sim.specs.values import Count, MathFormat, NumberFormat, Record, Text
+
+NAMES = ("trtllm", "vllm", "sglang")
+"""The stacks that are described, in the order in which they are asked."""
+
+
+class Support(Record):
+    """A number format that a stack has kernels for, and on which machines and kinds of attention."""
+
+    option: Text | None = Field(default=None, description="the stack's own name of the format [text]")
+    needs: MathFormat | None = Field(
+        default=None, description="arithmetic without which a machine has no such kernel [format]"
+    )
+    not_with: MathFormat | None = Field(
+        default=None, description="arithmetic with which a machine has no such kernel [format]"
+    )
+    attention: list[Text] | None = Field(
+        default=None, description="kinds of attention whose cache may have the format; all unless said [list of names]"
+    )
+    source: Text = Field(description="file or page of the stack that says so [text]")
+
+
+class RuleText(Record):
+    """A rule in a stack's own terms. Names in braces are filled with the layout's numbers."""
+
+    sentence: Text = Field(description="what the stack refuses, of one layout [text]")
+    change: Text | None = Field(default=None, description="what would mend it [text]")
+    source: Text = Field(description="file and function, or page, of the stack that refuses [text]")
+
+
+class Override(Record):
+    """How a stack is told to take a longer context than the model's config allows."""
+
+    env: Text = Field(description="environment variable that lifts the limit [name]")
+    value: Text = Field(description="its value [text]")
+    otherwise: Text = Field(description="what the stack does without it [text]")
+    source: Text = Field(description="file and function of the stack [text]")
+
+
+class Backends(Record):
+    """A choice that depends on the machine: on one with FP4 arithmetic (Blackwell), or on another."""
+
+    blackwell: Text = Field(description="on a machine with FP4 arithmetic [name]")
+    other: Text = Field(description="on any other machine [name]")
+
+
+class Dispatch(Record):
+    """Back end that sends tokens to their experts, by how far NVLink reaches."""
+
+    one_domain: Text = Field(description="where NVLink reaches beyond a tray (NVL72) [name]")
+    several: Text = Field(description="where a tray is the NVLink domain (HGX) [name]")
+    source: Text = Field(description="file or page of the stack [text]")
+
+
+class Stack(Record):
+    """What a serving stack accepts, in the version that was read."""
+
+    kind: Literal["stack"] = Field(description="what this file describes [name]")
+    name: Literal["trtllm", "vllm", "sglang"] = Field(description="the stack's name on the command line [name]")
+    title: Text = Field(description="the stack's own name [text]")
+    version: Text = Field(description="version whose source and documentation were read [text]")
+    read: Text = Field(description="when they were read [date]")
+    url: Text = Field(description="where they lie [URL]")
+    kv_heads_over: Literal["tpa", "group"] = Field(
+        description="ranks that share the KV heads: tpa alone, or all tpa·kvp of a group [name]"
+    )
+    dense_over: Literal["group", "stage", "fitted"] = Field(
+        description="ranks that shard a dense FFN: an attention group, a whole stage, or as many as fit [name]"
+    )
+    shared_over: Literal["group", "stage", "fitted"] = Field(
+        description="ranks that shard the shared experts, likewise [name]"
+    )
+    redundant_experts_need_dp: bool = Field(
+        description="whether copies of experts need data-parallel attention [yes or no]"
+    )
+    vocabulary_multiple: Count | None = Field(
+        default=None, description="the vocabulary is padded to a multiple of this, then cut [count]"
+    )
+    block_tokens: Count | None = Field(
+        default=None, description="tokens of a KV block, where KV parallelism fixes it [tokens]"
+    )
+    kvp_needs: MathFormat | None = Field(
+        default=None, description="arithmetic without which KV parallelism is not supported [format]"
+    )
+    shard_multiples: dict[NumberFormat, Count] = Field(
+        description="a shard's width must be a multiple of this, by weight format [mapping of values]"
+    )
+    attention_shard_multiples: dict[NumberFormat, Count] = Field(
+        default={}, description="the same for what a rank makes of queries, keys and values [mapping of values]"
+    )
+    weights: dict[NumberFormat, Support] = Field(description="weight formats with kernels [mapping]")
+    kv: dict[NumberFormat, Support] = Field(description="KV cache formats with kernels [mapping]")
+    context_override: Override = Field(description="how a longer context is allowed [mapping]")
+    dispatch: Dispatch = Field(description="back end of dispatch and combine [mapping]")
+    kvp_attention: dict[Text, Backends] = Field(
+        default={}, description="attention back end that KV parallelism needs, by kind of attention [mapping]"
+    )
+    rules: dict[Text, RuleText] = Field(description="what the stack refuses, by rule [mapping]")
+
+
+@functools.cache
+def load_stack(name: str) -> Stack:
+    """A stack by its name: trtllm, vllm or sglang."""
+    path = Path(__file__).parent / f"{name}.yaml"
+    return parse(Stack, read_yaml(path), path.name)
