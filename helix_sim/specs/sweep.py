@@ -106,7 +106,7 @@ class Sweep(Record):
         description="tokens in each request's KV cache, such as 128K or 1M; a search each [list of tokens]"
     )
     gpus: Gpus = Field(
-        description="GPU counts of a layout: a range, every one of them, or a list such as [8, 16, 32] [mapping or list]"
+        description="GPU counts of a layout: every one of a range, or a list such as [8, 16, 32] [mapping or list]"
     )
     batch: BatchRange = Field(description="requests that one attention group decodes at a time [mapping]")
     chunks: Annotated[list[Count | Literal["batch"]], Field(min_length=1)] = Field(
