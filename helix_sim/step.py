@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helix_sim import feasibility
+from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, smaller
@@ -64,7 +65,7 @@ def hidden_times(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
     `ops`, `times` and `hidden_s` are per execution; `repeats` executions make the busiest stage's step, and the stages
@@ -82,6 +83,13 @@ class Step:
     hidden_s: dict[str, Any]
     memory: Memory
     kinds: tuple[tuple[Half, tuple[str, ...]], ...]
+
+    def __repr__(self) -> str:
+        rows = np.size(self.ttl_s)
+        if rows > 1:
+            return f"<Step of {rows} layouts: {self.setting!r}>"
+        seen = f"TTL {float(self.ttl_s) * 1e3:.4g} ms, {float(self.tokens_per_s_gpu):.4g} tokens/s/GPU"
+        return f"<Step of {self.setting!r}: {self.layout}, context {float(self.context):.0f}: {seen}>"
 
     @property
     def model(self) -> Model:

@@ -105,3 +105,28 @@ def test_parts_of_a_sweep_stand_in_place_of_its_own():
         hs.run_sweep()
     with pytest.raises(hs.SpecError, match="contexts: missing"):
         hs.run_sweep(model=LLAMA, machine=GB200)
+
+
+def shown():
+    """One of each object that a researcher has at hand."""
+    step = hs.decode_step(LLAMA, GB200, hs.Layout(**X), "1M")
+    found = hs.run_sweep(model="llama-3.1-8b", machine=GB200, families=["tp", "helix"], contexts="128K", gpus=(1, 8))
+    timing = hs.load_timing("gb200-trtllm")
+    return [step, step.setting, step.model, step.machine, timing, found, found.plan, found.group("helix")]
+
+
+def test_every_object_is_short_in_a_terminal_and_a_table_or_a_plot_in_a_notebook():
+    for each in shown():
+        assert len(repr(each)) < 500, type(each)
+        if hasattr(each, "_repr_html_"):
+            html = each._repr_html_()
+            assert html.count("<table>") == html.count("</table>")
+            assert "<table>" in html or "<svg" in html
+    step, *_ = shown()
+    assert all(name in step._repr_html_() for name, seconds in step.seconds.items() if seconds)
+
+
+def test_a_notebook_shows_text_as_text():
+    model = hs.load_model(LLAMA).model_copy(update={"source": "<script>alert(1)</script>"})
+    assert "<script>" not in model._repr_html_()
+    assert "&lt;script&gt;" in model._repr_html_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterable, Mapping
 from itertools import cycle
@@ -186,6 +187,26 @@ def pareto(result: SweepResult, context: int | None = None) -> Figure:
             fontsize=8, loc="lower left", title=plot_text(f"timing: {result.plan.timing.name}"), title_fontsize=8
         )
     return figure
+
+
+def one_frontier(curve: Frontier) -> Figure:
+    """A frontier alone, layouts written at its knees where the table says them."""
+    colour = COLOURS.get(curve.name, COLOURS["helix"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        draw_frontier(axes, curve, label=curve.name, colour=colour)
+        pareto_axes(axes, f"{curve.name}: {len(curve)} layouts that nothing beats")
+        if "batch" in curve.columns:
+            label_knees(axes, curve, colour)
+    return figure
+
+
+def svg_text(figure: Figure) -> str:
+    """A figure as an SVG element, for a page; the figure is closed."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 # --- The paper's figures ---------------------------------------------------------------------------------------------

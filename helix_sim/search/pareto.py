@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _sorted_out(x: npt.NDArray[Any], y: npt.NDArray[Any], ties: Sequence[npt.NDA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frontier:
+class Frontier(Shown):
     """A Pareto frontier, by rising interactivity: columns of layouts and what a user sees of them.
 
     families: the names that the whole numbers of the column `family` stand for; tables and points have the names.
@@ -57,6 +58,12 @@ class Frontier:
     name: str
     columns: Columns
     families: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return f"<Frontier {self.name}: no layout runs>"
+        ends = f"{self.interactivity[0]:.4g} to {self.interactivity[-1]:.4g} tokens/s/user"
+        return f"<Frontier {self.name}: {len(self)} layouts, {ends}>"
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))

@@ -39,6 +39,9 @@ class Plan:
     files: dict[str, str]
     """The name or the path of the model, machine and timing; empty of a record that was made in Python."""
 
+    def __repr__(self) -> str:
+        return f"<Plan of {self.sweep.name}: {self.setting!r}, {self.layouts:,} layouts>"
+
     @property
     def model(self) -> Model:
         """The model of the plan's setting."""

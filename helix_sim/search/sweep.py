@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepResult:
+class SweepResult(Shown):
     """What a sweep found: a frontier for each context and family, and what was dropped.
 
     frontiers[context][family]; `group(context, name)` merges the families that the sweep's `groups` lists.
@@ -39,6 +40,10 @@ class SweepResult:
     plan: Plan
     frontiers: dict[int, dict[str, Frontier]]
     dropped: dict[str, dict[str, int]]
+
+    def __repr__(self) -> str:
+        points = sum(len(part) for found in self.frontiers.values() for part in found.values())
+        return f"<SweepResult {self.sweep.name}: {self.layouts:,} layouts, {points} on frontiers; {self.plan!r}>"
 
     @property
     def sweep(self) -> Sweep:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.specs.machine import Machine
@@ -76,13 +77,16 @@ KNOBS: dict[str, Knob] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(Shown):
     """A model on a machine, under a timing, in number formats."""
 
     model: Model
     machine: Machine
     timing: Timing
     precision: Precision
+
+    def __repr__(self) -> str:
+        return f"<{self.model.name} on {self.machine.name}, timing {self.timing.name}>"
 
     def scaled(self, knob: str, factor: float) -> Setting:
         """The setting with what a knob names times `factor`, each value with a source that says so.

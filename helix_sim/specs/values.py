@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, WithJsonSchema
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
+from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
-from helix_sim.core.text import said
+from helix_sim.core.text import said, shortened
 from helix_sim.core.units import parse_size
 
 LIMIT = 10**12
@@ -69,10 +70,14 @@ Word = Annotated[StrictStr, AfterValidator(_word)]
 """A name of one's own for a part of a file, such as a family: it is part of the names of ops, columns and keys, too."""
 
 
-class Record(BaseModel):
+class Record(Shown, BaseModel):
     """Frozen, and no key that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        name = getattr(self, "name", None)
+        return f"<{type(self).__name__} {name}>" if isinstance(name, str) else shortened(super().__repr__(), 300)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed; what was derived from the old ones and kept is derived anew."""
