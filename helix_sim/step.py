@@ -185,6 +185,16 @@ class Step(Shown):
         return self.query_tokens * self.layout.users / self.layout.gpus / self.ttl_s
 
     @property
+    def usd_per_million_tokens(self) -> Any:
+        """Cost of a million new tokens at the machine's price of a GPU [USD]; NaN where it has none."""
+        return self.machine.usd_per_million_tokens(self.tokens_per_s_gpu)
+
+    @property
+    def joules_per_token(self) -> Any:
+        """Energy of a new token at the machine's full power, its plant included [J]; NaN where it has none."""
+        return self.machine.joules_per_token(self.tokens_per_s_gpu)
+
+    @property
     def seconds(self) -> dict[str, Any]:
         """Seconds that each op adds to the TTL before anything is hidden: all its layers, all stages."""
         return {name: self.layout.pp * self.repeats[name] * time.seconds for name, time in self.times.items()}

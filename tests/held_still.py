@@ -136,7 +136,8 @@ def layouts(timings: Iterable[str], count: int = LAYOUTS_OF_A_TIMING) -> pd.Data
 
 def frontier(sweep: str) -> pd.DataFrame:
     """Every frontier of a shipped sweep; its speeds and GPUs follow from these."""
-    follows = ["gpus", "users", "tokens_per_s_user", "tokens_per_s_gpu"]
+    follows = ["gpus", "users", "tokens_per_s_user", "tokens_per_s_gpu", "usd_per_million_tokens", "joules_per_token"]
+    follows += ["model", "machine", "timing", "formats"]
     return run_sweep(sweep).to_frame().drop(columns=follows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,14 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
+        "usd_per_million_tokens": known(step.usd_per_million_tokens),
+        "joules_per_token": known(step.joules_per_token),
     }
+
+
+def known(value: float) -> float | None:
+    """A number as plain data, none where it is not known (NaN)."""
+    return None if math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

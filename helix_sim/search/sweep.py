@@ -62,11 +62,21 @@ class SweepResult(Shown):
         return merge((by_family[member] for member in members), name)
 
     def to_frame(self) -> pd.DataFrame:
-        """Every family's frontier as one pandas table, a row each point, the family by name."""
+        """Every family's frontier as one pandas table, a row each point, with what was searched: tables can be stacked."""
         import pandas as pd
 
         frames = [part.to_frame() for by_family in self.frontiers.values() for part in by_family.values() if len(part)]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        if not frames:
+            return pd.DataFrame()
+        table, machine = pd.concat(frames, ignore_index=True), self.plan.machine
+        return table.assign(
+            usd_per_million_tokens=machine.usd_per_million_tokens(table["tokens_per_s_gpu"]),
+            joules_per_token=machine.joules_per_token(table["tokens_per_s_gpu"]),
+            model=self.plan.model.name,
+            machine=machine.name,
+            timing=self.plan.timing.name,
+            formats=str(self.plan.setting.precision),
+        )
 
 
 def run_sweep(

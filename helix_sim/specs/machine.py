@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+import math
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -13,8 +14,27 @@ from helix_sim.specs.values import Flag, MathFormat, Name, Positive, Quantity, R
 
 KERNEL_FACTS = ("sms", "l2_MB", "tray_gpus")
 """What measured kernels ask of a machine beyond its rates."""
+HOUR = 3600.0
+"""Seconds."""
 TABLE_FACTS = (*KERNEL_FACTS, "off_board_us", "fp8_attention")
 """What a fit to public tables asks of a machine beyond its rates."""
+
+
+class Power(Record):
+    """What a GPU draws at full load, and what serves it: its share of the host, of the switches, and of the cooling."""
+
+    accelerator_W: Quantity = Field(description="one GPU with its memory, at its limit [W]")
+    host_W: Quantity = Field(description="a GPU's share of processors, memory, NICs and fans of its node [W]")
+    switch_W: Quantity = Field(description="a GPU's share of the NVLink switches outside its node [W]")
+    cooling_share: Quantity = Field(
+        description="cooling and conversion on top of all that, as a share of it: PUE less 1 [1]"
+    )
+
+    @property
+    def watts(self) -> float:
+        """Power of the plant for each GPU [W]."""
+        drawn = self.accelerator_W.value + self.host_W.value + self.switch_W.value
+        return drawn * (1 + self.cooling_share.value)
 
 
 class Machine(Record):
@@ -50,6 +70,8 @@ class Machine(Record):
     fp8_attention: Flag | None = Field(
         None, description="whether attention multiplies in FP8 where its cache is FP8 [yes or no]"
     )
+    usd_per_gpu_hour: Quantity | None = Field(None, description="what an hour of one GPU costs [USD/hour]")
+    power: Power | None = Field(None, description="what one GPU and its share of the plant draw [mapping]")
     public_tables: PublicTables | None = Field(
         None, description="where the public package has this machine's kernels [mapping]"
     )
@@ -86,6 +108,15 @@ class Machine(Record):
     def network_bytes_per_s(self) -> float:
         """Scale-out bandwidth of one GPU in one direction [B/s]."""
         return self.network_per_direction_GBps.value * GIGA
+
+    def usd_per_million_tokens(self, tokens_per_s_gpu: Any) -> Any:
+        """Cost of a million new tokens at a throughput of each GPU [USD]; NaN where the file has no price."""
+        price = self.usd_per_gpu_hour.value if self.usd_per_gpu_hour else math.nan
+        return price * 1e6 / HOUR / tokens_per_s_gpu
+
+    def joules_per_token(self, tokens_per_s_gpu: Any) -> Any:
+        """Energy of a new token [J] if every GPU and its plant draw full power; NaN where the file has none."""
+        return (self.power.watts if self.power else math.nan) / tokens_per_s_gpu
 
     @property
     def domain(self) -> int:
