@@ -35,7 +35,7 @@ def _print_step(out: Console, picked: Picked) -> None:
     from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
 
-    step, formats = picked.step, picked.step.precision
+    step = picked.step
     context = f"{format_size(int(step.context))} tokens"
     if picked.longest_context != step.context:
         context += f" on average ({format_size(picked.longest_context)} at most)"
@@ -43,7 +43,7 @@ def _print_step(out: Console, picked: Picked) -> None:
         context += f", {step.query_tokens} of them new"
     out.print(
         f"[bold]{step.model.name}[/] on [bold]{step.machine.name}[/], {context}, timing {step.timing.name}; "
-        f"weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
+        f"{step.precision}"
     )
     out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users\n")
     wide = out.width >= WIDE
