@@ -15,14 +15,15 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, smaller
 from helix_sim.core.text import said
+from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
 from helix_sim.ops.layers import Half, OpTable, halves_of, ordered, stage_size
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import Model
-from helix_sim.specs.precision import Precision
+from helix_sim.specs.model import MlaAttention, Model
+from helix_sim.specs.precision import Precision, StoredFormats, narrowest_precision
 from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
@@ -299,10 +300,29 @@ def _time_once(work: Work, setting: Setting, known: dict[int, OpTime]) -> OpTime
     return known[id(work)]
 
 
-def default_precision(machine: Machine) -> Precision:
-    """The narrowest arithmetic of the machine for weights, KV cache and products; BF16 on the wire."""
-    narrow = machine.math_formats[0]
-    return Precision.model_validate({"weights": narrow, "kv": narrow, "math": narrow})
+def default_precision(model: Model, machine: Machine) -> Precision:
+    """The checkpoint's number formats, the first of the model's; without any, the narrowest that the machine has."""
+    if not model.formats:
+        return narrowest_precision(machine)
+    return Precision.model_validate(stored_formats(model, machine, next(iter(model.formats.values())), {}))
+
+
+def stored_formats(model: Model, machine: Machine, stored: StoredFormats, given: Mapping[str, str]) -> dict[str, str]:
+    """A checkpoint's formats by name, as a machine computes in them, with those in `given` in their place.
+
+    Weights stay as they are stored; an arithmetic that the machine has no rate for is BF16, for a kernel widens the
+    weights on their way to the tensor cores. Latent attention multiplies in FP8 where its cache has 8 bits or fewer and
+    the machine's kernels do so; any other attention in BF16.
+    """
+    computed = {
+        name: "bf16" if name.endswith("math") and text not in machine.math_formats else text
+        for name, text in stored.said.items()
+    }
+    formats = {**computed, **given}
+    narrow_cache = FORMAT_BITS.get(formats["kv"], 16) <= 8.5
+    latent = any(isinstance(a, MlaAttention) for a in model.attention.values())
+    in_fp8 = "fp8" in machine.math_formats and (machine.fp8_attention is None or machine.fp8_attention.value)
+    return {"attention_math": "fp8" if narrow_cache and latent and in_fp8 else "bf16", **formats}
 
 
 class LayoutError(SpecError):
@@ -319,11 +339,12 @@ def setting_of(
     """A setting, with the defaults where something is not given; each part a record, or its name or file.
 
     timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
-    the machine's narrowest formats unless given.
+    the checkpoint's number formats unless given.
     """
     model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
-    return Setting(model=model, machine=machine, timing=timing, precision=precision or default_precision(machine))
+    precision = precision or default_precision(model, machine)
+    return Setting(model=model, machine=machine, timing=timing, precision=precision)
 
 
 def decode_step(
@@ -340,7 +361,7 @@ def decode_step(
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1 decodes. precision: the
-    machine's narrowest formats unless given.
+    checkpoint's number formats unless given.
     """
     return checked_step(setting_of(model, machine, timing=timing, precision=precision), layout, context, query_tokens)
 

@@ -29,7 +29,7 @@ from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import run_plan
-from helix_sim.specs.load import load_machine, shipped_families
+from helix_sim.specs.load import load_machine, load_model, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
 from helix_sim.step import Step, default_precision, evaluate_step, op_rows
@@ -132,7 +132,7 @@ def search_plan(request: Request) -> Plan:
             "model": request.model,
             "machine": request.machine,
             "timing": request.timing,
-            "precision": request.precision or default_precision(machine),
+            "precision": request.precision or default_precision(load_model(request.model), machine),
             "contexts": [int(np.ceil(request.mix.mean))],
             "gpus": {"from": first, "to": last},
             "batch": BATCHES,

@@ -99,8 +99,6 @@ def recommend(
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
     from helix_sim.core.errors import Exit, SpecError
-    from helix_sim.search.layout_source import precision_of
-    from helix_sim.specs.load import load_machine
 
     if gpus is not None and gpus_at_most is not None:
         raise SpecError(["--gpus and --gpus-at-most exclude each other; give one"])
@@ -113,7 +111,7 @@ def recommend(
             mix=parse_mix(context),
             ttl_s=number(ttl_ms, "--ttl-ms") / 1e3,
             timing=formats.name() or "paper",
-            precision=precision_of(load_machine(machine), formats.format_names()),
+            precision=formats.precision(model, machine),
             gpus=(exactly, exactly) if exactly is not None else (1, most) if most is not None else None,
             families=tuple(family or ()),
             min_users=size(min_users, "--min-users"),
@@ -140,6 +138,7 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
             f"{planned.sweep.gpus.first} to {planned.sweep.gpus.last} GPUs; {planned.layouts:,} layouts",
         )
     )
+    out.print(str(planned.setting.precision))
     if len(request.mix.contexts) > 1:
         out.print(
             f"mixed batches: one request of the longest context each, the rest with mean {request.mix.mean:,.0f} tokens"
@@ -286,14 +285,14 @@ def sensitivity(
 def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str] | None) -> Plan:
     """The search of a sweep's file, or of a model on a machine."""
     from helix_sim.answers.recommend import Mix, Request, search_plan
-    from helix_sim.search.layout_source import option, precision_of
+    from helix_sim.search.layout_source import option
     from helix_sim.search.plan import plan
-    from helix_sim.specs.load import load_machine, load_sweep
+    from helix_sim.specs.load import load_sweep
 
-    formats = layout.format_names()
     if layout.machine is None:
         given = {"--context": layout.context, "--gpus-at-most": gpus_at_most, "--family": family}
-        refuse(given | {option(name): text for name, text in formats.items()},
+        given |= {"--formats": layout.formats}
+        refuse(given | {option(name): text for name, text in layout.format_names().items()},
                 "is said by the sweep's file; change it there")  # fmt: skip
         return plan(load_sweep(layout.source).with_timing(layout.name()))
     context = size(layout.context or "1M", "--context")
@@ -303,7 +302,7 @@ def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str]
         mix=Mix(contexts=(context,), shares=(1.0,)),
         ttl_s=1.0,
         timing=layout.name() or "paper",
-        precision=precision_of(load_machine(layout.machine), formats),
+        precision=layout.precision(layout.source, layout.machine),
         gpus=(1, size(gpus_at_most, "--gpus-at-most")) if gpus_at_most is not None else None,
         families=tuple(family or ()),
     )

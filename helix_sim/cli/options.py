@@ -13,13 +13,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
     from helix_sim.search.layout_source import Options, Picked
+    from helix_sim.specs.precision import Precision
 
 from helix_sim.cli.base import remark, size
 
@@ -111,13 +111,14 @@ class FormatOptions(TimingOptions):
     """Number formats of tensors and arithmetics, one option each, or a file of them; and the timing."""
 
     formats: Annotated[
-        Path | None,
-        typer.Option(help="a YAML or JSON file of formats by these names; options go before", metavar="FILE",
+        str | None,
+        typer.Option(help="a name of the model's formats; checkpoint, which is its first; narrowest, the machine's; or "
+                     "a YAML or JSON file of formats by these names; options go before", metavar="NAME|FILE",
                      rich_help_panel=FORMATS_PANEL),
     ] = None  # fmt: skip
-    weights: Annotated[str | None, _format("of the weights; the machine's narrowest arithmetic unless said")] = None
-    kv: Annotated[str | None, _format("of the KV cache; the machine's narrowest arithmetic unless said")] = None
-    math: Annotated[str | None, _format("of the arithmetic: fp4, fp8 or bf16; the narrowest unless said")] = None
+    weights: Annotated[str | None, _format("of the weights; the checkpoint's unless said")] = None
+    kv: Annotated[str | None, _format("of the KV cache; the checkpoint's unless said")] = None
+    math: Annotated[str | None, _format("of the arithmetic: fp4, fp8 or bf16; the checkpoint's unless said")] = None
     wire: Annotated[str | None, _format("on the links; bf16 unless said")] = None
     activations: Annotated[str | None, _format("of activations in memory; bf16 unless said")] = None
     attention_weights: Annotated[str | None, _format("of attention's projections; as --weights")] = None
@@ -125,16 +126,30 @@ class FormatOptions(TimingOptions):
     projection_math: Annotated[str | None, _format("of the projections' arithmetic; as --math")] = None
     output_weights: Annotated[str | None, _format("of the output projection; as --attention-weights")] = None
     output_math: Annotated[str | None, _format("of the output projection's arithmetic; as --projection-math")] = None
-    head_weights: Annotated[str | None, _format("of the embedding and the LM head; as --weights")] = None
+    router_weights: Annotated[str | None, _format("of the router; as --activations")] = None
+    routed_weights: Annotated[str | None, _format("of the routed experts; as --weights")] = None
+    routed_math: Annotated[str | None, _format("of the routed experts' arithmetic; as --math")] = None
+    shared_weights: Annotated[str | None, _format("of the shared experts; as --weights")] = None
+    shared_math: Annotated[str | None, _format("of the shared experts' arithmetic; as --math")] = None
+    dense_weights: Annotated[str | None, _format("of dense layers' FFNs; as --weights")] = None
+    dense_math: Annotated[str | None, _format("of dense layers' FFNs' arithmetic; as --math")] = None
+    head_weights: Annotated[str | None, _format("of the LM head; as --weights")] = None
     head_math: Annotated[str | None, _format("of the LM head's arithmetic; as --math")] = None
+    embedding_weights: Annotated[str | None, _format("of the embedding; as --head-weights")] = None
     dispatch: Annotated[str | None, _format("of tokens sent to experts; as --wire")] = None
 
-    def format_names(self) -> dict[str, str | None]:
-        """The formats that were said, by tensor: those of the file, and options in their place."""
-        from helix_sim.search.layout_source import FORMATS, read_formats
+    def format_names(self) -> dict[str, str]:
+        """The formats that were said one by one, by tensor."""
+        from helix_sim.search.layout_source import FORMATS
 
-        written: dict[str, str | None] = {**read_formats(self.formats)} if self.formats else {}
-        return written | {name: text for name in FORMATS if (text := getattr(self, name)) is not None}
+        return {name: text for name in FORMATS if (text := getattr(self, name)) is not None}
+
+    def precision(self, model: str, machine: str) -> Precision:
+        """The number formats of a model on a machine, both by name or file: as said, or else the checkpoint's."""
+        from helix_sim.search.layout_source import precision_of
+        from helix_sim.specs.load import load_machine, load_model
+
+        return precision_of(load_model(model), load_machine(machine), self.format_names(), named=self.formats)
 
 
 # --- A layout --------------------------------------------------------------------------------------------------------
@@ -201,4 +216,5 @@ class LayoutOptions(FormatOptions):
             timing=self.name(),
             widths=self.widths(),
             formats=self.format_names(),
+            named_formats=self.formats,
         )

@@ -35,15 +35,14 @@ def _print_step(out: Console, picked: Picked) -> None:
     from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
 
-    step, formats = picked.step, picked.step.precision
+    step = picked.step
     context = f"{format_size(int(step.context))} tokens"
     if picked.longest_context != step.context:
         context += f" on average ({format_size(picked.longest_context)} at most)"
     if step.query_tokens != 1:
         context += f", {step.query_tokens} of them new"
-    told = f"weights {formats.weights}, KV {formats.kv}, math {formats.math}, wire {formats.wire}"
     names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
-    out.print(styled(*names, f", {context}, timing {step.timing.name}; {told}"))
+    out.print(styled(*names, f", {context}, timing {step.timing.name}; {step.precision}"))
     out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users")
     out.print()
     wide = out.width >= WIDE

@@ -24,10 +24,18 @@ FORMAT_BITS = {
     "fp4": 4.0,  # plain 4-bit values, as the Helix paper counts them
     "mxfp4": 4.25,  # one 8-bit scale for 32 values (OCP Microscaling 1.0)
     "nvfp4": 4.5,  # one FP8 scale for 16 values (NVIDIA, NVFP4)
-    "int4": 4.125,  # one 16-bit scale for 128 values (AWQ, GPTQ group size 128)
+    "int4": 4.125,  # one 16-bit scale for 128 values (symmetric, group size 128)
+    "int4-zero": 4.125 + 4 / 128,  # and a 4-bit zero point (AWQ, GPTQ)
+    "int4-g64": 4.25,  # one 16-bit scale for 64 values
+    "int4-g64-zero": 4.25 + 4 / 64,
+    "int4-g32": 4.5,  # one 16-bit scale for 32 values (compressed-tensors, Kimi-K2.5)
+    "int4-g32-zero": 4.5 + 4 / 32,
     "fp8": 8.0,
     "fp8-block": 8.0 + 32 / 128**2,  # one FP32 scale for 128 x 128 weights (DeepSeek-V3)
+    "mxfp8": 8.25,  # one 8-bit scale for 32 values (OCP Microscaling 1.0)
     "int8": 8.0,
+    "int8-g128": 8.125,  # one 16-bit scale for 128 values
+    "int8-g128-zero": 8.125 + 8 / 128,  # and an 8-bit zero point (GPTQ)
     "bf16": 16.0,
     "fp16": 16.0,
     "fp32": 32.0,

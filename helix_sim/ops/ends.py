@@ -13,7 +13,7 @@ from helix_sim.ops.step_input import StepInput
 def embedding(s: StepInput) -> Work:
     """Lookup of each token's row in a table that is cut by vocabulary over the token group."""
     m = s.model
-    table = m.hidden_size * ceil_div(m.vocab_size, s.layout.token_group) * s.precision.bytes_of("head_weights")
+    table = m.hidden_size * ceil_div(m.vocab_size, s.layout.token_group) * s.precision.bytes_of("embedding_weights")
     return Work(
         op_class="pointwise",
         activation_bytes=2 * s.tokens * m.hidden_size * s.activation_bytes,

@@ -14,7 +14,7 @@ from helix_sim.core.numeric import Column, ceil_div, larger
 from helix_sim.core.work import Work
 from helix_sim.ops.elementwise import gated_activation, memory_pass
 from helix_sim.ops.exchange import sent
-from helix_sim.ops.matmul import grouped_matmul, matmul
+from helix_sim.ops.matmul import DENSE, SHARED, grouped_matmul, matmul
 from helix_sim.ops.routing import BusiestRank
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.model import DenseFfn, RoutedFfn
@@ -30,7 +30,7 @@ def pooled_tokens(s: StepInput) -> Any:
 def dense_up(s: StepInput, ffn: DenseFfn) -> Work:
     """Gate and up projection: H x 2·F/TPF for all pooled tokens."""
     shard = ceil_div(ffn.intermediate_size, s.layout.dense_group)
-    return matmul(s, rows=pooled_tokens(s), inner=s.model.hidden_size, outer=2 * shard)
+    return matmul(s, rows=pooled_tokens(s), inner=s.model.hidden_size, outer=2 * shard, **DENSE)
 
 
 def dense_activation(s: StepInput, ffn: DenseFfn) -> Work:
@@ -41,14 +41,14 @@ def dense_activation(s: StepInput, ffn: DenseFfn) -> Work:
 def dense_down(s: StepInput, ffn: DenseFfn) -> Work:
     """Down projection: F/TPF x H, a partial sum of every pooled token."""
     shard = ceil_div(ffn.intermediate_size, s.layout.dense_group)
-    return matmul(s, rows=pooled_tokens(s), inner=shard, outer=s.model.hidden_size)
+    return matmul(s, rows=pooled_tokens(s), inner=shard, outer=s.model.hidden_size, **DENSE)
 
 
 # --- Experts ---------------------------------------------------------------------------------------------------------
 
 
 def router(s: StepInput, ffn: RoutedFfn) -> Work:
-    """Scores of every expert for the group's own tokens; the router is whole on every rank, in activation format."""
+    """Scores of every expert for the group's own tokens; the router is whole on every rank."""
     return matmul(
         s,
         rows=s.tokens,
@@ -116,7 +116,7 @@ def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
 
 def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:
     """Gate and up projection of the shared experts, sharded over the token group, for its own tokens."""
-    return matmul(s, rows=s.tokens, inner=s.model.hidden_size, outer=2 * _shared_shard(s, ffn))
+    return matmul(s, rows=s.tokens, inner=s.model.hidden_size, outer=2 * _shared_shard(s, ffn), **SHARED)
 
 
 def shared_activation(s: StepInput, ffn: RoutedFfn) -> Work:
@@ -126,7 +126,7 @@ def shared_activation(s: StepInput, ffn: RoutedFfn) -> Work:
 
 def shared_down(s: StepInput, ffn: RoutedFfn) -> Work:
     """Down projection of the shared experts; its sum rides on the all-reduce of the routed ones."""
-    return matmul(s, rows=s.tokens, inner=_shared_shard(s, ffn), outer=s.model.hidden_size)
+    return matmul(s, rows=s.tokens, inner=_shared_shard(s, ffn), outer=s.model.hidden_size, **SHARED)
 
 
 def _shared_shard(s: StepInput, ffn: RoutedFfn) -> Any:

@@ -15,6 +15,10 @@ PROJECTION: Any = {"weights": "attention_weights", "math": "projection_math"}
 """Tensors of the projections of attention but the last."""
 OUTPUT: Any = {"weights": "output_weights", "math": "output_math"}
 """Tensors of attention's output projection."""
+DENSE: Any = {"weights": "dense_weights", "math": "dense_math"}
+"""Tensors of a dense layer's feed-forward network."""
+SHARED: Any = {"weights": "shared_weights", "math": "shared_math"}
+"""Tensors of the shared experts."""
 BATCHED: Any = {"op_class": "batched-gemm"}
 """Many small products side by side, one a head."""
 
@@ -50,15 +54,15 @@ def grouped_matmul(s: StepInput, *, pairs: Column, held: Column, read: Column, i
 
     2·pairs·k·n FLOP; of the experts it holds only those that a token picked, `read`, are read; the rest stay resident.
     """
-    expert_bytes = inner * outer * s.precision.bytes_of("weights")
+    expert_bytes = inner * outer * s.precision.bytes_of("routed_weights")
     return Work(
         op_class="grouped-gemm",
         flops=2 * pairs * inner * outer,
         weight_bytes=read * expert_bytes,
         idle_weight_bytes=(held - read) * expert_bytes,
         activation_bytes=pairs * (inner + outer) * s.activation_bytes,
-        math=s.precision.format_of("math"),
-        weights=s.precision.weights,
+        math=s.precision.format_of("routed_math"),
+        weights=s.precision.format_of("routed_weights"),
         rows=pairs,
         inner=inner,
         outer=outer,

@@ -27,11 +27,11 @@ from helix_sim.specs.load import (
 )
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
-from helix_sim.specs.precision import Precision
+from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
-from helix_sim.step import Step, checked_step, default_precision
+from helix_sim.step import Step, checked_step, stored_formats
 
 FORMATS = tuple(Precision.model_fields)
 """Tensors and arithmetics that have a number format, by the name of their option without dashes."""
@@ -54,6 +54,7 @@ class Options:
     timing: str | None = None
     widths: Mapping[str, int | None] = field(default_factory=dict)
     formats: Mapping[str, str | None] = field(default_factory=dict)
+    named_formats: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,14 @@ def _picked(source: _Source, options: Options) -> Picked:
     given = {name: value for name, value in options.widths.items() if value is not None}
     context = options.context or source.context
     doubt = require_measured_here(source.machine, source.timing)
-    precision = precision_of(source.machine, options.formats, source.formats, f"{source.shown}: precision.")
+    precision = precision_of(
+        source.model,
+        source.machine,
+        options.formats,
+        source.formats,
+        f"{source.shown}: precision.",
+        named=options.named_formats,
+    )
     setting = Setting(model=source.model, machine=source.machine, timing=source.timing, precision=precision)
     query_tokens = options.query_tokens or source.query_tokens
     step = checked_step(setting, _widths(source.widths, given), context, query_tokens)
@@ -205,31 +213,56 @@ def read_formats(path: Path) -> dict[str, str]:
 
 
 def precision_of(
+    model: Model,
     machine: Machine,
     given: Mapping[str, str | None],
     written: Mapping[str, str] | None = None,
     written_at: str = "precision.",
+    named: str | None = None,
 ) -> Precision:
-    """Number formats: those given as options, then those that a file says, or else the machine's narrowest.
+    """Number formats: those given as options, then those of `named`, those that a file says, or else the checkpoint's.
 
-    SpecError where a format is none, or the machine has no such arithmetic. written_at: what stands before the name of
-    a format of the file in a sentence.
+    named: what --formats says (see `Options`). SpecError where a format is none, or the machine has no such arithmetic.
+    written_at: what stands before the name of a format of the file in a sentence.
     """
     options = {name: text for name, text in given.items() if text is not None}
-    formats = dict(written) if written else default_precision(machine).model_dump(exclude_none=True)
+    if named is not None and is_file(named):
+        options, named = read_formats(Path(named)) | options, None
+    if named is not None or not written:
+        formats = _named_formats(model, machine, named, options)
+    else:
+        formats = {**written, **options}
 
-    def named(name: str) -> str:
+    def shown(name: str) -> str:
         return option(name) if name in options else f"{written_at}{name}"
 
-    formats |= options
-    problems = format_problems(formats, named) or [
-        f"{named(name)}: {machine.name} has no {text} arithmetic; use {' or '.join(machine.math_formats)}"
+    problems = format_problems(formats, shown) or [
+        f"{shown(name)}: {machine.name} has no {text} arithmetic; use {' or '.join(machine.math_formats)}"
         for name, text in formats.items()
         if name.endswith("math") and text not in machine.math_formats
     ]
     if problems:
         raise SpecError(problems)
     return Precision.model_validate(formats)
+
+
+def is_file(formats: str) -> bool:
+    """Whether --formats names a file, not the formats of a model."""
+    return is_path(formats) or formats.endswith(".json")
+
+
+def _named_formats(model: Model, machine: Machine, name: str | None, options: Mapping[str, str]) -> dict[str, str]:
+    """The formats of a name that --formats takes, the checkpoint's without one, with the options in their place."""
+    if name == "narrowest" or (name is None and not model.formats):
+        return narrowest_precision(machine).model_dump(exclude_none=True) | dict(options)
+    known = {**({"checkpoint": next(iter(model.formats.values()))} if model.formats else {}), **model.formats}
+    if name is not None and name not in known:
+        names = ", ".join([*model.formats, *(["checkpoint"] if model.formats else []), "narrowest"])
+        why = "" if model.formats else "; its file says no formats"
+        raise SpecError(
+            [f"--formats: {model.name} has no formats named {said(name)}{why}; use {names}, or a file of them"]
+        )
+    return stored_formats(model, machine, known[name or "checkpoint"], options)
 
 
 def timing_of(name: str) -> Timing:

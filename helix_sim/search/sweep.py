@@ -17,7 +17,7 @@ from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan, blocks, plan
-from helix_sim.specs.load import load_machine, load_sweep, parse, shipped_families
+from helix_sim.specs.load import load_machine, load_model, load_sweep, parse, shipped_families
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.sweep import Sweep
@@ -62,7 +62,7 @@ class SweepResult(Shown):
         return merge((by_family[member] for member in members), name)
 
     def to_frame(self) -> pd.DataFrame:
-        """Every family's frontier as one pandas table, a row each point, with what was searched: tables can be stacked."""
+        """Every family's frontier as one pandas table, a row a point, with what was searched: it can be stacked."""
         import pandas as pd
 
         frames = [part.to_frame() for by_family in self.frontiers.values() for part in by_family.values() if len(part)]
@@ -93,7 +93,7 @@ def run_sweep(
     file, in place of its own: contexts (such as ["128K", "1M"], or one of them), families (names, or Family records by
     name), gpus (a number, a pair of fewest and most, or as in the file), batch, chunks, groups, precision, name.
 
-    Without `sweep`, model, machine and contexts must be given; the rest is the `paper` timing, the machine's narrowest
+    Without `sweep`, model, machine and contexts must be given; the rest is the `paper` timing, the checkpoint's
     formats, every shipped family, and every layout of one NVLink domain. SpecError with every problem.
     """
     given = {"model": model, "machine": machine, "timing": timing}
@@ -101,7 +101,7 @@ def run_sweep(
     names = {kind: getattr(each, "name", each) for kind, each in given.items() if each is not None}
     if sweep is not None and not (names or parts):
         return run_plan(plan(load_sweep(sweep)))
-    base = _as_file(load_sweep(sweep)) if sweep is not None else _whole_domain(machine, parts)
+    base = _as_file(load_sweep(sweep)) if sweep is not None else _whole_domain(model, machine)
     return run_plan(plan(parse(Sweep, base | names | _as_lists(parts), "run_sweep"), records))
 
 
@@ -110,9 +110,9 @@ def _as_file(sweep: Sweep) -> dict[str, Any]:
     return sweep.model_dump() | {kind: sweep.name_of(kind) for kind in ("model", "machine", "timing")}
 
 
-def _whole_domain(machine: Machine | str | None, parts: dict[str, Any]) -> dict[str, Any]:
+def _whole_domain(model: Model | str | None, machine: Machine | str | None) -> dict[str, Any]:
     """What a sweep searches where nothing else is said: every layout of one NVLink domain of a machine."""
-    if machine is None:
+    if model is None or machine is None:
         raise SpecError(["run_sweep needs a sweep, or a model, a machine and contexts"])
     found = load_machine(machine)
     return {
@@ -120,7 +120,7 @@ def _whole_domain(machine: Machine | str | None, parts: dict[str, Any]) -> dict[
         "name": "sweep",
         "description": "layouts of one NVLink domain",
         "timing": "paper",
-        "precision": default_precision(found),
+        "precision": default_precision(load_model(model), found),
         "gpus": {"from": 1, "to": min(found.domain, found.gpus.value)},
         "batch": {"dense_to": 64, "growth": 1.05, "to": 8192},
         "chunks": [1, 2, 4, 8, 16, 32, "batch"],

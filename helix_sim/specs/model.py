@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from helix_sim.core.text import said
+from helix_sim.specs.precision import StoredFormats
 from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Text, Word
 
 
@@ -206,6 +207,10 @@ class Model(Record):
     )
     layers: Annotated[list[Entry], Field(min_length=1)] = Field(
         description="the layers in order: runs of (attention, ffn), or patterns that repeat [list]"
+    )
+    formats: dict[Text, StoredFormats] = Field(
+        default={},
+        description="number formats of its checkpoints by a name of one's own, the default one first [mapping]",
     )
 
     @model_validator(mode="after")

@@ -40,8 +40,11 @@ Size = Annotated[
 """A whole number of at least 1; text such as 128K or 1M is read by `units.parse_size`."""
 Count = Annotated[StrictInt, Field(ge=1, le=10**9)]
 NaturalCount = Annotated[StrictInt, Field(ge=0, le=10**9)]
-NumberFormat = Literal["fp4", "mxfp4", "nvfp4", "int4", "fp8", "fp8-block", "int8", "bf16", "fp16", "fp32"]
-"""Names of `units.FORMAT_BITS`."""
+NumberFormat = Literal[
+    "fp4", "mxfp4", "nvfp4", "int4", "int4-zero", "int4-g64", "int4-g64-zero", "int4-g32", "int4-g32-zero",
+    "fp8", "fp8-block", "mxfp8", "int8", "int8-g128", "int8-g128-zero", "bf16", "fp16", "fp32",
+]  # fmt: skip
+"""Names of `units.FORMAT_BITS`, in its order."""
 MathFormat = Literal["fp4", "fp8", "bf16"]
 """Formats that tensor cores multiply in; the machine's profile gives the dense rate of each."""
 Text = Annotated[StrictStr, Field(min_length=1)]

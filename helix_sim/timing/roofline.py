@@ -79,6 +79,7 @@ SAME_KERNEL = {
     "mxfp4": ("nvfp4", "fp8"),
     "fp8-block": ("fp8",),
     "fp8": ("fp8-block",),
+    "mxfp8": ("fp8-block", "fp8"),
     "fp16": ("bf16",),
 }
 """Number formats whose kernels stand in for those of a format without measurements."""

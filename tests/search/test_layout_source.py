@@ -18,11 +18,10 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES
 from helix_sim.output.export import STACKS, export
 from helix_sim.output.sweep_folder import write_sweep
-from helix_sim.search.layout_source import FORMATS, REQUIRED, Options, pick, precision_of, read_formats
+from helix_sim.search.layout_source import FORMATS, REQUIRED, Options, pick, precision_of
 from helix_sim.search.plan import plan
-from helix_sim.specs.load import data_folder, load_machine, load_sweep
-from helix_sim.specs.precision import Precision
-from helix_sim.step import default_precision
+from helix_sim.specs.load import data_folder, load_machine, load_model, load_sweep
+from helix_sim.specs.precision import Precision, StoredFormats
 
 HALF_MEMORY = Options(context=64_000, widths={"tpa": 2, "batch": 4})
 
@@ -280,14 +279,44 @@ def test_a_mixed_context_is_exported_by_its_longest_request(stack: str) -> None:
 # --- Formats ---------------------------------------------------------------------------------------------------------
 
 
-def test_formats_are_the_options_then_the_files_then_the_machines(tmp_path: Path) -> None:
-    machine = load_machine("h100-hgx")
-    (tmp_path / "formats.yaml").write_text("{weights: bf16, head_math: bf16}")
-    (tmp_path / "formats.json").write_text('{"weights": "bf16", "head_math": "bf16"}')
+NVFP4 = StoredFormats(
+    source="a checkpoint", weights="nvfp4", kv="fp8", math="fp4", head_weights="bf16", head_math="bf16"
+)
+BF16 = StoredFormats(source="another", weights="bf16", kv="bf16", math="bf16")
+QWEN = load_model("qwen3-32b").model_copy(update={"formats": {"nvfp4": NVFP4, "bf16": BF16}})
+R1 = load_model("deepseek-r1").model_copy(update={"formats": {"nvfp4": NVFP4}})
+
+
+def test_formats_are_the_options_then_the_files_then_the_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "formats.yaml").write_text("{weights: int8, head_math: fp8}")
+    (tmp_path / "formats.json").write_text('{"weights": "int8", "head_math": "fp8"}')
     for name in ("formats.yaml", "formats.json"):
-        found = precision_of(machine, {"kv": "bf16"}, {**default_precision(machine).model_dump(exclude_none=True),
-                                                        **read_formats(tmp_path / name)})  # fmt: skip
-        assert found == Precision(weights="bf16", kv="bf16", math="fp8", head_math="bf16")
+        found = precision_of(QWEN, load_machine("h100-hgx"), {"kv": "bf16"}, named=str(tmp_path / name))
+        assert found == Precision(
+            weights="int8", kv="bf16", math="bf16", attention_math="bf16", head_weights="bf16", head_math="fp8"
+        )
+
+
+def test_a_checkpoint_is_computed_with_what_the_machine_multiplies_in() -> None:
+    on_blackwell = precision_of(R1, load_machine("gb200-nvl72"), {})
+    assert (on_blackwell.weights, on_blackwell.math, on_blackwell.attention_math) == ("nvfp4", "fp4", "fp8")
+    on_hopper = precision_of(R1, load_machine("h100-hgx"), {})
+    assert (on_hopper.weights, on_hopper.math, on_hopper.attention_math) == ("nvfp4", "bf16", "bf16")
+    assert precision_of(QWEN, load_machine("gb200-nvl72"), {}).attention_math == "bf16"
+
+
+def test_formats_are_chosen_by_the_name_that_the_model_has_for_them() -> None:
+    machine = load_machine("gb200-nvl72")
+    assert precision_of(QWEN, machine, {}, named="bf16").weights == "bf16"
+    assert precision_of(QWEN, machine, {}, named="checkpoint") == precision_of(QWEN, machine, {}, named="nvfp4")
+    assert precision_of(QWEN, machine, {}, named="narrowest") == Precision(weights="fp4", kv="fp4", math="fp4")
+    with pytest.raises(SpecError, match="no formats named 'awq'; use nvfp4, bf16, checkpoint, narrowest"):
+        precision_of(QWEN, machine, {}, named="awq")
+
+
+def test_a_model_that_says_no_formats_has_the_machines_narrowest() -> None:
+    bare = QWEN.model_copy(update={"formats": {}})
+    assert precision_of(bare, load_machine("h100-hgx"), {}) == Precision(weights="fp8", kv="fp8", math="fp8")
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,10 @@ def hold_ffn(gate: Array, up: Array, down: Array, columns: range) -> Weights:
 
 def run_ffn(rank: Rank, name: str, x: Array, w: Weights) -> Array:
     """x [rows, H] through a shard of a gated FFN: a partial sum [rows, H]; `name` starts the names of its three ops."""
-    gate, up = np.split(rank.linear(f"{name}_up", x, w["up"]), 2, axis=1)
+    gate, up = np.split(rank.linear(f"{name}_up", x, w["up"], f"{name}_weights"), 2, axis=1)
     inner = gated(gate, up)
     rank.moves(f"{name}_activation", gate, up, inner)
-    return rank.linear(f"{name}_down", inner, w["down"])
+    return rank.linear(f"{name}_down", inner, w["down"], f"{name}_weights")
 
 
 # --- The layer -------------------------------------------------------------------------------------------------------

@@ -257,7 +257,8 @@ def steps(draw):
 @st.composite
 def precisions(draw):
     formats, math = st.sampled_from(sorted(FORMAT_BITS)), st.sampled_from(["fp4", "fp8", "bf16"])
-    names = ("weights", "kv", "wire", "activations", "attention_weights", "output_weights", "dispatch")
+    ffns = ("dense_weights", "shared_weights", "routed_weights", "router_weights")
+    names = ("weights", "kv", "wire", "activations", "attention_weights", "output_weights", *ffns, "dispatch")
     return Precision.model_validate({"math": draw(math)} | {name: draw(formats) for name in names})
 
 
@@ -355,6 +356,9 @@ TENSORS = {
     **dict.fromkeys(PROJECTIONS, "attention_weights"),
     "output_projection": "output_weights",
     "router": "router_weights",
+    **dict.fromkeys(("dense_up", "dense_down"), "dense_weights"),
+    **dict.fromkeys(("shared_up", "shared_down"), "shared_weights"),
+    **dict.fromkeys(("routed_up", "routed_down"), "routed_weights"),
 }
 """Which tensor of a precision an op's weights are, where they are not `weights`."""
 
