@@ -409,6 +409,13 @@ def knobs(_: str) -> str:
     )
 
 
+def servings_columns(_: str) -> str:
+    """Every column of a file of measured servings."""
+    from helix_sim.silicon.servings import COLUMNS
+
+    return table(("column", "what it holds"), [(f"`{name}`", text) for name, text in COLUMNS.items()])
+
+
 def api(_: str) -> str:
     """Every public name of helix_sim, with its signature and docstring; functions first, then records."""
     import helix_sim
@@ -639,6 +646,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "exits": exits,
     "reasons": reasons,
     "knobs": knobs,
+    "servings-columns": servings_columns,
 }
 MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed}
 """What takes minutes: written on request alone, with the command and the day."""

@@ -20,7 +20,7 @@ Start here:
 
 Every verb of the command line is one call: explain, recommend, export, trace, sensitivity, what_if, run_sweep and
 write_sweep, write_report, regress and update_baselines, reproduce, calibrate_silicon, calibrate_gpu, validate_kernels,
-validate_servings, import_hf, models, machines, check and json_schema (schema).
+validate_servings, validate_measurements, import_hf, models, machines, check and json_schema (schema).
 
 Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for
 each reason; a bad file raises SpecError with all of its problems.
@@ -40,7 +40,13 @@ if TYPE_CHECKING:
     from helix_sim.core.units import parse_size
     from helix_sim.gate.regress import regress
     from helix_sim.gate.regress import update as update_baselines
-    from helix_sim.output.calibration import calibrate_gpu, calibrate_silicon, validate_kernels, validate_servings
+    from helix_sim.output.calibration import (
+        calibrate_gpu,
+        calibrate_silicon,
+        validate_kernels,
+        validate_measurements,
+        validate_servings,
+    )
     from helix_sim.output.export import export
     from helix_sim.output.paper_files import redraw as reproduce
     from helix_sim.output.report import write_report
@@ -95,6 +101,7 @@ _HOME = {
         "calibrate_gpu",
         "calibrate_silicon",
         "validate_kernels",
+        "validate_measurements",
         "validate_servings",
     ),
     "output.export": ("export",),
@@ -210,6 +217,7 @@ __all__ = [
     "trace",
     "update_baselines",
     "validate_kernels",
+    "validate_measurements",
     "validate_servings",
     "what_if",
     "write_report",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 from helix_sim.cli.base import (
     JsonOption,
@@ -57,6 +60,13 @@ def calibrate(
 def validate(
     kernels: Annotated[bool, typer.Option("--kernels", help="held-out errors of each class of kernels")] = False,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="decode steps of 274 measured servings")] = False,
+    measurements: Annotated[
+        Path | None, typer.Option(help="a CSV file of your own measured servings, see the how-to; or one of InferenceX")
+    ] = None,
+    timing: Annotated[
+        str | None,
+        typer.Option(help="for --measurements: judge this timing; each row's own system and framework unless given"),
+    ] = None,
     system: Annotated[
         str | None, typer.Option(help="for --kernels: a system of public tables; gb200 unless given")
     ] = None,
@@ -66,27 +76,42 @@ def validate(
     peer: Annotated[
         bool | None, typer.Option(help="for --end-to-end: aiconfigurator's predictions beside ours (a minute more)")
     ] = None,
-    out: Annotated[Path | None, out_folder("for --end-to-end: folder for the files; out/validate unless given")] = None,
+    out: Annotated[
+        Path | None, out_folder("for --end-to-end and --measurements: folder for the files; out/validate unless given")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Calibrated timings against measured silicon: kernels kept out of the fit, and whole servings."""
     from helix_sim.core.errors import SpecError
-    from helix_sim.output.calibration import validate_kernels, validate_servings
+    from helix_sim.output.calibration import validate_kernels, validate_measurements, validate_servings
 
-    if kernels == end_to_end:
-        raise SpecError(["say what to validate: --kernels or --end-to-end"])
+    if kernels + end_to_end + (measurements is not None) != 1:
+        raise SpecError(["say what to validate: --kernels, --end-to-end or --measurements FILE.csv"])
+    if measurements is None:
+        refuse({"--timing": timing}, "is for --measurements; leave it out")
     if kernels:
-        refuse({"--out": out, "--peer": peer is not None}, "is for --end-to-end; leave it out")
+        refuse({"--out": out}, "is for --end-to-end and --measurements; leave it out")
+        refuse({"--peer": peer is not None}, "is for --end-to-end; leave it out")
         table = validate_kernels(system or "gb200", framework or "trtllm")
-        print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), as_json)
+        print_rows(_records(table), as_json)
         return
     refuse({"--system": system, "--framework": framework}, "is for --kernels; leave it out")
-    found = validate_servings(out or Path("out/validate"), peer=peer is not False)
+    if measurements is not None:
+        refuse({"--peer": peer is not None}, "is for --end-to-end; leave it out")
+        found = validate_measurements(measurements, out or Path("out/validate"), timing=timing)
+    else:
+        found = validate_servings(out or Path("out/validate"), peer=peer is not False)
     if as_json:
-        print_json({name: frame.to_dict("records") for name, frame in found.tables.items()})
+        print_json({name: _records(frame) for name, frame in found.tables.items()})
         return
     for name, frame in found.tables.items():
         console().print()
         console().print(name)
-        print_rows(frame.to_dict("records"), as_json=False)
+        print_rows(_records(frame), as_json=False)
     console().print(f"files in {found.files[0].parent}: {', '.join(path.name for path in found.files)}")
+
+
+def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """A table's rows, with nothing where a number is missing."""
+    records: list[dict[Any, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return records

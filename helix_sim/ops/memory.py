@@ -110,7 +110,7 @@ def _fillable(machine: Machine, served: ServedMemory, x: Layout, placed: Column)
     A share of all memory: share · memory - outside - set aside.
     A share of what is free, for the cache: placed + share · (memory - outside - set aside - placed).
     """
-    size, aside = machine.memory_GB.value * GIGA, 0.0
+    size, aside = machine.memory_GB.value * GIGA, np.asarray(0.0)
     for each in served.set_aside:  # the last that holds is the one
         here = (size >= each.memory_from_GiB.value * GIBI) & (x.gpus >= each.gpus_from.value)
         groups = smaller(x.dp, each.most_groups.value) * (x.dp > 1)

@@ -148,3 +148,18 @@ def validate_servings(out: Path, *, peer: bool = True) -> Servings:
         title = f"Decode steps of measured servings, batch {reading.replace('_', ' ')}"
         files += plot.save(plot.end_to_end(table, reading, title), out / f"end-to-end-{reading}")
     return Servings(tables=study.report(table), files=files)
+
+
+def validate_measurements(measurements: Path, out: Path, *, timing: str | None = None) -> Servings:
+    """Measured servings of a CSV file beside ours: error by group, coverage, what was left out, the worst op by op.
+
+    measurements: columns of helix_sim.silicon.servings.COLUMNS, or a file of InferenceX. timing: of all rows, a name or
+    a YAML file; that of each row's system and framework unless given. Every row goes into the folder `out` as CSV.
+    """
+    from helix_sim.silicon import servings
+    from helix_sim.specs.load import load_timing
+
+    table = servings.read(measurements)
+    chosen = load_timing(timing) if timing else None
+    judged = _with_tables(lambda: servings.judge(table, chosen))
+    return Servings(tables=servings.report(judged), files=[write_csv(out / "measurements.csv", judged.rows)])

@@ -16,11 +16,11 @@ def beyond_measured(work: Work, measured: KernelClass) -> Any:
     one = one_piece(work)
     beyond: Any = np.asarray(False)
     for name, largest in measured.largest.items():
-        beyond = beyond | np.asarray(_size(one, name) > largest)
+        beyond = beyond | np.asarray(size_of(one, name) > largest)
     return beyond
 
 
-def _size(work: Work, name: str) -> Any:
+def size_of(work: Work, name: str) -> Any:
     """A size of an op, or of its collective, by its name in `KernelClass.largest`."""
     if work.collective is None:
         return getattr(work, name)

@@ -1,0 +1,150 @@
+"""One's own measured servings as a CSV file: read, held against predictions, left out with a reason, taken apart."""
+
+import pandas as pd
+import pytest
+
+from helix_sim.core.errors import SpecError
+from helix_sim.silicon import servings
+from helix_sim.specs.load import load_timing
+
+ROW = {
+    "system": "gb200",
+    "framework": "trtllm",
+    "precision": "fp4",
+    "dp": 8,
+    "ep": 8,
+    "context": 8192,
+    "batch": 64,
+    "tpot_s": 0.02,
+}
+INFERENCEX = {
+    "hardware": "gb200",
+    "framework": "dynamo-trt",
+    "precision": "fp8",
+    "spec_method": "none",
+    "disagg": True,
+    "decode_tp": 8,
+    "decode_ep": 8,
+    "decode_dp_attention": True,
+    "decode_num_workers": 2,
+    "num_decode_gpu": 16,
+    "isl": 8192,
+    "osl": 1024,
+    "conc": 1024,
+    "median_tpot": 0.03,
+    "median_ttft": 3.0,
+    "image": "nvcr.io/nvidia/ai-dynamo/tensorrtllm-runtime:0.8.1.post2",
+}
+
+
+def file_of(tmp_path, *rows):
+    path = tmp_path / "servings.csv"
+    pd.DataFrame(list(rows)).to_csv(path, index=False)
+    return path
+
+
+def judged(tmp_path, *rows, timing="gb200-trtllm"):
+    return servings.judge(servings.read(file_of(tmp_path, *rows)), load_timing(timing))
+
+
+def test_a_serving_that_takes_what_is_predicted_has_no_error_and_one_twice_as_slow_is_half_missed(tmp_path):
+    right = judged(tmp_path, ROW).rows["predicted_s"][0]
+    rows = judged(tmp_path, ROW | {"tpot_s": right}, ROW | {"tpot_s": 2 * right}).rows
+    assert rows["error"].tolist() == pytest.approx([0.0, -0.5], abs=1e-9)
+    assert rows["inside"].tolist() == [True, False]
+
+
+def test_requests_that_wait_for_their_first_token_are_not_decoded(tmp_path):
+    # 1024 requests on 2 workers of 8 groups are 64 a group; 10 s of 40 are spent waiting
+    row = {name: value for name, value in ROW.items() if name != "batch"}
+    asked = row | {"concurrency": 1024, "workers": 2, "osl": 1500, "ttft_s": 10.0}
+    rows = judged(tmp_path, asked).rows
+    assert rows["effective_batch"][0] == pytest.approx(48)
+    assert rows["predicted_s"][0] == pytest.approx(judged(tmp_path, ROW | {"batch": 48}).rows["predicted_s"][0])
+
+
+def test_a_context_may_be_said_by_its_lengths(tmp_path):
+    row = {name: value for name, value in ROW.items() if name != "context"}
+    said = judged(tmp_path, row | {"isl": 7680, "osl": 1024}, ROW).rows["predicted_s"]
+    assert said[0] == said[1]
+
+
+def test_what_a_step_cannot_be_held_against_is_left_out_and_counted(tmp_path):
+    found = judged(
+        tmp_path,
+        ROW | {"speculation": "mtp"},
+        ROW | {"aggregated": "yes"},
+        ROW | {"system": "mi355x"},
+        ROW | {"gpus": 24},
+        ROW | {"workers": 0},
+        ROW | {"gpus": 8},
+        timing="gb200-trtllm",
+    )
+    assert len(found.rows) == 1
+    assert sorted(found.left_out.values()) == [1] * 5
+    assert sum(servings.report(found)["left out"]["rows"]) == 5
+
+
+def test_a_cache_in_another_format_than_the_checkpoints_is_read_from_its_column(tmp_path):
+    times = judged(tmp_path, ROW | {"precision": "fp8"}, ROW | {"precision": "fp8", "kv": "fp8"}).rows["predicted_s"]
+    assert times[1] < 0.9 * times[0]
+
+
+def test_groups_are_told_by_kind_of_layout_with_bias_and_coverage(tmp_path):
+    rows = [ROW, ROW | {"dp": 1, "tpa": 8, "batch": 4}, ROW | {"dp": 1, "kvp": 8, "batch": 4, "context": 100_000}]
+    right = judged(tmp_path, *rows).rows["predicted_s"]
+    found = judged(tmp_path, *({**row, "tpot_s": 1.25 * s} for row, s in zip(rows, right, strict=True)))
+    by_kind = servings.report(found)["by kind"].set_index("kind")
+    assert set(by_kind.index) == {"DEP", "KVP", "TP"}
+    assert by_kind["bias"].tolist() == pytest.approx([-0.2] * 3, abs=1e-6)
+
+
+def test_the_worst_rows_are_taken_apart_and_their_ops_add_up(tmp_path):
+    found = judged(tmp_path, ROW, ROW | {"tpot_s": 0.2})
+    title, ops = next(iter(found.apart.items()))
+    row = found.rows.iloc[1]
+    assert "200.00 ms measured" in title
+    assert ops["ms"].sum() <= row["predicted_s"] * 1e3
+    first = ops.iloc[0]
+    grown = row["predicted_s"] * 1e3 + (first["alone"] - 1) * first["ms"]
+    assert grown == pytest.approx(row["tpot_s"] * 1e3)
+
+
+def test_a_file_of_inferencex_is_read_as_it_is_and_its_runs_become_medians(tmp_path):
+    runs = [INFERENCEX | {"median_tpot": t} for t in (0.03, 0.031, 0.05)]
+    table = servings.read(file_of(tmp_path, *runs, INFERENCEX | {"decode_dp_attention": False}))
+    parallel, tensor = table.iloc[0], table.iloc[1]
+    assert (parallel["tpa"], parallel["dp"], parallel["runs"], parallel["tpot_s"]) == (1, 8, 3, 0.031)
+    assert (tensor["tpa"], tensor["dp"], tensor["runs"]) == (8, 1, 1)
+    assert (parallel["framework"], parallel["kv"], parallel["software"]) == ("trtllm", "fp8", "0.8.1.post2")
+    assert (parallel["isl"], parallel["gpus"]) == (pytest.approx(0.9 * 8192), 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tpot": 1}, "there is no column 'tpot'; known: system, framework"),
+        ({"tpot_s": None}, "has no column tpot_s"),
+        ({"context": None}, "has no column context; give it, or isl and osl"),
+        ({"batch": None}, "has neither batch nor concurrency"),
+        ({"batch": "many"}, "batch holds text"),
+        ({"tpot_s": -1.0}, "tpot_s: row 2 holds -1.0"),
+    ],
+)
+def test_a_file_that_is_none_is_a_sentence(tmp_path, change, sentence):
+    row = {name: value for name, value in (ROW | change).items() if value is not None}
+    with pytest.raises(SpecError) as error:
+        servings.read(file_of(tmp_path, row))
+    assert any(sentence in problem for problem in error.value.problems)
+
+
+def test_a_timing_of_another_system_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="was measured on h100"):
+        judged(tmp_path, ROW, timing="h100-trtllm")
+
+
+def test_an_empty_file_is_a_sentence(tmp_path):
+    path = tmp_path / "empty.csv"
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(SpecError, match="is no CSV file"):
+        servings.read(path)
