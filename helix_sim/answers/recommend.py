@@ -3,6 +3,9 @@
 The search is a sweep written in code: every family, every divisor layout of every GPU count, every batch. Of each shape
 (its widths) the batch with the best throughput within the limits is kept.
 
+A layout is an answer where a serving stack starts it (`helix_sim.stacks`): all layouts are searched, those that no
+stack starts are put aside by the rule that stands against them, and the answer says what they would have added.
+
 A mix of contexts is decoded together: a step reads the caches of all requests in its batch. Each attention group's
 batch of B is taken to hold one request of the longest context and B - 1 that are the mix, so that its mean context is
 mean + (longest - mean)/B; time and memory are those of a batch of that context, in which both are linear.
@@ -11,7 +14,7 @@ mean + (longest - mean)/B; time and memory are those of a batch of that context,
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +35,8 @@ from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
+from helix_sim.stacks.rules import StackRule, names_of, stack_flags, start_flags, stored_formats
+from helix_sim.stacks.stack import NAMES
 from helix_sim.step import Step, default_precision, evaluate_step, op_rows
 
 BATCHES = {"dense_to": 64, "growth": 1.02, "to": 8192}
@@ -39,6 +44,8 @@ CHUNKS = [1, 2, 4, 8, 16, 32, "batch"]
 MOST_GPUS = 4096
 EVEN_MORE_MEMORY = 1e4
 """A factor on memory after which no layout is too large."""
+
+CHOICES_OF_STACK = (*NAMES, "any", "none")
 
 Score = Callable[[Columns], Any]
 
@@ -104,6 +111,8 @@ class Request:
     """A model (name or file) on a machine, the requests it serves, and the limits it must keep.
 
     gpus: fewest and most GPUs of a layout; one NVLink domain unless given. families: all that are shipped unless given.
+    stack: the serving stack that must start a layout: trtllm, vllm, sglang, any of them, or none, physics alone. With a
+    stack, formats are those it stores: 4-bit values with their block scales.
     """
 
     model: str
@@ -116,6 +125,12 @@ class Request:
     families: tuple[str, ...] = ()
     min_users: int = 1
     choices: int = 5
+    stack: str = "any"
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The stacks of which one must start a layout."""
+        return names_of(self.stack)
 
 
 def search_plan(request: Request) -> Plan:
@@ -124,6 +139,8 @@ def search_plan(request: Request) -> Plan:
     first, last = request.gpus or (1, min(machine.domain, machine.gpus.value))
     _check(request, first, last, machine.gpus.value)
     known = shipped_families()
+    model = load_model(request.model)
+    precision = stored_formats(request.precision or default_precision(model, machine), request.stacks, machine, model)
     sweep = Sweep.model_validate(
         {
             "kind": "sweep",
@@ -132,7 +149,7 @@ def search_plan(request: Request) -> Plan:
             "model": request.model,
             "machine": request.machine,
             "timing": request.timing,
-            "precision": request.precision or default_precision(load_model(request.model), machine),
+            "precision": precision,
             "contexts": [int(np.ceil(request.mix.mean))],
             "gpus": {"from": first, "to": last},
             "batch": BATCHES,
@@ -153,6 +170,8 @@ def _check(request: Request, first: int, last: int, most: int) -> None:
     ]
     if not 1 <= first <= last <= min(most, MOST_GPUS):
         problems.append(f"--gpus: {request.machine} has 1 to {min(most, MOST_GPUS)} GPUs, not {first} to {last}")
+    if request.stack not in CHOICES_OF_STACK:
+        problems.append(f"--stack: {said(request.stack)} is not one of {', '.join(CHOICES_OF_STACK)}")
     if not 0 < request.ttl_s < np.inf:
         problems.append(f"--ttl-ms: {request.ttl_s * 1e3:g} must be more than 0")
     for option, count in (("--min-users", request.min_users), ("--choices", request.choices)):
@@ -187,13 +206,22 @@ def throughput(columns: Columns) -> Any:
     return columns["tokens_per_s_gpu"]
 
 
-def best_of_each_shape(planned: Plan, mix: Mix, limits: Limits, score: Score = throughput) -> Columns:
-    """Of every shape that has a batch within the limits, the batch with the best score, best shape first."""
+def best_of_each_shape(
+    planned: Plan, mix: Mix, limits: Limits, score: Score = throughput, stacks: Sequence[str] = ()
+) -> Columns:
+    """Of every shape that has a batch within the limits, the batch with the best score, best shape first.
+
+    A shape has two rows where it has HOP-B: the best of its unsplit batches, and of the others. stacks: of which one
+    must start a layout, or it is left out.
+    """
     found: list[Columns] = []
+    starts = _starts(planned, stacks)
 
     def on_points(columns: Columns) -> None:
         # a longer context only adds time and memory: what fails at the mean fails in a batch of the mix
         columns = _rows(columns, limits.kept(columns))
+        if stacks:
+            columns = _rows(columns, (columns["chunks"] == 1) & starts[_shape_of(planned, columns)])
         if len(columns["id"]) and len(mix.contexts) > 1:
             columns = _at_mix(planned, columns, mix)
             columns = _rows(columns, limits.kept(columns))
@@ -212,14 +240,27 @@ def _rows(columns: Columns, which: Any) -> Columns:
     return {name: column[which] for name, column in columns.items()}
 
 
-def _best_batches(planned: Plan, columns: Columns, score: Score) -> Columns:
-    """Of each shape among the rows, the batch with the best score; of equals, the first layout."""
+def _starts(planned: Plan, stacks: Sequence[str]) -> Any:
+    """Whether one of the stacks starts each shape of a plan, in the plan's order."""
+    shapes = sum(planned.sizes(family)[0] for family in planned.sweep.families)
+    x = Layout(**planned.row_shapes((0, shapes)))
+    return start_flags(stacks, planned.model, planned.machine, planned.setting.precision, x) == 0
+
+
+def _shape_of(planned: Plan, columns: Columns) -> Any:
+    """The place of each row's shape in the plan."""
     shape, before = np.zeros(len(columns["id"]), dtype=np.int64), 0
     for index, family in enumerate(planned.sweep.families):
         shapes, batches, chunks = planned.sizes(family)
         mine = columns["family"] == index
         shape[mine] = before + (columns["id"][mine] - planned.first_id(0, family)) // (batches * chunks)
         before += shapes
+    return shape
+
+
+def _best_batches(planned: Plan, columns: Columns, score: Score) -> Columns:
+    """Of each shape among the rows, split and unsplit, the batch with the best score; of equals, the first layout."""
+    shape = 2 * _shape_of(planned, columns) + (columns["chunks"] > 1)
     order = np.lexsort((columns["id"], -score(columns), shape))
     _, first = np.unique(shape[order], return_index=True)
     return _rows(columns, order[first])
@@ -250,13 +291,15 @@ class Choice:
     """A layout within the limits.
 
     step: its decode step, at the context of its batch. price: share of the best layout's throughput that it gives up.
-    stopped_by: what keeps a larger batch out: `ttl`, `memory`, or `nothing` where it would not decode faster.
+    stopped_by: what keeps a larger batch out: `ttl`, `memory`, or `nothing` where it would not decode faster. stacks:
+    the serving stacks that start it, among those asked for.
     """
 
     family: str
     step: Step
     price: float
     stopped_by: str
+    stacks: tuple[str, ...] = ()
 
     @property
     def headroom_bytes(self) -> float:
@@ -279,6 +322,7 @@ class Choice:
             "headroom_bytes": self.headroom_bytes,
             "binds": self.binds,
             "stopped_by": self.stopped_by,
+            "stacks": list(self.stacks),
         }
 
 
@@ -308,10 +352,55 @@ class Relaxation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutRules:
+    """What the best layout would add if some rules of the stacks were no hindrance.
+
+    rules: the rules left out, by name; those against that layout where all are. adds: throughput above the best layout
+    that starts, as a share of it; infinite where none starts. layout: the layout in words. tokens_per_s_gpu: its
+    throughput.
+    """
+
+    rules: tuple[str, ...]
+    adds: float
+    layout: str
+    tokens_per_s_gpu: float
+
+    def record(self) -> dict[str, Any]:
+        """The gain as plain data; `adds` is missing where no layout starts."""
+        found = {"rules": list(self.rules), "layout": self.layout, "tokens_per_s_gpu": self.tokens_per_s_gpu}
+        return found | ({"adds": self.adds} if np.isfinite(self.adds) else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stacked:
+    """What the stacks' rules did to a search.
+
+    kept: layouts (the best batch of each shape) within the limits. refused: those that no stack starts, by the first
+    rule that stands against them. physics: what physics alone would add. costliest: which one rule costs most, and what
+    would be gained without it; None where no single rule costs anything.
+    """
+
+    kept: int
+    refused: dict[str, int]
+    physics: WithoutRules | None
+    costliest: WithoutRules | None
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "within_limits": self.kept,
+            "refused": self.refused,
+            "physics_alone": self.physics.record() if self.physics else None,
+            "costliest_rule": self.costliest.record() if self.costliest else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
     """The answer: the best layouts of different attention groups, the best of each family, or what to relax if none.
 
-    relaxations: by how far the limit must move, the least first; empty, too, where no single limit is enough.
+    relaxations: by how far the limit must move, the least first; empty, too, where no single limit is enough. stacked:
+    what the stacks' rules removed, and what that costs; None where physics alone was asked.
     """
 
     request: Request
@@ -319,6 +408,7 @@ class Recommendation:
     choices: list[Choice]
     by_family: list[Choice]
     relaxations: list[Relaxation]
+    stacked: Stacked | None = None
 
     def record(self) -> dict[str, Any]:
         """The answer as plain data: what `recommend --json` prints."""
@@ -333,7 +423,9 @@ class Recommendation:
             "contexts": dict(zip(map(str, mix.contexts), mix.shares, strict=True)),
             "ttl_s": request.ttl_s,
             "min_users": request.min_users,
-            "gpus": [sweep.gpus.first, sweep.gpus.last],
+            "gpus": [sweep.gpu_counts[0], sweep.most_gpus],
+            "stack": request.stack,
+            "stacks": self.stacked.record() if self.stacked else None,
             "families": list(sweep.families),
             "layouts": planned.layouts,
             "choices": [choice.record(planned, mix) for choice in self.choices],
@@ -346,18 +438,52 @@ def recommend(request: Request) -> Recommendation:
     """The layouts with the best throughput within the limits; where there is none, each limit that could be relaxed."""
     planned = search_plan(request)
     limits = Limits(ttl_s=request.ttl_s, min_users=request.min_users)
-    table = best_of_each_shape(planned, request.mix, limits)
+    whole = best_of_each_shape(planned, request.mix, limits)
+    table, stacked = _that_start(planned, whole, request.stacks)
     if not table:
-        relaxations = sorted(_relaxations(request, planned), key=lambda r: r.factor)
-        return Recommendation(request=request, plan=planned, choices=[], by_family=[], relaxations=relaxations)
+        relaxations = sorted(_relaxations(request, planned, whole), key=lambda r: r.factor)
+        return Recommendation(
+            request=request, plan=planned, choices=[], by_family=[], relaxations=relaxations, stacked=stacked
+        )
     wanted = sorted({*_first_of_each(table, ALIKE)[: request.choices], *_first_of_each(table, ("family",))})
-    found = sorted((_choice(planned, _rows(table, i), request.mix, limits) for i in wanted), key=lambda c: c.price)
+    found = sorted((_choice(planned, _rows(table, i), request, limits) for i in wanted), key=lambda c: c.price)
     top = float(found[0].step.tokens_per_s_gpu)
     priced = [replace(c, price=1 - float(c.step.tokens_per_s_gpu) / top) for c in found]
     by_family = [next(c for c in priced if c.family == name) for name in dict.fromkeys(c.family for c in priced)]
     return Recommendation(
-        request=request, plan=planned, choices=priced[: request.choices], by_family=by_family, relaxations=[]
-    )
+        request=request, plan=planned, choices=priced[: request.choices], by_family=by_family, relaxations=[],
+        stacked=stacked,
+    )  # fmt: skip
+
+
+def _that_start(planned: Plan, table: Columns, stacks: Sequence[str]) -> tuple[Columns, Stacked | None]:
+    """The rows of a table, best first, that one of the stacks starts, and what becomes of the others."""
+    if not stacks or not table:
+        return table, None
+    x = Layout(**{name: table[name] for name in AXES})
+    each = [stack_flags(name, planned.model, planned.machine, planned.setting.precision, x) for name in stacks]
+    flags = start_flags(stacks, planned.model, planned.machine, planned.setting.precision, x)
+    started = flags == 0
+    best = float(table["tokens_per_s_gpu"][started].max()) if started.any() else 0.0
+    refused = {rule.name: int(count) for rule in StackRule if (count := (flags & -flags == rule.flag).sum())}
+
+    def without(row: int, rules: tuple[str, ...]) -> WithoutRules:
+        rate = float(table["tokens_per_s_gpu"][row])
+        layout = str(Layout(**{name: int(table[name][row]) for name in AXES}))
+        return WithoutRules(rules=rules, adds=rate / best - 1 if best else np.inf, layout=layout, tokens_per_s_gpu=rate)
+
+    def first_without(rule: StackRule) -> int:
+        return int(np.argmax(np.any([mine & ~rule.flag == 0 for mine in each], axis=0)))
+
+    alone = [
+        without(row, (rule.name,))
+        for rule in StackRule
+        if not started[row := first_without(rule)] and any(mine[row] & ~rule.flag == 0 for mine in each)
+    ]
+    physics = without(0, tuple(rule.name for rule in StackRule if int(flags[0]) & rule.flag)) if flags[0] else None
+    costliest = max((gain for gain in alone if gain.adds > 0), key=lambda gain: gain.tokens_per_s_gpu, default=None)
+    rows = _rows(table, started) if started.any() else {}
+    return rows, Stacked(kept=len(flags), refused=refused, physics=physics, costliest=costliest)
 
 
 ALIKE = ("family", "tpa", "kvp", "pp")
@@ -370,9 +496,9 @@ def _first_of_each(table: Columns, keys: tuple[str, ...]) -> list[int]:
     return sorted(map(int, first))
 
 
-def _choice(planned: Plan, row: Columns, mix: Mix, limits: Limits) -> Choice:
+def _choice(planned: Plan, row: Columns, request: Request, limits: Limits) -> Choice:
     """A row as a choice, its batch raised within the step of the sweep's batch list; price is still its throughput."""
-    widths = {name: int(row[name]) for name in AXES if name != "batch"}
+    mix, widths = request.mix, {name: int(row[name]) for name in AXES if name != "batch"}
     batch = int(row["batch"])
     later = planned.batches[planned.batches > batch]
     candidates = np.arange(batch, int(later[0]) if len(later) else batch + 1)
@@ -383,7 +509,14 @@ def _choice(planned: Plan, row: Columns, mix: Mix, limits: Limits) -> Choice:
     step = _steps(planned, chosen, mix)
     family = list(planned.sweep.families)[int(row["family"])]
     price = -float(step.tokens_per_s_gpu)
-    return Choice(family=family, step=step, price=price, stopped_by=_stopped_by(planned, chosen, mix, limits))
+    setting = planned.setting
+    starting = [
+        n for n in request.stacks if not stack_flags(n, setting.model, setting.machine, setting.precision, chosen)
+    ]
+    return Choice(
+        family=family, step=step, price=price, stopped_by=_stopped_by(planned, chosen, mix, limits),
+        stacks=tuple(starting),
+    )  # fmt: skip
 
 
 def _steps(planned: Plan, x: Layout, mix: Mix) -> Step:
@@ -404,14 +537,17 @@ def _stopped_by(planned: Plan, x: Layout, mix: Mix, limits: Limits) -> str:
 # --- If nothing fits -------------------------------------------------------------------------------------------------
 
 
-def _relaxations(request: Request, planned: Plan) -> list[Relaxation]:
-    """Each single limit whose relaxation lets a layout through, and how far, by searching without that limit."""
+def _relaxations(request: Request, planned: Plan, physics: Columns) -> list[Relaxation]:
+    """Each single limit whose relaxation lets a layout through, and how far, by searching without that limit.
+
+    physics: layouts within the limits, whether a stack starts them or not.
+    """
     limits = Limits(ttl_s=request.ttl_s, min_users=request.min_users)
     mix, machine = request.mix, planned.machine
     found = []
 
     def first(planned: Plan, limits: Limits, score: Score) -> Columns:
-        table = best_of_each_shape(planned, mix, limits, score)
+        table = best_of_each_shape(planned, mix, limits, score, request.stacks)
         return _rows(table, 0) if table else {}
 
     def add(limit: str, given: float, needed: float, row: Columns) -> None:
@@ -428,17 +564,19 @@ def _relaxations(request: Request, planned: Plan) -> list[Relaxation]:
         needed = float(_steps(planned, x, mix).memory.capacity_needed) / GIGA
         add("memory_GB", machine.memory_GB.value, needed, row)
     if row := _more_gpus(request, planned, first, limits):
-        add("gpus", planned.sweep.gpus.last, int(row["gpus"]), row)
+        add("gpus", planned.sweep.most_gpus, int(row["gpus"]), row)
     if row := _shorter(request, smallest, limits):
         add("context", request.mix.mean, float(row.pop("mean")), row)
     if request.families and (row := first(search_plan(replace(request, families=())), limits, throughput)):
         add("families", 1, 1, row)
+    if request.stacks and physics:
+        add("stack", 1, 1, _rows(physics, 0))
     return found
 
 
 def _smallest_batches(planned: Plan, limits: Limits) -> Plan:
     """The plan with the smallest batches that serve the users, ceil(users / groups): if they fail, larger ones do."""
-    groups = np.arange(1, planned.sweep.gpus.last + 1)
+    groups = np.arange(1, planned.sweep.most_gpus + 1)
     return replace(planned, batches=np.unique(ceil_div(limits.min_users, groups)))
 
 
@@ -448,7 +586,7 @@ def _scaled_memory(planned: Plan, factor: float) -> Plan:
 
 def _more_gpus(request: Request, planned: Plan, first: Callable[..., Columns], limits: Limits) -> Columns:
     """The layout within the limits on the fewest GPUs above those allowed, doubling the search up to the machine's."""
-    last, most = planned.sweep.gpus.last, min(planned.machine.gpus.value, MOST_GPUS)
+    last, most = planned.sweep.most_gpus, min(planned.machine.gpus.value, MOST_GPUS)
     while last < most:
         upto = min(2 * last, most)
         wider = _smallest_batches(search_plan(replace(request, gpus=(last + 1, upto))), limits)
@@ -464,7 +602,7 @@ def _shorter(request: Request, planned: Plan, limits: Limits) -> Columns:
     def at(factor: float) -> Columns:
         mix = request.mix.scaled(factor)
         sweep = planned.sweep.model_copy(update={"contexts": [int(np.ceil(mix.mean))]})
-        table = best_of_each_shape(replace(planned, sweep=sweep), mix, limits)
+        table = best_of_each_shape(replace(planned, sweep=sweep), mix, limits, stacks=request.stacks)
         return {**_rows(table, 0), "mean": np.asarray(mix.mean)} if table else {}
 
     low, high = 1e-3, 1.0

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from helix_sim.answers.recommend import Choice, Recommendation
+    from helix_sim.answers.recommend import Choice, Recommendation, Stacked
     from helix_sim.answers.sensitivity import Sensitivity, WhatIf
     from helix_sim.search.plan import Plan
 
@@ -92,6 +92,9 @@ def recommend(
     gpus_at_most: MostGpusOption = None,
     min_users: Annotated[str, number_option("fewest users that a layout must serve at once")] = "1",
     family: FamilyOption = None,
+    stack: Annotated[
+        str, typer.Option(help="the serving stack that must start a layout: trtllm, vllm, sglang, any, or none")
+    ] = "any",
     choices: Annotated[str, number_option("how many choices to list")] = "5",
     as_json: JsonOption = False,
 ) -> None:
@@ -116,6 +119,7 @@ def recommend(
             families=tuple(family or ()),
             min_users=size(min_users, "--min-users"),
             choices=size(choices, "--choices"),
+            stack=stack,
         )
     )
     for text in found.plan.remarks:
@@ -135,7 +139,7 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
         styled(
             *((planned.model.name, "bold"), " on ", (planned.machine.name, "bold")),
             f", context {request.mix}, timing {planned.timing.name}; TTL within {request.ttl_s * 1e3:g} ms{users}, "
-            f"{planned.sweep.gpus.first} to {planned.sweep.gpus.last} GPUs; {planned.layouts:,} layouts",
+            f"{planned.sweep.searched_gpus} GPUs; {planned.layouts:,} layouts",
         )
     )
     out.print(str(planned.setting.precision))
@@ -143,6 +147,8 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
         out.print(
             f"mixed batches: one request of the longest context each, the rest with mean {request.mix.mean:,.0f} tokens"
         )
+    if found.stacked:
+        _print_stacked(out, found.stacked, request.stack)
     if not found.choices:
         _print_relaxations(out, found)
         return
@@ -156,7 +162,7 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
 
 def _print_choices(out: Console, choices: list[Choice], title: str) -> None:
     table = new_table("family", "layout", ">GPUs", ">users", ">TTL ms", ">tokens/s/GPU", ">price", ">GB free",
-                   "largest op", "stopped by", title=title)  # fmt: skip
+                   "largest op", "stopped by", "starts on", title=title)  # fmt: skip
     for choice in choices:
         step, binds = choice.step, choice.binds
         table.add_row(
@@ -170,8 +176,26 @@ def _print_choices(out: Console, choices: list[Choice], title: str) -> None:
             f"{choice.headroom_bytes / 1e9:.1f}",
             f"{binds['op']} {binds['share']:.0%} ({binds['binds']})",
             choice.stopped_by,
+            ", ".join(choice.stacks) or "not asked",
         )
     show(out, table)
+
+
+def _print_stacked(out: Console, stacked: Stacked, stack: str) -> None:
+    """What the stacks' rules removed, and what that costs."""
+    who = "some stack starts" if stack == "any" else f"{stack} starts"
+    refused = sum(stacked.refused.values())
+    by_rule = ", ".join(f"{rule} {count:,}" for rule, count in sorted(stacked.refused.items(), key=lambda i: -i[1]))
+    out.print(
+        f"of {stacked.kept:,} layouts within the limits {who} {stacked.kept - refused:,}"
+        + (f"; refused by {by_rule}" if by_rule else "")
+    )
+    if stacked.physics and stacked.physics.adds < float("inf"):
+        rules = ", ".join(stacked.physics.rules)
+        out.print(f"physics alone would add {stacked.physics.adds:.1%}: {stacked.physics.layout} ({rules})")
+    if stacked.costliest and stacked.costliest.adds < float("inf"):
+        gain = stacked.costliest
+        out.print(f"the rule that costs most is {gain.rules[0]}: {gain.adds:.1%} without it, by {gain.layout}")
 
 
 def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
@@ -192,10 +216,10 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
         return
     table = new_table("relax this alone", ">given", ">needed", ">factor", "which lets through")
     for relaxed in found.relaxations:
-        factor = f"{relaxed.factor:.3g}" if relaxed.limit != "families" else ""
-        given, needed = (f"{value:,.4g}" for value in (relaxed.given, relaxed.needed))
-        if relaxed.limit == "families":
-            given, needed = ", ".join(found.request.families), "all"
+        words = {"families": (", ".join(found.request.families), "all"), "stack": (found.request.stack, "none")}
+        factor = f"{relaxed.factor:.3g}" if relaxed.limit not in words else ""
+        numbers = (f"{relaxed.given:,.4g}", f"{relaxed.needed:,.4g}")
+        given, needed = words.get(relaxed.limit, numbers)
         table.add_row(relaxed.limit, given, needed, factor, relaxed.layout)
     show(out, table)
 
@@ -305,6 +329,7 @@ def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str]
         precision=layout.precision(layout.source, layout.machine),
         gpus=(1, size(gpus_at_most, "--gpus-at-most")) if gpus_at_most is not None else None,
         families=tuple(family or ()),
+        stack="none",
     )
     return search_plan(request)
 

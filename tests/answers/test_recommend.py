@@ -24,8 +24,10 @@ from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import data_folder
 from helix_sim.step import LayoutError, decode_step
 
-SMALL = Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8))
-LARGE = Request(model="deepseek-r1", machine="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16))
+SMALL = Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8), stack="none")
+LARGE = Request(
+    model="deepseek-r1", machine="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16), stack="none"
+)
 
 
 def best(request: Request) -> float:

@@ -50,7 +50,7 @@ def ttl_of(step: Step) -> dict[str, float]:
 def planned() -> Plan:
     """A small search: Llama-8B on up to 8 GPUs."""
     return search_plan(
-        Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=1.0, gpus=(1, 8),
+        Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=1.0, gpus=(1, 8), stack="none",
                 families=("tp", "helix"))
     )  # fmt: skip
 
