@@ -146,7 +146,7 @@ def write_json(path: Path, content: Any) -> Path:
 def write_csv(path: Path, frame: pd.DataFrame) -> Path:
     """CSV whose floats read back as they were, and whose texts are `escape.csv_cell`s."""
     texts = frame.select_dtypes(exclude="number")
-    cells = {name: texts[name].map(_cell, na_action="ignore") for name in texts}
+    cells: dict[str, Any] = {str(name): texts[name].map(_cell, na_action="ignore") for name in texts}
     with appearing(path) as partial:
         frame.assign(**cells).rename(columns=csv_cell).to_csv(partial, index=False, lineterminator="\n")
     return path

@@ -77,8 +77,8 @@ def _(shown: SweepResult) -> str:
     for counts in shown.dropped.values():
         for reason, count in counts.items():
             dropped[reason] = dropped.get(reason, 0) + count
-    counts = _table(f"{shown.layouts:,} layouts, of which dropped", ("reason", "layouts"), list(dropped.items()))
-    return "".join([*drawn, counts])
+    table = _table(f"{shown.layouts:,} layouts, of which dropped", ("reason", "layouts"), list(dropped.items()))
+    return "".join([*drawn, table])
 
 
 def _fields(record: Record, path: str = "") -> Iterator[tuple[str, Any, str, str]]:

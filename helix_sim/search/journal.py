@@ -226,7 +226,9 @@ def _packed(outcome: Outcome) -> bytes:
     """An outcome as an npz: the frontiers' columns one below another, the counts as JSON."""
     found = outcome.evaluated
     parts = [f.columns for by_family in found.frontiers.values() for f in by_family.values() if len(f)]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    columns: dict[str, Any] = (
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    )
     counts = {"layouts": found.layouts, "dropped": found.dropped, "points": outcome.points}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **columns, counts=np.array(json.dumps(counts)))

@@ -280,7 +280,7 @@ def _precision(row: Any, timing: Timing) -> Precision:
         if given.get("kv") == "fp8" and aic_tables.multiplies_in_fp8(row.system) and row.model in LATENT:
             formats["attention_math"] = "fp8"
     else:
-        formats = default_precision(machine_of(row.system)).model_dump(exclude_none=True)
+        formats = default_precision(load_model(row.model), machine_of(row.system)).model_dump(exclude_none=True)
     return Precision.model_validate(formats | given)
 
 
