@@ -18,7 +18,7 @@ Start here:
     frontier(columns)                                    the Pareto frontier of any table of points
     parse_size("1M")                                     1000000
 
-Every verb of the command line is one call: explain, recommend, export, trace, sensitivity, what_if, run_sweep and
+Every verb of the command line is one call: explain, recommend, compare, export, trace, sensitivity, what_if, run_sweep,
 write_sweep, write_report, regress and update_baselines, reproduce, calibrate_silicon, calibrate_gpu, validate_kernels,
 validate_servings, validate_measurements, import_hf, models, machines, check and json_schema (schema).
 
@@ -32,6 +32,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from helix_sim.answers.compare import compare
     from helix_sim.answers.explain import Explanation, explain
     from helix_sim.answers.recommend import Request, parse_mix, recommend
     from helix_sim.answers.sensitivity import elasticities, frontier_sensitivity, sensitivity, what_if
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from helix_sim.search.pareto import Frontier, frontier
     from helix_sim.search.sweep import SweepResult, run_sweep
     from helix_sim.specs.catalogue import check, machines, models
+    from helix_sim.specs.comparison import Comparison
     from helix_sim.specs.import_hf import import_file as import_hf
     from helix_sim.specs.load import check_file, load_machine, load_model, load_sweep, load_timing, shipped
     from helix_sim.specs.machine import Machine
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "answers.compare": ("compare",),
     "answers.explain": (
         "Explanation",
         "explain",
@@ -126,6 +129,7 @@ _HOME = {
         "SweepResult",
         "run_sweep",
     ),
+    "specs.comparison": ("Comparison",),
     "specs.catalogue": (
         "check",
         "machines",
@@ -168,6 +172,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "KNOBS",
+    "Comparison",
     "Exit",
     "Explanation",
     "Frontier",
@@ -189,6 +194,7 @@ __all__ = [
     "calibrate_silicon",
     "check",
     "check_file",
+    "compare",
     "decode_step",
     "elasticities",
     "evaluate",

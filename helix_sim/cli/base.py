@@ -16,7 +16,7 @@ from helix_sim.core.escape import json_text, terminal_line, terminal_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
 
@@ -186,7 +186,10 @@ def fail(problems: list[str], code: int | None = None) -> NoReturn:
 
 
 def console() -> Console:
-    """Rich output: coloured on a terminal, plain and wide on a pipe; text is shown as it is, never read as markup."""
+    """Rich output: coloured on a terminal, plain on a pipe and as wide as COLUMNS says (160 without it).
+
+    Text is shown as it is, never read as markup.
+    """
     from rich.console import Console
 
     class Literal(Console):
@@ -195,7 +198,9 @@ def console() -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(terminal_line(text), **options)
 
-    shown = {} if sys.stdout.isatty() else {"width": 160, "no_color": True}
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and 20 <= int(columns) <= 1000 else 160
+    shown = {} if sys.stdout.isatty() else {"width": width, "no_color": True}
     return Literal(markup=False, emoji=False, **shown)  # type: ignore[arg-type]
 
 
@@ -262,13 +267,57 @@ def number(text: str, option: str) -> float:
 
 
 def show(out: Console, table: Table) -> None:
-    """Print a table at its own width: on a narrow terminal its lines wrap, but no number loses its digits."""
+    """Print a table within the terminal's width: texts fold, then columns continue in a second table; digits stay."""
     from rich.measure import Measurement
 
-    terminal = out.width
-    out.width = max(terminal, Measurement.get(out, out.options.update(width=1000), table).maximum)
-    out.print(table, crop=False)
-    out.width = terminal
+    unlimited = out.options.update(width=1000)
+    if Measurement.get(out, unlimited, table).maximum <= out.width:
+        out.print(table)
+        return
+    for column in table.columns:
+        column.no_wrap = column.justify == "right"
+        column.overflow = "fold"
+    for part in _parts(table, [Measurement.get(out, unlimited, one).minimum for one in _alone(table)], out.width):
+        out.print(part, crop=False)
+
+
+def _alone(table: Table) -> list[Table]:
+    """Each column of a table as a table of its own."""
+    return [_of_columns(table, [index]) for index in range(len(table.columns))]
+
+
+def _of_columns(table: Table, which: list[int], title: bool = False) -> Table:
+    """Some columns of a table, with its look."""
+    from rich.table import Table
+
+    part = Table(box=table.box, title=table.title if title else None, title_justify="left", pad_edge=table.pad_edge)
+    columns = [table.columns[index] for index in which]
+    for column in columns:
+        part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        part.add_row(*cells)
+    return part
+
+
+MOST_FOLDED = 26
+"""Characters that a column of texts keeps at least before the table's other columns move below."""
+
+
+def _parts(table: Table, least: list[int], width: int) -> list[Table]:
+    """A table in as few parts as fit a width, each with the first column as its key."""
+    texts = [column.justify != "right" for column in table.columns]
+    widths = [max(size, min(MOST_FOLDED, _longest(column))) + 3 if text else size + 3
+              for size, text, column in zip(least, texts, table.columns, strict=True)]  # fmt: skip
+    groups: list[list[int]] = [[0]]
+    for index in range(1, len(widths)):
+        if len(groups[-1]) > 1 and sum(widths[i] for i in (*groups[-1], index)) > width + 3:
+            groups.append([0])
+        groups[-1].append(index)
+    return [_of_columns(table, group, title=not number) for number, group in enumerate(groups)]
+
+
+def _longest(column: Column) -> int:
+    return max((len(str(cell)) for cell in column.cells), default=0)
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:

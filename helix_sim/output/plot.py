@@ -48,6 +48,8 @@ STYLE: Any = {
     "svg.fonttype": "none",
 }
 
+BARS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#404040", "#A08000")
+"""Colours of machines side by side, of the same palette."""
 COLOURS = {
     "helix": "#0072B2",
     "helix-dp": "#56B4E9",
@@ -207,6 +209,45 @@ def svg_text(figure: Figure) -> str:
     figure.savefig(text, format="svg")
     plt.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def comparison_bars(table: pd.DataFrame) -> Figure:
+    """Throughput of each row of a comparison, a panel each model, context and latency; measured ones with intervals."""
+    panels: list[Any] = list(table.groupby(["model", "context", "ttl_budget_ms"], sort=False))
+    rows = sum(len(part) for _, part in panels)
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(
+            len(panels), 1, figsize=(9.6, min(1.0 * len(panels) + 0.42 * rows, 60)), layout="constrained",
+            squeeze=False, gridspec_kw={"height_ratios": [len(part) + 1 for _, part in panels]},
+        )  # fmt: skip
+        machines = list(dict.fromkeys(table["machine"]))
+        for axes, ((model, context, budget), part) in zip(all_axes[:, 0], panels, strict=True):
+            rates = part["tokens_per_s_gpu"].fillna(0.0).to_numpy(float)
+            colours = [BARS[machines.index(name) % len(BARS)] for name in part["machine"]]
+            places = np.arange(len(part))
+            axes.barh(places, rates, color=colours, height=0.7)
+            if part["ttl_low_ms"].notna().any():
+                ttl, low, high = (part[f"ttl{end}_ms"].to_numpy(float) for end in ("", "_low", "_high"))
+                axes.errorbar(rates, places, xerr=[rates * (1 - ttl / high), rates * (ttl / low - 1)], fmt="none",
+                              ecolor="#404040", elinewidth=1, capsize=2)  # fmt: skip
+            names = [
+                f"{plot_text(machine)}\n{plot_text(timing)}"
+                for machine, timing in zip(part["machine"], part["timing"], strict=True)
+            ]
+            axes.set_yticks(places, names, fontsize=8)
+            most = float(np.nanmax(np.append(rates, 0)))
+            gap = 0.15 if part["ttl_low_ms"].notna().any() else 0.01
+            for place, rate, row in zip(places, rates, part.to_dict("records"), strict=True):
+                price = row.get("usd_per_million_tokens")
+                cost = f"  ${price:.3g}/M" if price is not None and price == price else ""
+                text = f" {rate:.4g}{cost}  {row.get('family') or ''}" if rate else " no layout keeps it"
+                axes.text(rate + gap * most * bool(rate), place, plot_text(text), va="center", fontsize=7.5)
+            axes.invert_yaxis()
+            axes.set_xlim(0, most * 1.5 or 1)
+            axes.set_title(plot_text(f"{model}, {format_size(context)} tokens, within {budget:g} ms a token"))
+            axes.grid(axis="y", visible=False)
+        all_axes[-1, 0].set_xlabel("throughput (tokens/s/GPU); lines: 80 % intervals of measured kernels")
+    return figure
 
 
 # --- The paper's figures ---------------------------------------------------------------------------------------------

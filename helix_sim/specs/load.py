@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import is_path, said, shortened
+from helix_sim.specs.comparison import Comparison
 from helix_sim.specs.extending import extend
 from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
@@ -41,6 +42,7 @@ KINDS: dict[str, type[Record]] = {
     "timing": Timing,
     "sweep": Sweep,
     "framework": Framework,
+    "comparison": Comparison,
 }
 MOST_BYTES = 2**18
 """Of a file: the shipped ones have a few thousand, and the worst of this size takes about a second."""

@@ -1,0 +1,64 @@
+"""A comparison as files: a tidy table (CSV, Parquet, XLSX with units and provenance) and pictures for a slide."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helix_sim.answers.compare import UNITS, Compared
+from helix_sim.core.escape import csv_cell
+from helix_sim.core.files import appearing, write_csv, write_json, write_parquet
+from helix_sim.output import plot
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_comparison(found: Compared, out: Path) -> list[Path]:
+    """Every file of a comparison in a folder; the paths. XLSX where openpyxl is installed (the extra `xlsx`)."""
+    import pandas as pd
+
+    out.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(found.rows())
+    files = [write_csv(out / "comparison.csv", frame), write_parquet(out / "comparison.parquet", frame)]
+    files.append(write_json(out / "comparison.json", found.record()))
+    if importlib.util.find_spec("openpyxl"):
+        files.append(_write_workbook(out / "comparison.xlsx", found, frame))
+    if frame.get("tokens_per_s_gpu") is not None:
+        files += plot.save(plot.comparison_bars(frame), out / "comparison")
+    return files
+
+
+def _write_workbook(path: Path, found: Compared, frame: pd.DataFrame) -> Path:
+    """Three sheets: the rows with units under their names, what each search rests on, and the remarks."""
+    import pandas as pd
+
+    sources = pd.DataFrame(_provenance(found), columns=["search", "what", "value", "source"])
+    remarks = pd.DataFrame({"remark": found.remarks})
+    units = pd.DataFrame([{column: UNITS.get(str(column), "") for column in frame}])
+    sheets = {"rows": pd.concat([units, frame.astype(object)]), "provenance": sources, "remarks": remarks}
+    with appearing(path) as partial, pd.ExcelWriter(partial, engine="openpyxl") as book:
+        for name, sheet in sheets.items():
+            safe = sheet.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+            safe.to_excel(book, sheet_name=name, index=False)
+            book.sheets[name].freeze_panes = "A3" if name == "rows" else "A2"
+    return path
+
+
+def _provenance(found: Compared) -> list[tuple[str, str, Any, str]]:
+    """Each value of each machine and timing that was used, with where it comes from."""
+    rows = []
+    for each in found.searches:
+        search = f"{each.plan.model.name} on {each.plan.machine.name}, {each.plan.timing.name}"
+        for kind, part in each.plan.inputs.items():
+            rows.append((search, f"{kind} digest", part.digest, part.file))
+        machine = each.plan.machine
+        for name in type(machine).model_fields:
+            value = getattr(machine, name)
+            if hasattr(value, "source"):
+                rows.append((search, f"{machine.name}.{name}", value.value, value.source))
+        calibration = each.plan.timing.calibration
+        for name, kernels in calibration.classes.items() if calibration else ():
+            rows.append((search, f"{each.plan.timing.name}.{name}", kernels.shape, kernels.source))
+    return rows
