@@ -29,7 +29,7 @@ from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import broadcast_columns
-from helix_sim.core.text import shortened
+from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
 from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.ops.attention import KV_BLOCK_TOKENS
@@ -455,12 +455,27 @@ def parse(text: str, shown: str) -> Baseline:
     rows, problems = _parse_rows(table, header["terms"].split())
     if len(table) - 1 != int(header["rows"] if re.fullmatch(r"[0-9]{1,9}", header["rows"]) else -1):
         problems.insert(0, f"it has {len(table) - 1} rows and its header says {header['rows']}: it is cut short")
+    problems += _header_problems(header)
     body = "\n".join(line for line in lines if not line.startswith("# check: "))
     if not problems and _short_hash(body) != header["check"]:
         problems.append("it was edited by hand or damaged: its content has another digest than its header says")
     if problems:
         raise SpecError([f"{shown}: {problem}; {MEND}" for problem in problems[:10]])
     return Baseline(header=header, rows=rows)
+
+
+def _header_problems(header: Mapping[str, str]) -> list[str]:
+    """What is wrong with the numbers of a header."""
+    problems = [
+        f"its {key} is {said(value)}, not a whole number"
+        for key, value in header.items()
+        if key.startswith("runs.") and not re.fullmatch(r"[0-9]{1,18}", value)
+    ]
+    try:
+        _finite(header["memory_to_fill_GB"], "its memory_to_fill_GB", above=0)
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
 
 
 def header_of(text: str) -> dict[str, str]:
