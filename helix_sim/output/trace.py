@@ -5,7 +5,8 @@ compute, the shared experts beside it, communication. Stream slices show each op
 overlap is seen as slices above each other. The critical path is the same step without what overlap hides: its slices
 follow each other without a gap, and their durations sum to the TTL.
 
-Every stage is drawn as the largest one, with both ends of the model, as the TTL charges it.
+Every stage is drawn with its own layers, and with the model's ends where it has them. As many batches as stages are in
+flight, so a batch's turn at any stage lasts as long as at the busiest one: what a stage takes less is drawn as a wait.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
-from helix_sim.ops.layers import Half, stage_size
+from helix_sim.ops.layers import Half
+from helix_sim.ops.stages import stage_layers
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step
 from helix_sim.timing.overlap import pipelined
@@ -53,31 +55,40 @@ def trace(
 def timeline(step: Step) -> list[Slice]:
     """Every slice of one step of one layout, stage after stage."""
     slices: list[Slice] = []
-    now = 0.0
+    now, turn = 0.0, float(step.ttl_s) / int(step.layout.pp)
     for stage in range(int(step.layout.pp)):
-        for layer, ops in _sections(step):
+        for layer, ops in _sections(step, stage):
             begun = now
             for piece in _section(step, ops, now):
                 slices.append(replace(piece, stage=stage, layer=layer))
                 now = max(now, piece.end_s) if piece.track == "critical path" else now
             if now > begun:
                 slices.append(Slice(name=layer, track="layers", start_s=begun, end_s=now, stage=stage))
+        if (end := (stage + 1) * turn) - now > 1e-9 * turn:
+            wait = Slice(name="wait", track="critical path", start_s=now, end_s=end, stage=stage, layer="wait")
+            slices += [wait, replace(wait, name="wait for the busiest stage", track="layers", layer="")]
+            now = end
     return slices
 
 
-def _sections(step: Step) -> Iterator[tuple[str, list[tuple[Half, str]]]]:
-    """Title and (kind, op) of each part of a stage, in order: the model's beginning, every layer, its end."""
-    own = {(half.half, half.name): (half, _beside_each_other(half, list(ops))) for half, ops in step.kinds}
-    ends, ops = own.pop(("ends", "ends"))
-    names = list(step.ops)
-    first = min(names.index(op) for _, inside in own.values() for op in inside)
-    alone = [(ends, op) for op in (*ops, *(name for name in names if name == "host"))]
-    yield "beginning", [(half, op) for half, op in alone if names.index(op) < first]
-    for number, layer in enumerate(step.model.heaviest_run(int(stage_size(step.model, step.layout.pp))), 1):
+def _sections(step: Step, stage: int) -> Iterator[tuple[str, list[tuple[Half, str]]]]:
+    """Title and (kind, op) of each part of a stage, in order: the model's beginning, its layers, the model's end."""
+    own = {half.key: (half, _beside_each_other(half, list(ops))) for half, ops in step.kinds}
+    stages = stage_layers(step.model, int(step.layout.pp))
+    first = sum(map(len, stages[:stage])) + 1
+
+    def end(*names: str) -> list[tuple[Half, str]]:
+        return [(half, op) for half, ops in (own["ends", name] for name in names) for op in ops]
+
+    if stage == 0:
+        yield "beginning", end("opening")
+    for number, layer in enumerate(stages[stage], first):
         halves = [own[of] for of in zip(("attention", "ffn"), layer, strict=True)]
         title = halves[1][0].kind.title + "".join(half.suffix for half, _ in halves)
         yield f"layer {number} ({title})", [(half, op) for half, inside in halves for op in inside]
-    yield "end", [(half, op) for half, op in alone if names.index(op) > first]
+    # a last stage hands nothing on, and only the last one has the model's end
+    last = end("closing" if stage == len(stages) - 1 else "handover")
+    yield "end", [*last, *((last[0][0], name) for name in step.ops if name == "host")]
 
 
 def _beside_each_other(half: Half, names: list[str]) -> list[str]:

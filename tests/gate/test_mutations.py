@@ -113,9 +113,9 @@ TRUE_MEMORY = memory.memory_of
 TRUE_ROUTED = layers.busiest_rank
 
 
-def heavy_activations(s: Any, weights: Any) -> Any:
+def heavy_activations(s: Any, stages: Any, weights: Any) -> Any:
     """memory_of with every activation buffer twice."""
-    right = TRUE_MEMORY(s, weights)
+    right = TRUE_MEMORY(s, stages, weights)
     return replace(right, activations=2 * right.activations)
 
 

@@ -63,18 +63,24 @@ def assert_is_timeline_of(step: Step) -> None:
         if piece.op:
             into = exposed if piece.track == "critical path" else ran
             into[piece.op] += piece.end_s - piece.start_s
-    for name, seconds in step.seconds.items():
-        assert ran[name] == pytest.approx(float(seconds), rel=1e-9, abs=1e-15), name
+    executed = executions(step)
+    for name, time in step.times.items():
+        assert ran[name] == pytest.approx(executed[name] * float(time.seconds), rel=1e-9, abs=1e-15), name
     pair = ("attention_core", "exchange")  # a long exchange hides attention: only their sum is the model's
-    pp = int(step.layout.pp)
-    hidden = {name: pp * float(step.repeats[name] * value) for name, value in step.hidden_s.items()}
-    assert sum(exposed[name] for name in pair) == pytest.approx(
-        sum(float(step.seconds[name]) - hidden.get(name, 0) for name in pair), rel=1e-9, abs=1e-15
-    )
+    left = {
+        name: executed[name] * float(time.seconds - step.hidden_s.get(name, 0.0)) for name, time in step.times.items()
+    }
+    assert sum(exposed[name] for name in pair) == pytest.approx(sum(left[name] for name in pair), rel=1e-9, abs=1e-15)
     for name in step.ops:
         if name not in pair:
-            left = float(step.seconds[name]) - hidden.get(name, 0.0)
-            assert exposed[name] == pytest.approx(left, rel=1e-9, abs=1e-9 * ttl), name
+            assert exposed[name] == pytest.approx(left[name], rel=1e-9, abs=1e-9 * ttl), name
+
+
+def executions(step: Step) -> dict[str, int]:
+    """How often each op runs on all stages together: once a layer, the ends once, between stages and on each."""
+    pp = int(step.layout.pp)
+    often = step.model.kind_counts | {("ends", "opening"): 1, ("ends", "closing"): 1, ("ends", "handover"): pp - 1}
+    return {"host": pp} | {op: often[half.key] for half, ops in step.kinds for op in ops}
 
 
 @pytest.mark.parametrize("step", STEPS)
