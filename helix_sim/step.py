@@ -25,7 +25,7 @@ from helix_sim.specs.setting import Setting
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time
+from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time, piece_time
 from helix_sim.timing.uncertainty import beyond_measured, composition_range, interval_deviations, residual_range
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def hidden_times(
     """Seconds per layer that overlap hides among a kind's ops, under the name of the op whose time disappears."""
     hidden: dict[str, Any] = {}
     for core, sent in half.kind.pipelined:
-        hidden[sent] = hidden_by_pipelining(times[core].seconds, times[sent].seconds, chunks)
+        piece = piece_time(times[core], times[sent], chunks, timing)
+        hidden[sent] = hidden_by_pipelining(piece.compute_s + piece.issue_s, piece.occupancy_s, chunks)
     for each in half.kind.streamed:
         overlap = timing.all_reduce_overlap.value
         saved = hidden_by_streaming(times[each.product].body_s, times[each.reduced].body_s, overlap)

@@ -21,7 +21,7 @@ from helix_sim.ops.layers import Half
 from helix_sim.ops.stages import stage_layers
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step
-from helix_sim.timing.overlap import pipelined
+from helix_sim.timing.roofline import piece_time
 
 TRACKS = ("layers", "critical path", "compute", "compute beside", "communication")
 
@@ -131,19 +131,31 @@ def _section(step: Step, ops: list[tuple[Half, str]], now: float) -> Iterator[Sl
 
 
 def _pipelined(step: Step, core: str, exchange: str, now: float) -> Iterator[Slice]:
-    """An op and its exchange, chunk by chunk: a chunk's exchange runs behind the compute of the next."""
+    """An op and its exchange, chunk by chunk: a chunk's exchange runs behind the compute of the next.
+
+    On the link a chunk is drawn as long as it holds it, the last one with its flight; where sending holds the GPU, that
+    is drawn behind the chunk's compute.
+    """
     chunks = int(step.layout.chunks)
-    a, c = _seconds(step, core) / chunks, _seconds(step, exchange) / chunks
+    piece = piece_time(step.times[core], step.times[exchange], chunks, step.timing)
+    a, issue, c, flight = (float(each) for each in (piece.compute_s, piece.issue_s, piece.occupancy_s, piece.flight_s))
+    held = a + issue
     for i in range(chunks):
         of = f" {i + 1}/{chunks}" if chunks > 1 else ""
-        begun, sent = now + i * a, now + float(pipelined(a, c, i + 1)) - c
-        yield Slice(name=f"{core}{of}", op=core, track="compute", start_s=begun, end_s=begun + a)
-        if c:
-            yield Slice(name=f"{exchange}{of}", op=exchange, track="communication", start_s=sent, end_s=sent + c)
-        if i == 0 or a >= c:
-            yield Slice(name=f"{core}{of}", op=core, track="critical path", start_s=begun, end_s=begun + a)
-        if c and (i == chunks - 1 or c > a):
-            yield Slice(name=f"{exchange}{of}", op=exchange, track="critical path", start_s=sent, end_s=sent + c)
+        last = i == chunks - 1
+        begun, sent = now + i * held, now + held + i * max(held, c)
+        tracks = ("compute", *(("critical path",) if i == 0 or held >= c else ()))
+        for track in tracks:
+            yield Slice(name=f"{core}{of}", op=core, track=track, start_s=begun, end_s=begun + a)
+            if issue:
+                yield Slice(
+                    name=f"{exchange}{of} issue", op=exchange, track=track, start_s=begun + a, end_s=begun + held
+                )
+        arrived = sent + c + (flight if last else 0.0)
+        if arrived > sent:
+            tracks = ("communication", *(("critical path",) if last or c > held else ()))
+            for track in tracks:
+                yield Slice(name=f"{exchange}{of}", op=exchange, track=track, start_s=sent, end_s=arrived)
 
 
 def _seconds(step: Step, name: str) -> float:

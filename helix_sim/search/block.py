@@ -38,7 +38,7 @@ def evaluate_block(planned: Plan, block: Block, on_points: OnPoints | None = Non
     rows = Rows.of(planned, block)
     admitted = Admitted(rows)
     kept = Kept(admitted, on_points)
-    for some in timed_slices(admitted, longest=len(planned.sweep.chunks) if on_points else 1):
+    for some in timed_slices(admitted, longest=len(planned.hop_b_chunks) if on_points else 1):
         kept.add(some)
     return Evaluated(layouts=layouts_of(planned, block), frontiers=kept.frontiers, dropped=admitted.dropped())
 
@@ -146,7 +146,7 @@ class Rows:
 
     def chunks(self, hop_b: bool, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Chunk counts (c, 1, b) of families with or without HOP-B."""
-        axis = self.plan.sweep.chunks if hop_b else [1]
+        axis = self.plan.hop_b_chunks if hop_b else [1]
         return np.stack([batch if count == "batch" else np.full_like(batch, int(count)) for count in axis])[:, None]
 
     def step_input(self, rows: Any, context: Column, batch: Column = 1) -> StepInput:
