@@ -17,8 +17,9 @@ from helix_sim.core.numeric import Column, smaller
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
-from helix_sim.ops.layers import Half, OpTable, halves_of, ordered, stage_size
+from helix_sim.ops.layers import Half, OpTable, halves_of, ordered
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
+from helix_sim.ops.stages import Stage, heavy_stages, largest_stage
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
@@ -29,7 +30,7 @@ from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time
+from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time, piece_time
 from helix_sim.timing.uncertainty import beyond_measured, composition_range, interval_deviations, residual_range
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def hidden_times(
     """Seconds per layer that overlap hides among a kind's ops, under the name of the op whose time disappears."""
     hidden: dict[str, Any] = {}
     for core, sent in half.kind.pipelined:
-        hidden[sent] = hidden_by_pipelining(times[core].seconds, times[sent].seconds, chunks)
+        piece = piece_time(times[core], times[sent], chunks, timing)
+        hidden[sent] = hidden_by_pipelining(piece.compute_s + piece.issue_s, piece.occupancy_s, chunks)
     for each in half.kind.streamed:
         overlap = timing.all_reduce_overlap.value
         saved = hidden_by_streaming(times[each.product].body_s, times[each.reduced].body_s, overlap)
@@ -65,13 +67,23 @@ def hidden_times(
     return hidden
 
 
+def exposed_seconds(times: Mapping[str, OpTime], hidden: Mapping[str, Any]) -> Any:
+    """Seconds of ops after each other, less what overlap hides of them."""
+    return sum(time.seconds for time in times.values()) - sum(hidden.values())
+
+
+def stage_seconds(stage: Stage, exposed: Mapping[tuple[str, str], Any], host_s: Any) -> Any:
+    """Seconds of a step on a stage: each kind as often as the stage has it, and what a step takes beside kernels."""
+    return host_s + sum(stage[key] * seconds for key, seconds in exposed.items())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
-    `ops`, `times` and `hidden_s` are per execution; `repeats` executions make the busiest stage's step, and the stages
-    follow each other: ttl_s = pp · (sum of repeats · (seconds - hidden)). `kinds` has each kind of the model with the
-    names of its ops in the step.
+    `ops`, `times` and `hidden_s` are per execution. `repeats` executions make the busiest stage's step, and pp batches
+    go round pp stages, so each waits its turn there: ttl_s = pp · (sum of repeats · (seconds - hidden)). `stage` counts
+    the layers of that stage. `kinds` has each kind of the model with the names of its ops in the step.
     """
 
     setting: Setting
@@ -80,6 +92,7 @@ class Step(Shown):
     query_tokens: Column
     ops: OpTable
     repeats: dict[str, Any]
+    stage: Stage
     times: dict[str, OpTime]
     hidden_s: dict[str, Any]
     memory: Memory
@@ -116,19 +129,36 @@ class Step(Shown):
     def ttl_s(self) -> Any:
         """Token-to-token latency of one user [s] (TTL, TPOT): from one step's tokens to the next, through every stage.
 
-        With several new tokens a request it is the latency of that step, not of each token.
+        As many batches as stages are in flight, and each is served once before any is served again: a round takes
+        pp times what the busiest stage takes, which the other stages wait for. With several new tokens a request it is
+        the latency of that step, not of each token.
         """
-        total: Any = 0.0
-        for names in self._alike():
-            seconds: Any = sum(self.times[name].seconds for name in names)
-            hidden: Any = sum(self.hidden_s[name] for name in names if name in self.hidden_s)
-            total = total + self.repeats[names[0]] * (seconds - hidden)
-        return self.layout.pp * total
+        return self.layout.pp * stage_seconds(self.stage, self._exposed(), self._host_s)
 
-    def _alike(self) -> list[tuple[str, ...]]:
-        """Names of the ops of each kind, which run equally often; the host's apart."""
-        inside = {name for _, names in self.kinds for name in names}
-        return [*(names for _, names in self.kinds), *((name,) for name in self.ops if name not in inside)]
+    @property
+    def pass_s(self) -> Any:
+        """Seconds in which one batch passes every stage if it never waits: the TTL of a batch alone in the pipeline.
+
+        All layers, both ends, pp - 1 hand-overs and the host's time of each stage. The TTL is longer by what the stages
+        are unequal.
+        """
+        counts = {**self.model.kind_counts, ("ends", "opening"): 1, ("ends", "closing"): 1}
+        every = counts | {("ends", "handover"): self.layout.pp - 1}
+        return stage_seconds(every, self._exposed(), self.layout.pp * self._host_s)
+
+    def _exposed(self) -> dict[tuple[str, str], Any]:
+        """Seconds of one execution of each kind, less what overlap hides."""
+        return {
+            half.key: exposed_seconds(
+                {name: self.times[name] for name in names},
+                {name: self.hidden_s[name] for name in names if name in self.hidden_s},
+            )
+            for half, names in self.kinds
+        }
+
+    @property
+    def _host_s(self) -> Any:
+        return self.times["host"].seconds if "host" in self.times else 0.0
 
     @property
     def ttl_interval_s(self) -> tuple[Any, Any]:
@@ -267,28 +297,33 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
         context=context * 1.0,
         query_tokens=query_tokens * 1.0,
     )
-    layers = stage_size(setting.model, s.layout.pp)
-    tables, all_times, all_hidden, repeats = [], [], [], []
+    tables, all_times, all_hidden, exposed = [], [], [], {}
     known: dict[int, OpTime] = {}
     for half, ops in op_tables(s):
         times = {name: _time_once(work, setting, known) for name, work in ops.items()}
-        count = half.repeats(layers)
+        hidden = hidden_times(half, ops, times, s.layout.chunks, timing)
         tables.append((half, ops))
         all_times.append((half, times))
-        all_hidden.append((half, hidden_times(half, ops, times, s.layout.chunks, timing)))
-        repeats.append((half, dict.fromkeys(ops, count)))
+        all_hidden.append((half, hidden))
+        exposed[half.key] = exposed_seconds(times, hidden)
     host = host_ops(timing)
-    op_table, counts = ordered(tables) | host, ordered(repeats) | dict.fromkeys(host, 1)
+    host_times = {name: op_time(work, machine, timing) for name, work in host.items()}
+    host_s = sum(time.seconds for time in host_times.values())
+    stages = heavy_stages(setting.model, s.layout.pp)
+    busiest = largest_stage(stages, [stage_seconds(stage, exposed, host_s) for stage in stages])
     return Step(
         setting=setting,
         layout=layout,
         context=context,
         query_tokens=query_tokens,
-        ops=op_table,
-        repeats=counts,
-        times=ordered(all_times) | {name: op_time(work, machine, timing) for name, work in host.items()},
+        ops=ordered(tables) | host,
+        repeats=ordered((half, dict.fromkeys(ops, busiest[half.key])) for half, ops in tables) | dict.fromkeys(host, 1),
+        stage=busiest,
+        times=ordered(all_times) | host_times,
         hidden_s=ordered(all_hidden),
-        memory=memory_of(s, resident_weights(op_table, counts), machine, served_memory(timing)),
+        memory=memory_of(
+            s, stages, [resident_weights(tables, stage) for stage in stages], machine, served_memory(timing)
+        ),
         kinds=tuple((half, tuple(half.op_name(op) for op in ops)) for half, ops in tables),
     )
 

@@ -48,11 +48,35 @@ def test_without_latencies_helix_wins_as_much_as_a_plain_roofline_says():
     assert llama == pytest.approx(2.7, rel=0.25)
 
 
-def test_a_chunk_pays_its_own_latencies():
+def with_hop_b(**shares):
+    """The paper's timing with other shares of a latency that each chunk pays again."""
+    changed = {name: getattr(PAPER.hop_b, name).model_copy(update={"value": value}) for name, value in shares.items()}
+    return PAPER.model_copy(update={"hop_b": PAPER.hop_b.model_copy(update=changed)})
+
+
+def test_chunks_of_the_papers_figure_pay_their_latencies_once():
     off, on = (step(LLAMA, batch=8, tpa=8, kvp=8, tpf=64, chunks=n) for n in (1, 8))
+    assert on.times["attention_core"].latency_s == pytest.approx(PAPER.kernel.latency_s)
+    assert on.times["exchange"].latency_s == pytest.approx(PAPER.collective.latency_s)
+    # seven of eight bodies of the exchange run behind attention, and all of its flight but the last one's
+    assert on.hidden_s["exchange"] == pytest.approx(7 / 8 * off.times["exchange"].body_s, rel=1e-12)
+    assert on.ttl_s < off.ttl_s
+
+
+def test_a_chunk_pays_its_launch_issue_and_occupancy_again():
+    off = step(LLAMA, batch=8, tpa=8, kvp=8, tpf=64)
+    on = step(
+        LLAMA,
+        batch=8,
+        tpa=8,
+        kvp=8,
+        tpf=64,
+        chunks=8,
+        timing=with_hop_b(kernel_issue=1.0, exchange_issue=0.25, exchange_occupancy=0.5),
+    )
     kernel, phase = PAPER.kernel.latency_s, PAPER.collective.latency_s
     assert on.times["attention_core"].latency_s == pytest.approx(8 * kernel)
-    assert on.times["exchange"].latency_s == pytest.approx(8 * phase)
+    assert on.times["exchange"].latency_s == pytest.approx((8 * 0.75 + 0.25) * phase)
     assert on.ttl_s > off.ttl_s
 
 

@@ -68,6 +68,7 @@ class Explanation:
         return {
             **answer_record(step, self.picked.inputs, self.picked.longest_context),
             **(measured if step.timing.calibration else {}),
+            "pass_s": float(step.pass_s),
             "memory_bytes": {
                 "weights": float(step.memory.weights),
                 "kv_cache": float(step.memory.kv_cache),

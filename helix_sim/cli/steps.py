@@ -80,6 +80,11 @@ def _print_step(out: Console, picked: Picked) -> None:
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )
+    if step.layout.pp > 1:
+        out.print(
+            f"{step.layout.pp} batches go round {step.layout.pp} stages at the pace of the busiest, shown above; "
+            f"one alone would pass all stages in {float(step.pass_s) * 1e3:.3f} ms"
+        )
     if step.timing.calibration:
         _print_interval(out, step)
 

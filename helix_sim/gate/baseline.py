@@ -51,7 +51,7 @@ ENGINE = (
     *("specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision", "specs/public_tables"),
     *("specs/setting", "specs/sweep", "specs/timing", "specs/values"),
     *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
-    *("ops/memory", "ops/routing", "ops/step_input"),
+    *("ops/memory", "ops/routing", "ops/stages", "ops/step_input"),
     *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "timing/uncertainty", "step", "feasibility"),
     *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
     "search/sweep",

@@ -1,4 +1,4 @@
-"""The two ends of the model, and what passes from one pipeline stage to the next: once a step and stage."""
+"""The two ends of the model, on the first and the last pipeline stage, and what each stage hands to the next."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from helix_sim.ops.step_input import StepInput
 
 
 def embedding(s: StepInput) -> Work:
-    """Lookup of each token's row in a table that is cut by vocabulary over the token group."""
+    """Lookup of each token's row in a table that is cut by vocabulary over the token group.
+
+    A table that is also the head's is the head's to keep, unless the head is on another pipeline stage.
+    """
     m = s.model
     table = m.hidden_size * ceil_div(m.vocab_size, s.layout.token_group) * s.precision.bytes_of("embedding_weights")
     return Work(
         op_class="pointwise",
         activation_bytes=2 * s.tokens * m.hidden_size * s.activation_bytes,
-        idle_weight_bytes=0 if m.tied_embeddings else table,
+        idle_weight_bytes=table * (s.layout.pp > 1) if m.tied_embeddings else table,
         rows=s.tokens,
     )
 
@@ -41,7 +44,10 @@ def sampling(s: StepInput) -> Work:
 
 
 def stage_handover(s: StepInput) -> Work:
-    """[tokens, H] to the next pipeline stage; nothing where there is one stage."""
+    """[tokens, H] to the next pipeline stage; nothing where there is one stage.
+
+    The last stage sends nothing: the sampled tokens' numbers, 4 bytes each, go back with the scheduler's word.
+    """
     x = s.layout
     payload = s.tokens * s.model.hidden_size * s.wire_bytes
     return sent("send", "send", payload, 1 + (x.pp > 1), stride=x.dp * x.attention_group, rows=s.tokens)
@@ -59,5 +65,9 @@ def closing_ops(s: StepInput) -> dict[str, Work]:
         "head": head(s),
         "logits_gather": logits_gather(s),
         "sampling": sampling(s),
-        "stage_handover": stage_handover(s),
     }
+
+
+def handover_ops(s: StepInput) -> dict[str, Work]:
+    """Ops between two pipeline stages."""
+    return {"stage_handover": stage_handover(s)}

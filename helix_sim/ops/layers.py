@@ -6,18 +6,18 @@ a function from (step, spec of the kind) to its ops in order, and what the searc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, ceil_div
+from helix_sim.core.numeric import Column
 from helix_sim.core.work import Work
 from helix_sim.ops import attention, ffn
 from helix_sim.ops.elementwise import hidden_norm
-from helix_sim.ops.ends import closing_ops, opening_ops
+from helix_sim.ops.ends import closing_ops, handover_ops, opening_ops
 from helix_sim.ops.exchange import (
     combine_partials,
     gather_tokens,
@@ -165,12 +165,16 @@ KINDS: dict[str, Kind] = {
 }
 """Kinds by the `kind` of their spec."""
 
-ENDS = Kind(
-    title="ends",
-    ops=lambda s, _: opening_ops(s) | closing_ops(s),
-    sees=lambda x: (x.token_group, np.minimum(x.pp, 2), x.dp * x.attention_group),
-)
-"""Both ends of the model: once a step and stage."""
+ENDS: dict[str, Kind] = {
+    "opening": Kind(title="opening", ops=lambda s, _: opening_ops(s), sees=lambda x: (x.token_group,)),
+    "closing": Kind(title="closing", ops=lambda s, _: closing_ops(s), sees=lambda x: (x.token_group,)),
+    "handover": Kind(
+        title="hand-over",
+        ops=lambda s, _: handover_ops(s),
+        sees=lambda x: (np.minimum(x.pp, 2), x.dp * x.attention_group),
+    ),
+}
+"""What is no layer's: in front of the first, behind the last, and between two pipeline stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,9 +188,12 @@ class Half:
     name: str
     kind: Kind
     spec: Any
-    layers_by_stage_size: Sequence[int]
-    """Its layers on the busiest pipeline stage, by the layers that the largest stage holds."""
     suffix: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(half, name): what a stage counts it under."""
+        return self.half, self.name
 
     def ops(self, s: StepInput) -> OpTable:
         """Its ops for one layer, by their names within the kind."""
@@ -196,33 +203,13 @@ class Half:
         """An op's name in the step: its own, with the kind's in brackets where two kinds of the model share it."""
         return op + self.suffix
 
-    def repeats(self, stage_size: Column) -> Any:
-        """How often it runs in a step on the busiest pipeline stage, whose layers are `stage_size`."""
-        return _at(self.layers_by_stage_size, stage_size)
-
-
-def cached_layers(model: Model, name: str, stage_size: Column) -> Any:
-    """Layers of a kind of attention on the pipeline stage that caches most, of stages with `stage_size` layers."""
-    return _at(model.widest_cache_counts[name], stage_size)
-
-
-def _at(by_stage_size: Sequence[int], stage_size: Column) -> Any:
-    if isinstance(stage_size, int | float):
-        return by_stage_size[int(stage_size)]
-    return np.asarray(by_stage_size)[np.asarray(stage_size, dtype=np.intp)]
-
-
-def stage_size(model: Model, pp: Column) -> Any:
-    """Decoder layers on the largest pipeline stage."""
-    return ceil_div(model.layer_count, pp)
-
 
 def halves_of(model: Model) -> tuple[Half, ...]:
-    """The kinds of a model in the order of the op table: both ends, then every attention, then every FFN."""
+    """The kinds of a model in the order of the op table: what is no layer's, then every attention, then every FFN."""
     specs: list[tuple[str, str, Any]] = [
         (half, name, getattr(model, half)[name]) for half, name in sorted(model.kind_counts, key=lambda k: k[0])
     ]
-    both = [Half(half="ends", name="ends", kind=ENDS, spec=None, layers_by_stage_size=[1] * (model.layer_count + 1))]
+    both = [Half(half="ends", name=name, kind=kind, spec=None) for name, kind in ENDS.items()]
     for half, name, spec in specs:
         rivals = [other for of, _, other in specs if of == half and (half == "attention" or other.kind == spec.kind)]
         both.append(
@@ -232,7 +219,6 @@ def halves_of(model: Model) -> tuple[Half, ...]:
                 kind=KINDS[spec.kind],
                 spec=spec,
                 suffix=f"[{name}]" if len(rivals) > 1 else "",
-                layers_by_stage_size=model.heaviest_counts[half, name],
             )
         )
     return tuple(both)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, larger, smaller, total
+from helix_sim.core.numeric import Column, chosen, larger, smaller, total
 from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import kv_bytes_per_layer
-from helix_sim.ops.layers import cached_layers, stage_size
+from helix_sim.ops.layers import Half
+from helix_sim.ops.stages import Stage
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.public_tables import ServedMemory
@@ -71,37 +72,56 @@ def kv_tokens_that_fit(memory: Memory, layout: Layout, context: Column) -> Any:
     return np.floor(memory.kv_room_bytes * cached / memory.kv_cache)
 
 
-def resident_weights(ops: Mapping[str, Work], repeats: Mapping[str, Any]) -> Any:
-    """Bytes of weights on the fullest GPU: what the ops read in a step, and the experts and tables they do not."""
-    held = {name: work.resident_weight_bytes for name, work in ops.items()}
-    return total(*(repeats[name] * size if np.ndim(size) or size else 0 for name, size in held.items()))
+def resident_weights(tables: Iterable[tuple[Half, Mapping[str, Work]]], stage: Stage) -> Any:
+    """Bytes of weights on a GPU of a stage: what the ops read in a step, and the experts and tables they do not."""
+    held = ((stage[half.key], work.resident_weight_bytes) for half, ops in tables for work in ops.values())
+    return total(*(count * size if np.ndim(size) or size else 0 for count, size in held))
 
 
-def memory_of(s: StepInput, weights: Column, machine: Machine, served: ServedMemory | None = None) -> Memory:
-    """Memory of the fullest GPU of the largest stage, which is charged with both ends of the model.
+def memory_of(
+    s: StepInput,
+    stages: Iterable[Stage],
+    weights: Iterable[Column],
+    machine: Machine,
+    served: ServedMemory | None = None,
+) -> Memory:
+    """Memory of the fullest GPU, of whichever of the stages that is; weights: bytes of each.
 
-    KV: B · PP · layers/PP · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of a
-    stage's layers, those of the stage that caches most. Activations: four [tokens, H] buffers, the dispatch and combine
-    buffers of every token where there are several groups, and the logits.
+    KV: B · PP · layers · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of a
+    stage's layers. Activations: four [tokens, H] buffers, the dispatch and combine buffers of every token where there
+    are several groups, and on the last stage the logits.
 
     served: what the framework of a measured timing leaves free by its defaults, in place of the machine's reserve.
     """
     m, x = s.model, s.layout
-    layers = stage_size(m, x.pp)
-    per_request = sum(cached_layers(m, name, layers) * kv_bytes_per_layer(s, a) for name, a in m.attention.items())
+    per_layer = {name: kv_bytes_per_layer(s, a) for name, a in m.attention.items()}
     tokens, sent = s.tokens, s.tokens
     if served:
         tokens, sent = larger(tokens, served.activation_tokens.value), larger(sent, served.exchange_tokens.value)
-    buffers = 4 * tokens * m.hidden_size + 2 * (x.dp > 1) * sent * x.dp * m.hidden_size + s.tokens * m.vocab_size
-    activations = buffers * s.activation_bytes
-    return Memory(
-        weights=weights,
-        kv_cache=x.batch * x.pp * per_request,
-        activations=activations,
-        capacity=machine.memory_GB.value * GIGA,
-        fillable=_fillable(machine, served, x, weights + activations) if served else machine.memory_bytes,
-        share=served.share.value if served else 1.0,
-    )
+    buffers = 4 * tokens * m.hidden_size + 2 * (x.dp > 1) * sent * x.dp * m.hidden_size
+    found: Memory | None = None
+    for stage, held in zip(stages, weights, strict=True):
+        per_request = sum(stage["attention", name] * size for name, size in per_layer.items())
+        logits = stage["ends", "closing"] * s.tokens * m.vocab_size
+        activations = (buffers + logits) * s.activation_bytes
+        memory = Memory(
+            weights=held,
+            kv_cache=x.batch * x.pp * per_request,
+            activations=activations,
+            capacity=machine.memory_GB.value * GIGA,
+            fillable=_fillable(machine, served, x, held + activations) if served else machine.memory_bytes,
+            share=served.share.value if served else 1.0,
+        )
+        found = memory if found is None else _fuller(memory, found)
+    assert found is not None
+    return found
+
+
+def _fuller(a: Memory, b: Memory) -> Memory:
+    """Layout by layout, the one of two that has less left; the second among equals."""
+    less = a.left_bytes < b.left_bytes
+    kinds = ("weights", "kv_cache", "activations", "fillable")
+    return replace(a, **{kind: chosen(less, getattr(a, kind), getattr(b, kind)) for kind in kinds})
 
 
 def _fillable(machine: Machine, served: ServedMemory, x: Layout, placed: Column) -> Any:

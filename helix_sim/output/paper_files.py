@@ -60,11 +60,11 @@ def redraw(figure: str, out: Path, timing: Timing, say: Callable[[str], None] = 
             ratios = [f"Helix: {ours[ids[0]].value:.2f}x interactivity, {ours[ids[1]].value:.1f}x throughput"]
             write(name, reproduce.frontier_table(searches, key), plot.figure_pareto(searches.on[key], title, ratios))
     if "fig7" in chosen:
-        shared = reproduce.search(timing, reproduce.VARIATIONS[reproduce.SHARED_LATENCY])
-        other = reproduce.measure(shared)
+        own = reproduce.search(timing, reproduce.VARIATIONS[reproduce.OWN_LATENCY])
+        other = reproduce.measure(own)
         losses = {key: (ours[f"hopb_off_{key}"].value, other[f"hopb_off_{key}"].value) for key in searches.on}
-        curves = {"hop-b on": searches.on, "hop-b off": searches.off, "hop-b on, chunks share latency": shared.on}
-        drawn = plot.figure_7(searches.on, searches.off, shared.on, losses)
+        curves = {"hop-b on": searches.on, "hop-b off": searches.off, "hop-b on, chunks pay latency": own.on}
+        drawn = plot.figure_7(searches.on, searches.off, own.on, losses)
         write("fig7", reproduce.hop_b_table(curves, searches), drawn)
     if "claims" not in chosen:
         return Redrawn(files=files, claims=[])

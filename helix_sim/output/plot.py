@@ -347,10 +347,10 @@ def _relative_axes(axes: Axes, interactivity: float, throughput: float) -> None:
 def figure_7(
     on: dict[str, SweepResult],
     off: dict[str, SweepResult],
-    shared: dict[str, SweepResult],
+    paying: dict[str, SweepResult],
     losses: Mapping[str, tuple[float, float]],
 ) -> Figure:
-    """Helix with HOP-B, without, and with chunks that share their latencies [Helix 2025, figure 7].
+    """Helix with HOP-B, without, and with chunks that each pay their latencies [Helix 2025, figure 7].
 
     losses: of each model, the largest share of tokens/s/user lost without HOP-B, under both assumptions.
     """
@@ -359,8 +359,8 @@ def figure_7(
         for axes, (key, result) in zip(all_axes, on.items(), strict=True):
             own, one = losses[key]
             curves = (
-                (shared, f"HOP-B, chunks share one latency: off loses {one:.1%}", "ep", "-", 1.2),
-                (on, f"HOP-B, each chunk pays its own: off loses {own:.1%}", "helix", "-", 2.4),
+                (paying, f"HOP-B, each chunk pays its latencies: off loses {one:.1%}", "ep", "-", 1.2),
+                (on, f"HOP-B, flights overlap: off loses {own:.1%}", "helix", "-", 2.4),
                 (off, "HOP-B off", "tp", "--", 1.2),
             )
             for source, label, colour, linestyle, width in curves:

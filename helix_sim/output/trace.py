@@ -5,7 +5,8 @@ compute, the shared experts beside it, communication. Stream slices show each op
 overlap is seen as slices above each other. The critical path is the same step without what overlap hides: its slices
 follow each other without a gap, and their durations sum to the TTL.
 
-Every stage is drawn as the largest one, with both ends of the model, as the TTL charges it.
+Every stage is drawn with its own layers, and with the model's ends where it has them. As many batches as stages are in
+flight, so a batch's turn at any stage lasts as long as at the busiest one: what a stage takes less is drawn as a wait.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
-from helix_sim.ops.layers import Half, stage_size
+from helix_sim.ops.layers import Half
+from helix_sim.ops.stages import stage_layers
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step
-from helix_sim.timing.overlap import pipelined
+from helix_sim.timing.roofline import piece_time
 
 TRACKS = ("layers", "critical path", "compute", "compute beside", "communication")
 
@@ -53,31 +55,40 @@ def trace(
 def timeline(step: Step) -> list[Slice]:
     """Every slice of one step of one layout, stage after stage."""
     slices: list[Slice] = []
-    now = 0.0
+    now, turn = 0.0, float(step.ttl_s) / int(step.layout.pp)
     for stage in range(int(step.layout.pp)):
-        for layer, ops in _sections(step):
+        for layer, ops in _sections(step, stage):
             begun = now
             for piece in _section(step, ops, now):
                 slices.append(replace(piece, stage=stage, layer=layer))
                 now = max(now, piece.end_s) if piece.track == "critical path" else now
             if now > begun:
                 slices.append(Slice(name=layer, track="layers", start_s=begun, end_s=now, stage=stage))
+        if (end := (stage + 1) * turn) - now > 1e-9 * turn:
+            wait = Slice(name="wait", track="critical path", start_s=now, end_s=end, stage=stage, layer="wait")
+            slices += [wait, replace(wait, name="wait for the busiest stage", track="layers", layer="")]
+            now = end
     return slices
 
 
-def _sections(step: Step) -> Iterator[tuple[str, list[tuple[Half, str]]]]:
-    """Title and (kind, op) of each part of a stage, in order: the model's beginning, every layer, its end."""
-    own = {(half.half, half.name): (half, _beside_each_other(half, list(ops))) for half, ops in step.kinds}
-    ends, ops = own.pop(("ends", "ends"))
-    names = list(step.ops)
-    first = min(names.index(op) for _, inside in own.values() for op in inside)
-    alone = [(ends, op) for op in (*ops, *(name for name in names if name == "host"))]
-    yield "beginning", [(half, op) for half, op in alone if names.index(op) < first]
-    for number, layer in enumerate(step.model.heaviest_run(int(stage_size(step.model, step.layout.pp))), 1):
+def _sections(step: Step, stage: int) -> Iterator[tuple[str, list[tuple[Half, str]]]]:
+    """Title and (kind, op) of each part of a stage, in order: the model's beginning, its layers, the model's end."""
+    own = {half.key: (half, _beside_each_other(half, list(ops))) for half, ops in step.kinds}
+    stages = stage_layers(step.model, int(step.layout.pp))
+    first = sum(map(len, stages[:stage])) + 1
+
+    def end(*names: str) -> list[tuple[Half, str]]:
+        return [(half, op) for half, ops in (own["ends", name] for name in names) for op in ops]
+
+    if stage == 0:
+        yield "beginning", end("opening")
+    for number, layer in enumerate(stages[stage], first):
         halves = [own[of] for of in zip(("attention", "ffn"), layer, strict=True)]
         title = halves[1][0].kind.title + "".join(half.suffix for half, _ in halves)
         yield f"layer {number} ({title})", [(half, op) for half, inside in halves for op in inside]
-    yield "end", [(half, op) for half, op in alone if names.index(op) > first]
+    # a last stage hands nothing on, and only the last one has the model's end
+    last = end("closing" if stage == len(stages) - 1 else "handover")
+    yield "end", [*last, *((last[0][0], name) for name in step.ops if name == "host")]
 
 
 def _beside_each_other(half: Half, names: list[str]) -> list[str]:
@@ -120,19 +131,31 @@ def _section(step: Step, ops: list[tuple[Half, str]], now: float) -> Iterator[Sl
 
 
 def _pipelined(step: Step, core: str, exchange: str, now: float) -> Iterator[Slice]:
-    """An op and its exchange, chunk by chunk: a chunk's exchange runs behind the compute of the next."""
+    """An op and its exchange, chunk by chunk: a chunk's exchange runs behind the compute of the next.
+
+    On the link a chunk is drawn as long as it holds it, the last one with its flight; where sending holds the GPU, that
+    is drawn behind the chunk's compute.
+    """
     chunks = int(step.layout.chunks)
-    a, c = _seconds(step, core) / chunks, _seconds(step, exchange) / chunks
+    piece = piece_time(step.times[core], step.times[exchange], chunks, step.timing)
+    a, issue, c, flight = (float(each) for each in (piece.compute_s, piece.issue_s, piece.occupancy_s, piece.flight_s))
+    held = a + issue
     for i in range(chunks):
         of = f" {i + 1}/{chunks}" if chunks > 1 else ""
-        begun, sent = now + i * a, now + float(pipelined(a, c, i + 1)) - c
-        yield Slice(name=f"{core}{of}", op=core, track="compute", start_s=begun, end_s=begun + a)
-        if c:
-            yield Slice(name=f"{exchange}{of}", op=exchange, track="communication", start_s=sent, end_s=sent + c)
-        if i == 0 or a >= c:
-            yield Slice(name=f"{core}{of}", op=core, track="critical path", start_s=begun, end_s=begun + a)
-        if c and (i == chunks - 1 or c > a):
-            yield Slice(name=f"{exchange}{of}", op=exchange, track="critical path", start_s=sent, end_s=sent + c)
+        last = i == chunks - 1
+        begun, sent = now + i * held, now + held + i * max(held, c)
+        tracks = ("compute", *(("critical path",) if i == 0 or held >= c else ()))
+        for track in tracks:
+            yield Slice(name=f"{core}{of}", op=core, track=track, start_s=begun, end_s=begun + a)
+            if issue:
+                yield Slice(
+                    name=f"{exchange}{of} issue", op=exchange, track=track, start_s=begun + a, end_s=begun + held
+                )
+        arrived = sent + c + (flight if last else 0.0)
+        if arrived > sent:
+            tracks = ("communication", *(("critical path",) if last or c > held else ()))
+            for track in tracks:
+                yield Slice(name=f"{exchange}{of}", op=exchange, track=track, start_s=sent, end_s=arrived)
 
 
 def _seconds(step: Step, name: str) -> float:

@@ -294,10 +294,22 @@ def _constant(planned: Plan, of: str, name: str, value: Any) -> Plan:
     return replace(planned, setting=replace(planned.setting, **{of: changed}))
 
 
-SHARED_LATENCY = "HOP-B chunks share one launch and one collective latency, instead of each paying its own"
+OWN_LATENCY = "each HOP-B chunk is a launch of its own, and its exchange holds the link for all of its latency"
+
+
+def _hop_b(planned: Plan, **shares: float) -> Plan:
+    """The plan with other shares of a latency that each chunk pays again."""
+    timing = planned.timing
+    changed = {name: getattr(timing.hop_b, name).model_copy(update={"value": value}) for name, value in shares.items()}
+    hop_b = timing.hop_b.model_copy(update=changed)
+    varied = timing.model_copy(update={"hop_b": hop_b})
+    return replace(planned, setting=replace(planned.setting, timing=varied))
+
 
 VARIATIONS: dict[str, Callable[[Plan], Plan]] = {
-    SHARED_LATENCY: lambda p: _constant(p, "timing", "chunk_latency", 0.0),
+    OWN_LATENCY: lambda p: _hop_b(p, kernel_issue=1.0, exchange_occupancy=1.0),
+    "each HOP-B chunk's exchange holds the GPU for a tenth of its latency": lambda p: _hop_b(p, exchange_issue=0.1),
+    "each HOP-B chunk is a launch of its own": lambda p: _hop_b(p, kernel_issue=1.0),
     "a kernel takes half its latency": lambda p: _scaled(p, "kernel_latency", 0.5),
     "a kernel takes twice its latency": lambda p: _scaled(p, "kernel_latency", 2.0),
     "a collective takes half its latency": lambda p: _scaled(p, "collective_latency", 0.5),

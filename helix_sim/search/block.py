@@ -13,8 +13,9 @@ import numpy.typing as npt
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, distinct
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
-from helix_sim.ops.layers import Half, halves_of, ordered, stage_size
+from helix_sim.ops.layers import Half, halves_of
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
+from helix_sim.ops.stages import Stage, heavy_stages
 from helix_sim.ops.step_input import StepInput
 from helix_sim.search.evaluated import Dropped, Evaluated, Frontiers
 from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_order
@@ -38,7 +39,7 @@ def evaluate_block(planned: Plan, block: Block, on_points: OnPoints | None = Non
     rows = Rows.of(planned, block)
     admitted = Admitted(rows)
     kept = Kept(admitted, on_points)
-    for some in timed_slices(admitted, longest=len(planned.sweep.chunks) if on_points else 1):
+    for some in timed_slices(admitted, longest=len(planned.hop_b_chunks) if on_points else 1):
         kept.add(some)
     return Evaluated(layouts=layouts_of(planned, block), frontiers=kept.frontiers, dropped=admitted.dropped())
 
@@ -103,13 +104,42 @@ class Rows:
         return halves_of(self.plan.model)
 
     @cached_property
-    def stage_sizes(self) -> Ints:
-        """Layers on each row's largest pipeline stage."""
-        return np.asarray(stage_size(self.plan.model, self.shapes["pp"]))
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of which one is each row's busiest and one its fullest: counts of kinds, (n,) each."""
+        return heavy_stages(self.plan.model, self.shapes["pp"])
 
-    def repeats(self, half: Half) -> Any:
-        """How often a kind runs on each row's busiest stage, (n, 1)."""
-        return np.broadcast_to(half.repeats(self.stage_sizes), self.row.shape)[:, None]
+    @cached_property
+    def attention_at(self) -> list[dict[tuple[str, str], Any]]:
+        """Layers (n,) of each kind of attention on each level of stages; the first level is that of the first stage."""
+        return self._levels[1]
+
+    @cached_property
+    def levels(self) -> Ints:
+        """Which level each stage of each row is of, (stage, n): equal where it has the same layers of attention.
+
+        -1 where a row's first stage comes again.
+        """
+        return self._levels[0]
+
+    @cached_property
+    def _levels(self) -> tuple[Ints, list[dict[tuple[str, str], Any]]]:
+        kinds = [key for key in self.stages[0] if key[0] == "attention"]
+        levels = np.full((len(self.stages), len(self.row)), -1)
+        counts: list[dict[tuple[str, str], Any]] = []
+        for stage, level in zip(self.stages, levels, strict=True):
+            left = np.any([stage[key] != self.stages[0][key] for key in stage], axis=0)
+            left |= stage is self.stages[0]
+            for number, known in enumerate(counts):
+                equal = left & np.all([stage[key] == known[key] for key in kinds], axis=0)
+                level[equal], left = number, left & ~equal
+            for number, known in enumerate(counts):  # levels that these rows have no stage of yet
+                free = left & (known[kinds[0]] < 0)
+                level[free], left = number, left & ~free
+                counts[number] = {key: np.where(free, stage[key], known[key]) for key in kinds}
+            if left.any():
+                level[left] = len(counts)
+                counts.append({key: np.where(left, stage[key], -1.0) for key in kinds})
+        return levels, counts
 
     def batches(self, span: tuple[int, int]) -> npt.NDArray[Any]:
         """The batch sizes of a range of the plan's list."""
@@ -117,7 +147,7 @@ class Rows:
 
     def chunks(self, hop_b: bool, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Chunk counts (c, 1, b) of families with or without HOP-B."""
-        axis = self.plan.sweep.chunks if hop_b else [1]
+        axis = self.plan.hop_b_chunks if hop_b else [1]
         return np.stack([batch if count == "batch" else np.full_like(batch, int(count)) for count in axis])[:, None]
 
     def step_input(self, rows: Any, context: Column, batch: Column = 1) -> StepInput:
@@ -125,6 +155,11 @@ class Rows:
         x = Layout(batch=batch, **{axis: column[rows] for axis, column in self.shapes.items()}).as_floats()
         precision, tokens = self.plan.setting.precision, np.multiply(context, 1.0)
         return StepInput(model=self.plan.model, precision=precision, layout=x, context=tokens)
+
+
+def at_rows(stage: Stage, rows: Any) -> dict[tuple[str, str], Any]:
+    """A stage's counts at some rows."""
+    return {key: counts[rows] for key, counts in stage.items()}
 
 
 # --- Admit -----------------------------------------------------------------------------------------------------------
@@ -146,8 +181,9 @@ class Admitted:
             for index, context in rows.contexts.items()
         }
         able = np.flatnonzero(np.any([flags == 0 for flags in self.flags.values()], axis=0))
-        self.weights = np.zeros(len(rows.row))
-        self.weights[able] = self._weights(able) if able.size else 0.0
+        self.weights = np.zeros((len(rows.stages), len(rows.row)))
+        if able.size:
+            self.weights[:, able] = self._weights(able)
         self.fits = {index: self._fits(flags == 0, rows.contexts[index]) for index, flags in self.flags.items()}
         self.most = np.max(list(self.fits.values()), axis=0)
         self.chunk_flags = {
@@ -159,14 +195,14 @@ class Admitted:
 
     def memory(self, rows: Any, batch: Any, context: Column) -> Memory:
         """Memory of the fullest GPU, for each row at its batch; weights depend on neither batch nor context."""
-        served = served_memory(self.rows.plan.timing)
-        return memory_of(self.rows.step_input(rows, context, batch), self.weights[rows], self.rows.plan.machine, served)
+        planned, stages = self.rows.plan, [at_rows(stage, rows) for stage in self.rows.stages]
+        s, weights = self.rows.step_input(rows, context, batch), self.weights[:, rows]
+        return memory_of(s, stages, weights, planned.machine, served_memory(planned.timing))
 
     def _weights(self, rows: Ints) -> Any:
-        s = self.rows.step_input(rows, self.rows.plan.sweep.contexts[0])
-        tables = op_tables(s)
-        repeats = ((half, dict.fromkeys(ops, half.repeats(self.rows.stage_sizes[rows]))) for half, ops in tables)
-        return resident_weights(ordered(tables), ordered(repeats))
+        """Bytes (stage, n) of weights on a GPU of each stage."""
+        tables = op_tables(self.rows.step_input(rows, self.rows.plan.sweep.contexts[0]))
+        return np.stack([resident_weights(tables, at_rows(stage, rows)) for stage in self.rows.stages])
 
     def _fits(self, able: npt.NDArray[Any], context: int) -> Ints:
         """How many batch sizes of the list each row has memory for, by bisection: memory only grows with the batch."""
@@ -223,34 +259,88 @@ def reasons_against(planned: Plan, x: Layout, context: Column) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """The stages of some rows that have the same layers of attention: seconds are times · attention + rest.
+
+    rows: places in the slice, or all of them. attention: seconds (c, k, b) at its k distinct widths, infinite where a
+    chunk count cannot be; place: where each row finds its own among those; times: how often it runs, (n, 1). rest:
+    seconds (n, b) of all else on the busiest of these stages.
+    """
+
+    rows: Any
+    attention: Seconds
+    place: Ints
+    times: Any
+    rest: Seconds
+
+    def seconds(self, attention: Seconds) -> Any:
+        """Seconds of a stage, (n, b) or, with chunks, (c, n, b)."""
+        found: Any = attention[..., self.place, :]
+        found *= self.times
+        found += self.rest
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """Rows and batches (a half-open range of the plan's list) whose layouts are added up together, at one context.
 
-    attention: seconds (c, k, b) of attention at its k distinct widths, infinite where a chunk count cannot be; place:
-    where each row finds its own among those; times: how often it runs on a row's busiest stage, (n, 1). rest: seconds
-    (n, b) of all else of one stage. fits: batch sizes of the plan's list that each row has memory for.
+    levels: the stages among which each row's busiest is; the first is of all rows. fits: batch sizes of the plan's list
+    that each row has memory for. stages: pipeline stages of each row.
     """
 
     context: int
     rows: Ints
     span: tuple[int, int]
-    attention: Seconds
-    place: Ints
-    times: Any
-    rest: Seconds
+    levels: tuple[Level, ...]
     fits: Ints
     stages: npt.NDArray[Any]
 
-    def ttl_s(self, attention: Seconds) -> Any:
-        """TTL (n, b), or (c, n, b) with chunks; infinite where a layout does not run."""
-        ttl = attention[..., self.place, :]
-        ttl *= self.times
-        ttl += self.rest
+    def ttl_s(self, fastest: bool) -> Any:
+        """TTL (c, n, b) by chunk count, or (n, b) of the fastest; infinite where a layout does not run."""
+        # one kind of attention: what is fastest for it is fastest for every stage
+        alike = all(level.attention is self.levels[0].attention for level in self.levels)
+        first, *others = (
+            (level, level.seconds(level.attention.min(axis=0) if fastest and alike else level.attention))
+            for level in self.levels
+        )
+        ttl = first[1]
+        for level, seconds in others:
+            ttl[..., level.rows, :] = np.maximum(ttl[..., level.rows, :], seconds)
+        if fastest and not alike:
+            ttl = ttl.min(axis=0)
         ttl *= self.stages[:, None]
         beyond = np.arange(*self.span) >= self.fits[:, None]
         if beyond.any():
             ttl[..., beyond] = np.inf
         return ttl
+
+    def chunk_at(self, place: Ints, column: Ints) -> Ints:
+        """The fastest chunk count of some rows, each at a batch; the first of equals."""
+        first = self.levels[0]
+        if all(level.attention is first.attention for level in self.levels):
+            return np.asarray(first.attention[:, first.place[place], column].argmin(axis=0))
+        found: Any = -np.inf
+        for level in self.levels:
+            its = np.full(len(self.rows), -1)
+            its[level.rows] = np.arange(len(level.place))
+            its = its[place]
+            own = level.times[its, 0] * level.attention[:, level.place[its], column] + level.rest[its, column]
+            found = np.maximum(found, np.where(its >= 0, own, -np.inf))
+        fastest: Ints = found.argmin(axis=0)
+        return fastest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """All of a stage but its attention, for the stages of some rows that have the same layers of that.
+
+    rows: places among the rows asked for. counts: layers (n,) of each kind of attention. seconds: (n, b).
+    """
+
+    rows: Ints
+    counts: dict[tuple[str, str], Any]
+    seconds: Seconds
 
 
 def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
@@ -259,70 +349,100 @@ def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
     first, stop = rows.block.batches
     while first < stop and (some := np.flatnonzero(admitted.most > first)).size:
         last = min(first + max(CELLS // some.size // longest, 16), stop)
-        rest = _rest(rows, some, (first, last))
+        rests = _rests(rows, some, (first, last))
         for index in rows.contexts:
             for hop_b in (False, True):
                 mine = np.flatnonzero((admitted.fits[index][some] > first) & (rows.hop_b[some] == hop_b))
                 if mine.size:
-                    yield _slice(admitted, index, hop_b, some[mine], (first, last), rest[mine])
+                    yield _slice(admitted, index, hop_b, some, mine, (first, last), rests)
         first = last
 
 
-def _rest(rows: Rows, some: Ints, span: tuple[int, int]) -> Any:
-    """Seconds (n, b) of one stage without its attention; there is no context in them."""
+def _rests(rows: Rows, some: Ints, span: tuple[int, int]) -> list[Rest]:
+    """Seconds of stages without their attention; there is no context in them. The first is of all rows."""
     setting, batch = rows.plan.setting, rows.batches(span)
     shapes = {axis: column[some] for axis, column in rows.shapes.items()}
-    total: Any = host_seconds(setting)
-    for half in rows.halves:
-        if half.half != "attention":
-            found = shared_seconds(setting, half, shapes, batch, rows.plan.sweep.contexts[0])
-            total = total + rows.repeats(half)[some] * found.seconds[found.place]
-    return total
+    parts = {
+        half.key: shared_seconds(setting, half, shapes, batch, rows.plan.sweep.contexts[0])
+        for half in rows.halves
+        if half.half != "attention"
+    }
+    host, levels = host_seconds(setting), rows.levels[:, some]
+    busiest = [np.full((len(some), len(batch)), -np.inf) for _ in range(levels.max() + 1)]
+    for stage, level in zip(rows.stages, levels, strict=True):
+        here = np.flatnonzero(level >= 0)
+        counts = at_rows(stage, some[here])
+        seconds: Any = host
+        for key, part in parts.items():
+            if counts[key].any():
+                seconds = seconds + counts[key][:, None] * part.seconds[part.place[here]]
+        for number, most in enumerate(busiest):
+            its = level[here] == number
+            most[here[its]] = np.maximum(most[here[its]], np.broadcast_to(seconds, (len(here), len(batch)))[its])
+    found = [Rest(rows=np.arange(len(some)), counts=at_rows(rows.attention_at[0], some), seconds=busiest[0])]
+    for counts, most in zip(rows.attention_at[1:], busiest[1:], strict=False):
+        # a stage with no more of any kind of attention than the first, and no more of all else, is never the busiest
+        fewer = np.all([counts[key] <= first for key, first in rows.attention_at[0].items()], axis=0)[some]
+        here = np.flatnonzero((most > np.where(fewer[:, None], busiest[0], -np.inf)).any(axis=1))
+        if here.size:
+            found.append(Rest(rows=here, counts=at_rows(counts, some[here]), seconds=most[here]))
+    return found
 
 
-def _slice(admitted: Admitted, index: int, hop_b: bool, some: Ints, span: tuple[int, int], rest: Any) -> Slice:
-    """Attention of rows with or without HOP-B at a context, for every chunk count, beside the rest of their step."""
+def _slice(
+    admitted: Admitted, index: int, hop_b: bool, some: Ints, mine: Ints, span: tuple[int, int], rests: list[Rest]
+) -> Slice:
+    """Attention of rows with or without HOP-B at a context, for every chunk count, beside the rest of their step.
+
+    mine: places of the rows among `some`, which the rests are of.
+    """
     rows, batch = admitted.rows, admitted.rows.batches(span)
-    chunks = rows.chunks(hop_b, batch)
-    found, times = _attention(rows, some, batch, rows.contexts[index], chunks)
+    own = some[mine]
+    parts = _attention(rows, own, batch, rows.contexts[index], rows.chunks(hop_b, batch))
     here = slice(*(edge - rows.block.batches[0] for edge in span))
-    seconds = np.array(found.seconds)
-    for split in (False, True):
-        alike = rows.split[some[found.first]] == split
-        if alike.any():
-            flags = admitted.chunk_flags[hop_b, split][:, None, here]
-            seconds[:, alike] = np.where(flags == 0, seconds[:, alike], np.inf)
+
+    def possible(seconds: Any, widths: Ints) -> Any:
+        """Seconds at some rows' widths, infinite where a chunk count cannot be."""
+        seconds = np.array(seconds)
+        for split in (False, True):
+            alike = rows.split[widths] == split
+            if alike.any():
+                flags = admitted.chunk_flags[hop_b, split][:, None, here]
+                seconds[:, alike] = np.where(flags == 0, seconds[:, alike], np.inf)
+        return seconds
+
+    levels: list[Level] = []
+    alone = possible(parts[0][1].seconds, own[parts[0][1].first]) if len(parts) == 1 else None
+    for rest in rests:
+        _, at, its = np.intersect1d(mine, rest.rows, assume_unique=True, return_indices=True)
+        if not at.size:
+            continue
+        counts = {key: values[its] for key, values in rest.counts.items()}
+        attention, place, times = alone, parts[0][1].place[at], counts[parts[0][0].key][:, None]
+        if attention is None:  # kinds are added up, each as often as it runs on such a stage
+            first, place = distinct((*(shared.place[at] for _, shared in parts), *counts.values()))
+            total = sum(
+                counts[half.key][first][:, None] * shared.seconds[..., shared.place[at][first], :]
+                for half, shared in parts
+            )
+            attention, times = possible(total, own[at[first]]), np.ones((len(at), 1))
+        of = at if levels else slice(None)
+        levels.append(Level(rows=of, attention=attention, place=place, times=times, rest=rest.seconds[its]))
     return Slice(
         context=index,
-        rows=some,
+        rows=own,
         span=span,
-        attention=seconds,
-        place=found.place,
-        times=times,
-        rest=rest,
-        fits=admitted.fits[index][some],
-        stages=rows.shapes["pp"][some],
+        levels=tuple(levels),
+        fits=admitted.fits[index][own],
+        stages=rows.shapes["pp"][own],
     )
 
 
-def _attention(rows: Rows, some: Ints, batch: Any, context: int, chunks: Any) -> tuple[Shared, Any]:
-    """Attention's seconds at its distinct widths, and how often it runs.
-
-    Where a model has several kinds of it, widths and stage sizes are distinguished together, and the kinds are added
-    up, each as often as it runs on such a stage.
-    """
+def _attention(rows: Rows, some: Ints, batch: Any, context: int, chunks: Any) -> list[tuple[Half, Shared]]:
+    """Seconds of each kind of attention at its distinct widths."""
     shapes = {axis: column[some] for axis, column in rows.shapes.items()}
     kinds = [half for half in rows.halves if half.half == "attention"]
-    setting = rows.plan.setting
-    if len(kinds) == 1:
-        return shared_seconds(setting, kinds[0], shapes, batch, context, chunks), rows.repeats(kinds[0])[some]
-    alone = [shared_seconds(setting, half, shapes, batch, context, chunks) for half in kinds]
-    first, place = distinct((*(found.place for found in alone), rows.stage_sizes[some]))
-    total: Any = sum(
-        rows.repeats(half)[some[first]] * found.seconds[..., found.place[first], :]
-        for half, found in zip(kinds, alone, strict=True)
-    )
-    return Shared(seconds=total, first=first, place=place), 1.0
+    return [(half, shared_seconds(rows.plan.setting, half, shapes, batch, context, chunks)) for half in kinds]
 
 
 # --- Keep ------------------------------------------------------------------------------------------------------------
@@ -345,7 +465,7 @@ class Kept:
 
     def add(self, some: Slice) -> None:
         """Keep what a slice adds to the frontiers; hand on every point of it if somebody asks."""
-        rows, ttl = self.rows, some.ttl_s(some.attention.min(axis=0))
+        rows, ttl = self.rows, some.ttl_s(fastest=True)
         starts = np.flatnonzero(np.diff(rows.family[some.rows] * 2**32 + rows.group[some.rows], prepend=-1))
         lowest = np.minimum.reduceat(ttl, starts, axis=0)
         x = 1 / lowest
@@ -361,7 +481,7 @@ class Kept:
                 points = self._points(some, ttl, np.append(starts, len(ttl)), mine.start + group[best], column[best])
                 here[name] = merge([here[name], frontier(points, name)], name)
         if self.on_points:
-            ttl = some.ttl_s(some.attention)
+            ttl = some.ttl_s(fastest=False)
             chunk, place, column = np.nonzero(ttl < np.inf)
             if chunk.size:
                 self.on_points(self._columns(some, place, column, chunk, ttl[chunk, place, column]))
@@ -374,8 +494,7 @@ class Kept:
                 for group, column in zip(groups, columns, strict=True)
             ]
         )
-        chunk = some.attention[:, some.place[place], columns].argmin(axis=0)
-        return self._columns(some, place, columns, chunk, ttl[place, columns])
+        return self._columns(some, place, columns, some.chunk_at(place, columns), ttl[place, columns])
 
     def _columns(self, some: Slice, place: Any, column: Any, chunk: Any, seconds: Any) -> Columns:
         """Columns of layouts: id, widths, what a user sees, memory."""

@@ -28,7 +28,7 @@ from helix_sim.specs.load import (
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, narrowest_precision
-from helix_sim.specs.setting import Setting, require_measured_here
+from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
 from helix_sim.step import Step, checked_step, stored_formats
@@ -147,7 +147,9 @@ def _picked(source: _Source, options: Options) -> Picked:
     query_tokens = options.query_tokens or source.query_tokens
     step = checked_step(setting, _widths(source.widths, given), context, query_tokens)
     longest = context if options.context else source.longest_context
-    remarks = (*source.remarks, *([doubt] if doubt else []))
+    overlap = hop_b_doubt(source.timing) if step.layout.chunks > 1 else None
+    on_chunks = f"HOP-B in {step.layout.chunks} chunks was asked for: {overlap}" if overlap else None
+    remarks = (*source.remarks, *(text for text in (doubt, on_chunks) if text))
     return Picked(step=step, inputs=source.inputs, longest_context=longest, remarks=remarks)
 
 

@@ -17,7 +17,7 @@ from helix_sim.search.identity import Input, digest, digest_of, input_of, sweep_
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
-from helix_sim.specs.setting import Setting, require_measured_here
+from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
 
@@ -57,9 +57,15 @@ class Plan:
         """The timing of the plan's setting."""
         return self.setting.timing
 
+    @property
+    def hop_b_chunks(self) -> list[int | str]:
+        """Chunk counts of families with HOP-B: the sweep's list, but off where the timing's kernels cannot overlap."""
+        tried = self.timing.hop_b.searched.value or self.sweep.chunks_anyway
+        return list(self.sweep.chunks) if tried else [1]
+
     def chunk_axis(self, family: str) -> list[int | str]:
-        """HOP-B chunk counts of a family: the sweep's list, or off."""
-        return list(self.sweep.chunks) if self.sweep.families[family].hop_b else [1]
+        """HOP-B chunk counts of a family: those of the plan, or off."""
+        return self.hop_b_chunks if self.sweep.families[family].hop_b else [1]
 
     def sizes(self, family: str) -> tuple[int, int, int]:
         """Shapes, batches and chunk counts of a family at one context."""
@@ -84,8 +90,10 @@ class Plan:
     @property
     def remarks(self) -> list[str]:
         """Sentences for the user on the inputs."""
-        remark = require_measured_here(self.machine, self.timing)
-        return [remark] if remark else []
+        found = [require_measured_here(self.machine, self.timing)]
+        if self.hop_b_chunks != list(self.sweep.chunks):
+            found.append(f"HOP-B is off: {hop_b_doubt(self.timing)}; chunks_anyway: true in the sweep tries it")
+        return [remark for remark in found if remark]
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -186,7 +194,7 @@ def ranges(count: int, most: int) -> list[tuple[int, int]]:
 def blocks(planned: Plan, layouts: int = LAYOUTS) -> Iterator[Block]:
     """The whole sweep in blocks of at most that many layouts, always in the same order."""
     rows = sum(planned.sizes(family)[0] for family in planned.sweep.families)
-    room = max(layouts // len(planned.sweep.chunks), 1)
+    room = max(layouts // len(planned.hop_b_chunks), 1)
     most_contexts = min(CONTEXTS, len(planned.sweep.contexts), room)
     most_rows = min(ROWS, rows, max(room // most_contexts, 1))
     most_batches = max(room // most_contexts // most_rows, 1)

@@ -1,8 +1,8 @@
 """A step as a sum of parts, each of which looks at a few widths of a layout: many layouts share each part.
 
 Attention does not see the expert grid, the FFN does not see the context, neither sees the pipeline. So a sweep
-evaluates each kind of the model once for its distinct widths and adds: ttl_s = pp · (sum of repeats · part), from the
-ops and equations of `step`.
+evaluates each kind of the model once for its distinct widths and adds: ttl_s = pp · (sum of repeats · part) on the
+busiest stage, from the ops and equations of `step`.
 Columns are shapes (n, 1), batches (b,) and HOP-B chunk counts (c, 1, b); a part is (n, b) or, with chunks, (c, n, b).
 """
 

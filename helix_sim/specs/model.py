@@ -12,7 +12,6 @@ from functools import cached_property
 from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from helix_sim.core.text import said
@@ -254,49 +253,6 @@ class Model(Record):
         """Layers of each kind: by ("attention", name) and ("ffn", name)."""
         return Counter(_kinds(self.layer_list))
 
-    @cached_property
-    def heaviest_starts(self) -> list[int]:
-        """Where the heaviest n neighbouring layers begin, by n from 0 to all of them.
-
-        Heaviest: with the most parameters, and of equals the widest KV cache.
-        """
-        hidden = self.hidden_size
-        weights = [
-            self.attention[a].parameters(hidden) + sum(self.ffn[f].parameters(hidden).values())
-            for a, f in self.layer_list
-        ]
-        return _heaviest(weights, self._cache_widths)
-
-    @property
-    def _cache_widths(self) -> list[int]:
-        """Values that each layer caches of a token."""
-        return [self.attention[a].kv_heads * self.attention[a].cache_width for a, _ in self.layer_list]
-
-    @cached_property
-    def widest_cache_counts(self) -> dict[str, list[int]]:
-        """Layers of each kind of attention in the n neighbouring layers that cache most, by n from 0 to all of them.
-
-        A stage of n layers holds no more KV cache than these, wherever the stages are cut.
-        """
-        starts = _heaviest(self._cache_widths)
-        runs = [Counter(a for a, _ in self.layer_list[start : start + n]) for n, start in enumerate(starts)]
-        return {name: [run[name] for run in runs] for name in self.attention}
-
-    def heaviest_run(self, layers: int) -> tuple[tuple[str, str], ...]:
-        """(attention, ffn) of the heaviest neighbouring layers, as many as asked for.
-
-        A pipeline stage of so many layers is charged as if it held these: wherever the stages are cut, no such stage is
-        larger.
-        """
-        start = self.heaviest_starts[layers]
-        return self.layer_list[start : start + layers]
-
-    @cached_property
-    def heaviest_counts(self) -> dict[tuple[str, str], list[int]]:
-        """Layers of each kind, by ("attention" or "ffn", name), in the heaviest n layers, by n from 0 to all."""
-        runs = [Counter(_kinds(self.heaviest_run(n))) for n in range(self.layer_count + 1)]
-        return {kind: [run[kind] for run in runs] for kind in self.kind_counts}
-
     @property
     def routed_kinds(self) -> dict[str, RoutedFfn]:
         """The kinds of feed-forward network that have experts, by name."""
@@ -348,14 +304,6 @@ class Model(Record):
             for (half, name), count in self.kind_counts.items()
             if half == "attention"
         )
-
-
-def _heaviest(*of_each_layer: list[int]) -> list[int]:
-    """Where the n neighbouring layers begin that sum to most, by n from 0 to all; later columns decide among equals."""
-    weights = np.array(of_each_layer, dtype=float).T
-    before = np.vstack([np.zeros_like(weights[:1]), np.cumsum(weights, axis=0)])
-    of_runs = (before[n:] - before[: len(before) - n] for n in range(1, len(before)))
-    return [0, *(int(np.lexsort(runs.T[::-1])[-1]) for runs in of_runs)]
 
 
 def _kinds(layers: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, str]]:

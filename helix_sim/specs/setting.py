@@ -114,6 +114,12 @@ class Setting(Shown):
         return float(fields[0].value)
 
 
+def hop_b_doubt(timing: Timing) -> str | None:
+    """A sentence on why a timing's kernels cannot run an exchange behind attention; None where they can."""
+    searched = timing.hop_b.searched
+    return None if searched.value else f"on timing {timing.name} it is {searched.source}"
+
+
 def require_measured_here(machine: Machine, timing: Timing) -> str | None:
     """SpecError where a timing was measured on another system than the machine's file says it is.
 

@@ -113,6 +113,10 @@ class Sweep(Record):
         default=[1],
         description="HOP-B pieces of the batch that families with hop_b try; 1 is off, batch one a request [list]",
     )
+    chunks_anyway: bool = Field(
+        default=False,
+        description="whether chunks above 1 are tried on a timing whose kernels cannot overlap, too [yes or no]",
+    )
     families: Annotated[dict[Word, Family], Field(min_length=1)] = Field(
         description="ways to shard: names from sweeps/families.yaml, or your own by name [list or mapping]"
     )

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from helix_sim.core.units import MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
 from helix_sim.specs.public_tables import ServedMemory
-from helix_sim.specs.values import Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
+from helix_sim.specs.values import Flag, Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
 
 R = TypeVar("R", bound=Record)
 
@@ -113,6 +113,39 @@ class Calibration(Record):
     )
 
 
+class HopB(Record):
+    """What a piece of a batch costs under HOP-B: shares of a latency that come again with every chunk.
+
+    An exchange's latency has three parts. Its issue holds the GPU, and the next chunk's attention waits for it; its
+    occupancy holds the link, and the next chunk's exchange waits for it, as for its bytes; what is left is flight,
+    during which both go on: flights overlap, and only the last chunk's is waited for.
+    """
+
+    kernel_issue: Fraction = Field(
+        description="share of the attention kernel's latency that each chunk after the first pays again [1]"
+    )
+    exchange_issue: Fraction = Field(
+        description="share of the exchange's latency for which a chunk's exchange holds the GPU [1]"
+    )
+    exchange_occupancy: Fraction = Field(
+        description="share of the exchange's latency for which a chunk's exchange holds the link, beside its bytes [1]"
+    )
+    searched: Flag = Field(
+        description="whether searches try chunks; where the kernels cannot overlap, only if a sweep insists [yes or no]"
+    )
+
+    @model_validator(mode="after")
+    def _some_is_flight(self) -> Self:
+        if self.exchange_issue.value + self.exchange_occupancy.value > 1:
+            raise ValueError("exchange_issue and exchange_occupancy are shares of one latency, and sum to more than 1")
+        return self
+
+    @property
+    def exchange_again(self) -> float:
+        """Share of the exchange's latency that each chunk pays: issue and occupancy."""
+        return self.exchange_issue.value + self.exchange_occupancy.value
+
+
 class Timing(Record):
     """Constants that turn Work into seconds: the same for every model, layout and figure."""
 
@@ -132,9 +165,7 @@ class Timing(Record):
     all_reduce_overlap: Fraction = Field(
         description="share of an all-reduce's transfer, or of the product before it, that runs behind the other [1]"
     )
-    chunk_latency: Fraction = Field(
-        description="share of its latencies that each HOP-B chunk after the first pays; 0 splits one among all [1]"
-    )
+    hop_b: HopB = Field(description="what pieces of a batch cost, whose exchanges run behind attention [mapping]")
     shared_expert_overlap: Fraction = Field(
         description="share of the shared experts' launch latency that runs behind the routed experts [1]"
     )

@@ -7,26 +7,35 @@ from typing import Any
 from helix_sim.core.numeric import Column, larger, smaller
 
 
-def pipelined(a: Column, c: Column, chunks: Column) -> Any:
-    """Time of `chunks` equal pieces of compute `a` [s], each followed by its communication `c` [s].
+def pipelined(compute: Column, occupancy: Column, chunks: Column, *, issue: Column = 0.0, flight: Column = 0.0) -> Any:
+    """Time [s] of `chunks` equal pieces of attention, each followed by its exchange; all times are of one piece.
 
-    a + c + (n - 1) * max(a, c), for one piece's a and c            [Helix 2025, figure 3]
+    c + i + (n - 1) * max(c + i, o) + o + f                          [Helix 2025, figure 3: i = f = 0]
+
+    compute: attention of a piece. issue: what the GPU spends to send it, before it goes on to the next. occupancy: how
+    long it holds the link. flight: what is left until it has arrived; flights overlap with everything, so that only the
+    last one is waited for.
 
     >>> float(round(pipelined(2.0, 1.2, chunks=8), 6))
     17.2
     >>> float(round(pipelined(16.0, 9.6, chunks=1), 6))
     25.6
+    >>> pipelined(2.0, 1.0, chunks=3, issue=0.5, flight=5.0)
+    13.5
     """
-    return a + c + (chunks - 1) * larger(a, c)
+    held = compute + issue
+    return held + (chunks - 1) * larger(held, occupancy) + occupancy + flight
 
 
-def hidden_by_pipelining(compute: Column, communication: Column, chunks: Column) -> Any:
-    """Seconds that HOP-B saves on a batch whose pieces sum to these totals.
+def hidden_by_pipelining(held: Column, occupancy: Column, chunks: Column) -> Any:
+    """Seconds that HOP-B saves over running all pieces and their exchanges in turn: all but one piece's shorter half.
 
-    >>> float(round(hidden_by_pipelining(16.0, 9.6, chunks=8), 6))
+    held, occupancy: of one piece, what it holds the GPU for, issue included, and what it holds the link for [s].
+
+    >>> float(round(hidden_by_pipelining(2.0, 1.2, chunks=8), 6))
     8.4
     """
-    return compute + communication - pipelined(compute / chunks, communication / chunks, chunks)
+    return (chunks - 1) * smaller(held, occupancy)
 
 
 def hidden_by_streaming(compute: Column, communication: Column, overlap: float) -> Any:

@@ -129,10 +129,33 @@ def _overhead_s(timing: Timing) -> float:
 
 
 def _launches(work: Work, timing: Timing) -> Any:
-    """Latencies that an op's pieces pay together."""
+    """Latencies that an op's pieces pay together: all of the first one's, and of each other what comes again."""
     if isinstance(work.pieces, int) and work.pieces == 1:
         return 1
-    return 1 + (work.pieces - 1) * timing.chunk_latency.value
+    again = timing.hop_b.kernel_issue.value if work.collective is None else timing.hop_b.exchange_again
+    return 1 + (work.pieces - 1) * again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceTime:
+    """One of equal pieces of attention and its exchange [s]: what it holds the GPU and the link for, and its flight."""
+
+    compute_s: Column
+    issue_s: Column
+    occupancy_s: Column
+    flight_s: Column
+
+
+def piece_time(core: OpTime, sent: OpTime, chunks: Column, timing: Timing) -> PieceTime:
+    """What one of `chunks` pieces takes, of an attention core and its exchange, whose times are of all pieces."""
+    shares = timing.hop_b
+    latency_s = sent.latency_s / (1 + (chunks - 1) * shares.exchange_again)
+    return PieceTime(
+        compute_s=core.seconds / chunks,
+        issue_s=shares.exchange_issue.value * latency_s,
+        occupancy_s=sent.body_s / chunks + shares.exchange_occupancy.value * latency_s,
+        flight_s=(1 - shares.exchange_again) * latency_s,
+    )
 
 
 def _collective_time(work: Work, machine: Machine, timing: Timing) -> OpTime:

@@ -13,15 +13,17 @@ import pytest
 from helix_sim.core.collectives import all_reduce, direct
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.ops import attention
-from helix_sim.ops.layers import KINDS, halves_of, stage_size
+from helix_sim.ops.layers import KINDS, halves_of
 from helix_sim.ops.memory import memory_of, resident_weights
 from helix_sim.ops.routing import busiest_rank
+from helix_sim.ops.stages import heavy_stages
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.load import load_machine, load_model, shipped
 from helix_sim.specs.precision import Precision
-from helix_sim.step import step_ops
+from helix_sim.step import op_tables, step_ops
 
 ROOT = Path(__file__).parents[2]
+GB200 = load_machine("gb200-nvl72")
 SECTIONS = list(equations.sections())
 FORMATS = Precision.model_validate(
     {
@@ -126,7 +128,6 @@ def test_every_letter_is_what_the_code_has_under_its_name():
         assert found["A"] == attention.fullest_share(s.query_tokens, x.kvp)
         assert found["X"] == attention.keys_seen_per_rank(s)
         assert (found["P"], found["D"], found["I"]) == (x.pooled_groups, x.dense_group, x.idle_shards)
-        assert found["Lr"] == stage_size(s.model, x.pp)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.function)
@@ -140,7 +141,7 @@ def test_every_equation_is_the_ops(section):
             work, found = ops[op], letters(s, *kinds_of(s, op))
             said = {word: equations.value(formula, found) for word, formula in section.work.items()}
             if op == "embedding" and s.model.tied_embeddings:
-                said["idle"] = 0.0
+                said["idle"] *= s.layout.pp > 1
             assert said.keys() <= WORDS.keys() | SENT.keys(), f"{section.function}: unknown words"
             silent = {"pieces": 1.0, "kernels": 0.0 if work.collective else 1.0}
             for word, field in WORDS.items():
@@ -185,14 +186,22 @@ def test_memory_is_what_its_page_says():
     lines = equations.blocks("memory.md", "memory")[0].splitlines()
     words = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
     for s in STEPS:
-        ops, layers = step_ops(s), stage_size(s.model, s.layout.pp)
-        by_op = {half.op_name(op): half.repeats(layers) for half in halves_of(s.model) for op in half.ops(s)}
-        memory = memory_of(s, resident_weights(ops, by_op), load_machine("gb200-nvl72"))
-        found = letters(s, *kinds_of(s, ""))
-        assert float(memory.kv_cache) == pytest.approx(equations.value(words["KV"], found), rel=1e-12)
-        assert float(memory.activations) == pytest.approx(equations.value(words["activations"], found), rel=1e-12)
-        resident = sum(by_op[name] * (work.weight_bytes + work.idle_weight_bytes) for name, work in ops.items())
-        assert float(memory.weights) == pytest.approx(float(resident), rel=1e-12)
+        tables, stages = op_tables(s), heavy_stages(s.model, s.layout.pp)
+        for stage in stages:
+            memory = memory_of(s, [stage], [resident_weights(tables, stage)], GB200)
+            last = {"Lr": stage["attention", next(iter(s.model.attention))], "last": stage["ends", "closing"]}
+            found = letters(s, *kinds_of(s, "")) | last
+            assert float(memory.kv_cache) == pytest.approx(equations.value(words["KV"], found), rel=1e-12)
+            assert float(memory.activations) == pytest.approx(equations.value(words["activations"], found), rel=1e-12)
+            resident = sum(
+                stage[half.key] * (work.weight_bytes + work.idle_weight_bytes)
+                for half, ops in tables
+                for work in ops.values()
+            )
+            assert float(memory.weights) == pytest.approx(float(resident), rel=1e-12)
+        whole = memory_of(s, stages, [resident_weights(tables, stage) for stage in stages], GB200)
+        alone = [memory_of(s, [stage], [resident_weights(tables, stage)], GB200).resident_bytes for stage in stages]
+        assert float(whole.resident_bytes) == max(map(float, alone))
 
 
 FORM = re.compile(r"^\| ([\w-]+) \| `(.*?)` \| `(.*?)` \| `(.*?)` \| `(.*?)` \|$", re.MULTILINE)

@@ -165,7 +165,7 @@ MUTATIONS = [
     ),
     Mutation(
         what="HOP-B formula lockstep",
-        apply=patched((step, "hidden_by_pipelining", lambda compute, sent, chunks: 0 * compute * sent * chunks)),
+        apply=patched((step, "hidden_by_pipelining", lambda held, sent, chunks: 0 * held * sent * chunks)),
         term="hidden.exchange",
         alone=True,
     ),
@@ -252,10 +252,10 @@ MUTATIONS = [
         experts=True,
     ),
     Mutation(
-        what="HOP-B chunks share one latency",
-        apply=value("timing", "chunk_latency.value", lambda _: 0.0),
+        what="HOP-B's flights hold the link",
+        apply=value("timing", "hop_b.exchange_occupancy.value", lambda _: 1.0),
         term="op.exchange",
-        changed="chunk_latency",
+        changed="exchange_occupancy",
     ),
     Mutation(
         what="all-reduces not behind the products before them",

@@ -35,7 +35,6 @@ from witness.test_witness import (
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
-from helix_sim.ops import layers
 from helix_sim.ops.layers import ENDS, KINDS, OpTable
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.model import AttentionKind, FfnKind
@@ -100,7 +99,7 @@ def by_hand(kind: str, op: str) -> None:
             check()
 
 
-CHECKS = {**dict.fromkeys(KINDS, (counted, resident)), "ends": (by_hand,)}
+CHECKS = {**dict.fromkeys(KINDS, (counted, resident)), **dict.fromkeys(ENDS, (by_hand,))}
 """The checks that hold the ops of each kind, and of both ends."""
 
 
@@ -134,28 +133,26 @@ def made_wrong(work: Work, term: str) -> Work:
 
 def mutants() -> Iterator[tuple[str, str, str]]:
     """(kind, op, term) of every term that some layout of up to twelve ranks has."""
-    for kind, (model, ffn) in {**MODELS, "ends": (GQA, "dense")}.items():
+    for kind, (model, ffn) in {**MODELS, **dict.fromkeys(ENDS, (GQA, "dense"))}.items():
         shapes = legal_layouts(model, CONTEXT, 12)
         x = Layout(batch=3, pp=2, **{axis: np.array([shape[axis] for shape in shapes]) for axis in shapes[0]})
         layer, s = layer_of(model, ffn), step_input(model, x, MIXED, CONTEXT, NEW)
         spec = layer.attention if kind in ("gqa", "mla") else layer.ffn
-        ops: OpTable = ENDS.ops(s, None) if kind == "ends" else KINDS[kind].ops(s, spec)
+        ops: OpTable = ENDS[kind].ops(s, None) if kind in ENDS else KINDS[kind].ops(s, spec)
         for op, work in ops.items():
             yield from ((kind, op, term) for term, amount in terms_of(work).items() if np.any(amount))
 
 
 def break_op(patch: pytest.MonkeyPatch, kind: str, op: str, term: str) -> None:
     """One term of one op, wrong in the op table that a step looks it up in."""
-    true = ENDS if kind == "ends" else KINDS[kind]
+    table = ENDS if kind in ENDS else KINDS
+    true = table[kind]
 
     def wrong(s: StepInput, spec: Any, *given: Any) -> OpTable:
         ops = true.ops(s, spec, *given)
         return ops | {op: made_wrong(ops[op], term)}
 
-    if kind == "ends":
-        patch.setattr(layers, "ENDS", replace(true, ops=wrong))
-    else:
-        patch.setitem(KINDS, kind, replace(true, ops=wrong))
+    patch.setitem(table, kind, replace(true, ops=wrong))
 
 
 @pytest.mark.parametrize("kind", CHECKS)
@@ -167,7 +164,7 @@ def test_every_check_holds_of_the_equations_as_they_are(kind):
 
 def test_every_kind_and_every_term_has_mutants():
     found = list(mutants())
-    assert {kind for kind, _, _ in found} == {*KINDS, "ends"}
+    assert {kind for kind, _, _ in found} == {*KINDS, *ENDS}
     assert {term for _, _, term in found} == set(TERMS)
 
 

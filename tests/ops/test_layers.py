@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 
 from helix_sim.cli import app
 from helix_sim.core.layout import AXES, Layout
-from helix_sim.ops.layers import halves_of, stage_size
+from helix_sim.ops.layers import halves_of
 from helix_sim.ops.step_input import StepInput
 from helix_sim.output import report
 from helix_sim.output.trace import chrome_trace, timeline
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
-from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing, parse
-from helix_sim.specs.model import Model
+from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import decode_step, evaluate_step, step_ops
@@ -153,63 +152,6 @@ def test_layers_listed_one_by_one_or_in_a_pattern_are_the_same_model():
         assert step_of(model, LAYOUTS["tp"]).ttl_s == step_of(TWO_KINDS, LAYOUTS["tp"]).ttl_s
 
 
-# --- The busiest stage -----------------------------------------------------------------------------------------------
-
-
-def weight_and_cache(model, window):
-    """Parameters, and cached values a token, of a model that has only these layers, less its ends and norms."""
-    kinds = ({a for a, _ in window}, {f for _, f in window})
-    specs = [
-        {name: spec.model_dump() for name, spec in getattr(model, half).items() if name in names}
-        for half, names in zip(("attention", "ffn"), kinds, strict=True)
-    ]
-    alone = model_of(*specs, list(window), hidden_size=model.hidden_size)
-    groups = alone.parameters()
-    return sum(groups.values()) - groups["embedding"] - groups["head"] - groups["norms"], alone.kv_values_per_token
-
-
-@settings(max_examples=100)
-@given(models(kinds=3, layers=9))
-def test_the_heaviest_run_is_the_heaviest_of_all_windows(model):
-    layers = model.layer_list
-    for n in range(1, len(layers) + 1):
-        windows = [layers[at : at + n] for at in range(len(layers) - n + 1)]
-        found = model.heaviest_run(n)
-        assert found in windows
-        assert weight_and_cache(model, found) == max(weight_and_cache(model, window) for window in windows)
-        for half, place in (("attention", 0), ("ffn", 1)):
-            counted = Counter(layer[place] for layer in found)
-            for name in getattr(model, half):
-                assert model.heaviest_counts[half, name][n] == counted[name]
-
-
-def test_the_stages_of_r1_are_full_of_moe_layers_as_far_as_there_are_any():
-    r1 = load_model("deepseek-r1")
-    for pp in range(1, 62):
-        layers = -(-61 // pp)
-        step = step_of(r1, Layout(batch=2, tpf=1, pp=pp))
-        moe = min(58, layers)
-        assert stage_size(r1, pp) == layers
-        assert (step.repeats["routed_up"], step.repeats["dense_up"]) == (moe, layers - moe)
-        assert step.repeats["attention_core"] == layers
-        assert step.repeats["embedding"] == 1
-
-
-@pytest.mark.parametrize("pp", [1, 2, 3, 4, 5, 12])
-def test_a_pipeline_of_two_kinds_is_charged_with_its_heaviest_stage(pp):
-    layout = Layout(batch=4, tpa=4, tpf=4, pp=pp)
-    step = step_of(TWO_KINDS, layout)
-    # the pattern big, small, small: a run of n layers has at most ceil(n/3) big ones
-    layers = -(-12 // pp)
-    big = -(-layers // 3)
-    assert (step.repeats["dense_up[big]"], step.repeats["dense_up[small]"]) == (big, layers - big)
-    one = Layout(batch=4, tpa=4, tpf=4)
-    per_layer = {pair: one_layer(one, "paper", *pair)[0] for pair in set(TWO_KINDS.layer_list)}
-    stage = big * per_layer["wide", "big"] + (layers - big) * per_layer["narrow", "small"]
-    handover = step.times["stage_handover"].seconds
-    assert step.ttl_s == pytest.approx(pp * (no_layer(one, "paper")[0] + stage + handover), rel=1e-9)
-
-
 # --- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
@@ -316,20 +258,3 @@ def test_a_report_of_several_kinds_has_the_ops_of_each(sweep_of):
     for listed in ops:
         assert {"attention_core[wide]", "attention_core[narrow]", "dense_up[big]", "dense_up[small]"} <= set(listed)
     assert json.dumps(found, default=report.plain)
-
-
-def test_a_stage_with_less_weight_but_a_wider_cache_is_not_missed():
-    wide, narrow = ({"kind": "gqa", "q_heads": 8, "kv_heads": heads, "head_size": 64} for heads in (8, 1))
-    content = {
-        "kind": "model", "name": "two halves", "source": "made up", "published_parameters_B": 1,
-        "hidden_size": 512, "vocab_size": 1000, "attention": {"wide": wide, "narrow": narrow},
-        "ffn": {name: {"kind": "dense", "intermediate_size": f} for name, f in (("big", 9000), ("small", 64))},
-        "layers": [
-            {"attention": "narrow", "ffn": "big", "repeat": 30},
-            {"attention": "wide", "ffn": "small", "repeat": 30},
-        ],
-    }  # fmt: skip
-    model = parse(Model, content, "two halves")
-    assert model.heaviest_counts["attention", "narrow"][30] == 30
-    assert model.widest_cache_counts["wide"][30] == 30
-    assert [model.widest_cache_counts["narrow"][n] for n in (31, 60)] == [1, 30]

@@ -14,6 +14,7 @@ from helix_sim.ops.attention import attention_core, fullest_share, keys_seen_per
 from helix_sim.ops.ends import closing_ops, opening_ops
 from helix_sim.ops.layers import KINDS
 from helix_sim.ops.memory import memory_of
+from helix_sim.ops.stages import heavy_stages
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
@@ -183,7 +184,8 @@ def test_long_prefills_do_not_lose_a_key():
 @settings(max_examples=200)
 @given(steps())
 def test_activations_in_memory_grow_as_the_new_tokens_and_the_cache_does_not(s):
-    many, one = memory_of(s, 0, GB200), memory_of(replace(s, query_tokens=1), 0, GB200)
+    stages = heavy_stages(s.model, s.layout.pp)
+    many, one = (memory_of(each, stages, [0] * len(stages), GB200) for each in (s, replace(s, query_tokens=1)))
     assert many.activations == s.query_tokens * one.activations
     assert many.kv_cache == one.kv_cache
 

@@ -34,6 +34,9 @@ STEPS = [
     pytest.param(step_of("llama-3.1-405b", **HELIX), id="Helix, HOP-B"),
     pytest.param(step_of("llama-3.1-405b", tpa=8, kvp=4, tpf=8, batch=4), id="Medha"),
     pytest.param(step_of("deepseek-r1", kvp=8, ep=8, batch=16, chunks=4), id="MoE, HOP-B"),
+    pytest.param(
+        step_of("deepseek-r1", kvp=8, ep=8, batch=16, chunks=4, timing="gb200-trtllm"), id="MoE, chunks issued"
+    ),
     pytest.param(step_of("deepseek-r1", kvp=4, dp=4, ep=16, batch=8, timing="ideal"), id="groups, ideal timing"),
     pytest.param(step_of("deepseek-r1", kvp=4, pp=3, ep=4, batch=2), id="three stages"),
     pytest.param(step_of("llama-3.1-8b", batch=1), id="one GPU"),
@@ -63,18 +66,24 @@ def assert_is_timeline_of(step: Step) -> None:
         if piece.op:
             into = exposed if piece.track == "critical path" else ran
             into[piece.op] += piece.end_s - piece.start_s
-    for name, seconds in step.seconds.items():
-        assert ran[name] == pytest.approx(float(seconds), rel=1e-9, abs=1e-15), name
+    executed = executions(step)
+    for name, time in step.times.items():
+        assert ran[name] == pytest.approx(executed[name] * float(time.seconds), rel=1e-9, abs=1e-15), name
     pair = ("attention_core", "exchange")  # a long exchange hides attention: only their sum is the model's
-    pp = int(step.layout.pp)
-    hidden = {name: pp * float(step.repeats[name] * value) for name, value in step.hidden_s.items()}
-    assert sum(exposed[name] for name in pair) == pytest.approx(
-        sum(float(step.seconds[name]) - hidden.get(name, 0) for name in pair), rel=1e-9, abs=1e-15
-    )
+    left = {
+        name: executed[name] * float(time.seconds - step.hidden_s.get(name, 0.0)) for name, time in step.times.items()
+    }
+    assert sum(exposed[name] for name in pair) == pytest.approx(sum(left[name] for name in pair), rel=1e-9, abs=1e-15)
     for name in step.ops:
         if name not in pair:
-            left = float(step.seconds[name]) - hidden.get(name, 0.0)
-            assert exposed[name] == pytest.approx(left, rel=1e-9, abs=1e-9 * ttl), name
+            assert exposed[name] == pytest.approx(left[name], rel=1e-9, abs=1e-9 * ttl), name
+
+
+def executions(step: Step) -> dict[str, int]:
+    """How often each op runs on all stages together: once a layer, the ends once, between stages and on each."""
+    pp = int(step.layout.pp)
+    often = step.model.kind_counts | {("ends", "opening"): 1, ("ends", "closing"): 1, ("ends", "handover"): pp - 1}
+    return {"host": pp} | {op: often[half.key] for half, ops in step.kinds for op in ops}
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -112,8 +121,9 @@ def test_hop_b_is_seen_chunk_by_chunk() -> None:
         if i < 3:
             assert exchange.start_s < cores[i + 1].end_s, "the exchange of a chunk runs behind the next attention"
     whole = sent[-1].end_s - cores[0].start_s
-    a, c = (float(step.times[name].seconds) / 4 for name in ("attention_core", "exchange"))
-    assert whole == pytest.approx(float(pipelined(a, c, 4)), rel=1e-9)
+    a, c = float(step.times["attention_core"].seconds) / 4, float(step.times["exchange"].body_s) / 4
+    flight = float(step.times["exchange"].latency_s)
+    assert whole == pytest.approx(float(pipelined(a, c, 4, flight=flight)), rel=1e-9)
 
 
 def test_without_hop_b_the_exchange_follows_the_attention() -> None:

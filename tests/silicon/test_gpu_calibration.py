@@ -107,7 +107,7 @@ def test_the_file_says_what_it_extends_and_only_what_was_measured(made):
     content = parse_yaml(yaml_text(made.timing).encode(), "timing.yaml")
     assert content["extends"] == "paper"
     assert set(content["kernel"]) == {"latency_us", "bandwidth_share", "math_share"}
-    assert not {"pointwise", "collective", "chunk_latency", "all_reduce_overlap"} & set(content)
+    assert not {"pointwise", "collective", "hop_b", "all_reduce_overlap"} & set(content)
 
 
 def test_the_timing_runs_a_step_with_an_interval(made):

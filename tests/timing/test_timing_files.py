@@ -34,27 +34,27 @@ def test_a_timing_has_the_values_of_the_one_it_extends_but_for_what_it_says(tmp_
     paper = load_timing("paper")
     assert (mine.kernel.latency_us.value, mine.kernel.bandwidth_share) == (7, paper.kernel.bandwidth_share)
     assert mine.kernel.latency_us.source == "assumed: a test"
-    assert (mine.collective, mine.pointwise, mine.chunk_latency) == (
+    assert (mine.collective, mine.pointwise, mine.hop_b) == (
         paper.collective,
         paper.pointwise,
-        paper.chunk_latency,
+        paper.hop_b,
     )
     assert (mine.name, mine.extends, paper.extends) == ("mine", "paper", None)
 
 
 def test_a_path_is_read_beside_the_file_that_says_it(tmp_path):
-    written(tmp_path, "base", extends="paper", chunk_latency={"value": 0.5, "source": "assumed: a test"})
+    written(tmp_path, "base", extends="paper", shared_expert_overlap={"value": 0.5, "source": "assumed: a test"})
     path = written(tmp_path, "mine", extends="base.yaml")
-    assert load_timing(path).chunk_latency.value == 0.5
+    assert load_timing(path).shared_expert_overlap.value == 0.5
     assert check_file(path) == load_timing(path)
 
 
 def test_a_change_of_the_base_is_a_change_of_what_extends_it(tmp_path):
     written(tmp_path, "base", extends="paper")
     path = written(tmp_path, "mine", extends="base.yaml")
-    assert load_timing(path).chunk_latency.value == 1
-    written(tmp_path, "base", extends="paper", chunk_latency={"value": 0.25, "source": "assumed: a test"})
-    assert load_timing(path).chunk_latency.value == 0.25
+    assert load_timing(path).shared_expert_overlap.value == 1
+    written(tmp_path, "base", extends="paper", shared_expert_overlap={"value": 0.25, "source": "assumed: a test"})
+    assert load_timing(path).shared_expert_overlap.value == 0.25
 
 
 def test_a_digest_is_of_the_values_and_not_of_how_the_file_says_them(tmp_path):
