@@ -30,7 +30,7 @@ from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
 from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time
-from helix_sim.timing.uncertainty import beyond_measured, composition_range, interval_deviations, residual_range
+from helix_sim.timing.uncertainty import Deviation, beyond_measured, interval_deviations, step_deviations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,28 +132,21 @@ class Step(Shown):
 
     @property
     def ttl_interval_s(self) -> tuple[Any, Any]:
-        """Ends of the TTL's 80 % interval [s], from the measured classes' residuals; without these, the TTL itself.
+        """Ends of the TTL's 80 % interval [s], from what a measured timing knows and does not; else the TTL itself.
 
-        All ops of a class err together, classes independently, and what they add up to errs as whole measured modules
-        do against the sum of their kernels: the deviations T·(1 - e^low) below, and T·(e^high - 1) above, add in
-        squares, T being what a class, and then all classes, add to the TTL.
+        Errors of one cause add up over the ops that share it; different causes add in squares. `deviations` has them.
         """
-        by_class = self.seconds_by_class
-        parts = [(seconds, residual_range(name, self.timing)) for name, seconds in by_class.items()]
-        parts.append((sum(by_class.values()), composition_range(self.timing)))
-        below, above = interval_deviations(parts)
+        below, above = interval_deviations(self.deviations)
         return self.ttl_s - below, self.ttl_s + above
 
     @property
-    def seconds_by_class(self) -> dict[str, Any]:
-        """Seconds that each measured class adds to the TTL, less what overlap hides."""
-        by_class: dict[str, Any] = {}
-        for name, work in self.ops.items():
-            if names := measured_classes(work, self.timing):
-                exposed = self.repeats[name] * (self.times[name].seconds - self.hidden_s.get(name, 0.0))
-                key = names[0].partition("/")[0]
-                by_class[key] = by_class.get(key, 0.0) + self.layout.pp * exposed
-        return by_class
+    def deviations(self) -> list[Deviation]:
+        """What may move the TTL, an entry for each op and cause; empty without measured kernels."""
+        exposed = (
+            (work, self.layout.pp * self.repeats[name] * (self.times[name].seconds - self.hidden_s.get(name, 0.0)))
+            for name, work in self.ops.items()
+        )
+        return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)
 
     @property
     def extrapolated(self) -> dict[str, Any]:

@@ -76,12 +76,34 @@ class KernelClass(Record):
     largest: dict[Text, Annotated[Number, Field(gt=0)]] = Field(
         {}, description="largest measured size by name of a Work's field; what is larger is extrapolated [mapping]"
     )
+    borrowed: Text | None = Field(
+        None, description="whose kernel stands in, and why; its own was measured where not said [text]"
+    )
     residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
     @property
     def values(self) -> dict[str, float]:
         """Parameters by name, without their sources."""
         return {name: quantity.value for name, quantity in self.parameters.items()}
+
+
+class Unknowns(Record):
+    """What a timing does not know of a step: halves of 80 % intervals of ln(measured / modelled), from kernels."""
+
+    beyond_per_doubling: Quantity = Field(
+        description="of an op's time, for each doubling of a size beyond the largest that its class was measured at [1]"
+    )
+    borrowed_kernel: Quantity = Field(
+        description="of a kernel's time where another format's or framework's kernel, or an assumed one, stands in [1]"
+    )
+    borrowed_collective: Quantity = Field(description="of a collective's time where another stands in for it [1]")
+    collective: Quantity = Field(
+        description="of all collectives together, which were measured alone, not in a step [1]"
+    )
+    routing_low: Quantity = Field(
+        description="of routed experts that are spread over ranks, where routing is more even than assumed, or less [1]"
+    )
+    routing_high: Quantity = Field(description="the same, upwards: the busiest rank has more to do than assumed [1]")
 
 
 class Composition(Record):
@@ -137,6 +159,9 @@ class Timing(Record):
     )
     shared_expert_overlap: Fraction = Field(
         description="share of the shared experts' launch latency that runs behind the routed experts [1]"
+    )
+    unknowns: Unknowns | None = Field(
+        None, description="what widens the interval of a measured timing beyond its kernels' residuals [mapping]"
     )
     calibration: Calibration | None = Field(
         None, description="measured kernels; the constants above stand in where a class was not measured [mapping]"
