@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from helix_sim.core.units import MICRO
+from helix_sim.core.units import FORMAT_BITS, MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
 from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.values import Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
@@ -133,6 +134,16 @@ class Calibration(Record):
     classes: dict[Text, KernelClass] = Field(
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
+
+    @property
+    def cache_formats(self) -> list[str]:
+        """Formats of a KV cache that kernels of every measured kind of attention read, narrowest first."""
+        kinds: dict[str, set[str]] = {}
+        for name in self.classes:
+            if found := re.fullmatch(r"(attention-[^-]+)-([^/]+)(/.*)?", name):
+                kinds.setdefault(found[1], set()).add(found[2])
+        shared = set.intersection(*kinds.values()) if kinds else set()
+        return sorted(shared, key=lambda name: FORMAT_BITS[name])
 
 
 class Timing(Record):
