@@ -580,6 +580,13 @@ def servings(_: str) -> str:
             ]
         parts.append(f"### Batch {reading}: by half")
         parts.append(table(("half", "rows", ">count", ">median / mean error, %", ">inside the interval, %"), rows))
+        kinds = found[f"batch {reading}: by kind of layout"].to_dict("records")
+        rows = [
+            (row["kind"], row["count"], _percents(row["median"], row["mean"]), _percents(row["covered"]))
+            for row in kinds
+        ]
+        parts.append(f"### Batch {reading}: by kind of layout (DEP: data-parallel attention)")
+        parts.append(table(("kind", ">count", ">median / mean error, %", ">inside the interval, %"), rows))
         peer = next(frame for title, frame in found.items() if title.startswith(f"batch {reading}: beside"))
         ours = found[f"batch {reading}: DeepSeek by system"].set_index("system")
         rows = [

@@ -209,3 +209,12 @@ def test_the_report_counts_every_row_once(table):
     split = report["batch effective: by half, all rows"].set_index("half")
     assert split.loc["development", "count"] + split.loc["blind", "count"] == split.loc["all", "count"] == 274
     assert report["batch effective: DeepSeek by system"].set_index("system").loc["all", "count"] == 235
+    kinds = report["batch effective: by kind of layout"].set_index("kind")
+    assert kinds.loc["TP", "count"] + kinds.loc["DEP", "count"] == kinds.loc["all", "count"] == 274
+
+
+@measured
+def test_intervals_hold_eight_of_ten_servings_of_each_kind_of_layout(table):
+    # the widths come from tables of kernels; no serving set one
+    kinds = validate.report(table)["batch effective: by kind of layout"].set_index("kind")
+    assert kinds.loc[["TP", "DEP"], "covered"].between(0.72, 0.92).all()
