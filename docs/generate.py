@@ -512,6 +512,13 @@ def claims(timing: str) -> str:
         rows.append((c.claim, f"{c.paper:g}", f"{c.ours:.3g}", f"{c.low:g} to {c.high:g}", held))
     chosen = "" if timing == "paper" else f" --timing {timing}"
     parts = [_by(f"helix-sim reproduce claims{chosen}"), table(("claim", ">paper", ">ours", ">accepted", "held"), rows)]
+    if loaded.calibration:
+        ours = reproduce.without_hop_b(searches)
+        beside = [
+            (c.claim, f"{reproduce.MEASURED[c.id]:g}", f"{ours[c.id]:.3g}") for c in report.claims if c.id in ours
+        ]
+        parts.append("Beside what TensorRT-LLM's authors measured on GB300, without HOP-B, both with an FP8 cache:")
+        parts.append(table(("claim", ">measured", ">ours"), beside))
     if report.varied:
         named = {c.id: c.id.replace("_", " ") for c in report.claims}
         notes = [f"- **{named[c.id]}**: {c.layout}; against {c.baseline_layout}. {c.note}" for c in report.claims]
@@ -573,6 +580,13 @@ def servings(_: str) -> str:
             ]
         parts.append(f"### Batch {reading}: by half")
         parts.append(table(("half", "rows", ">count", ">median / mean error, %", ">inside the interval, %"), rows))
+        kinds = found[f"batch {reading}: by kind of layout"].to_dict("records")
+        rows = [
+            (row["kind"], row["count"], _percents(row["median"], row["mean"]), _percents(row["covered"]))
+            for row in kinds
+        ]
+        parts.append(f"### Batch {reading}: by kind of layout (DEP: data-parallel attention)")
+        parts.append(table(("kind", ">count", ">median / mean error, %", ">inside the interval, %"), rows))
         peer = next(frame for title, frame in found.items() if title.startswith(f"batch {reading}: beside"))
         ours = found[f"batch {reading}: DeepSeek by system"].set_index("system")
         rows = [

@@ -30,8 +30,13 @@ from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
-from helix_sim.timing.roofline import HOST, OpTime, measured_classes, op_time, piece_time
-from helix_sim.timing.uncertainty import beyond_measured, composition_range, interval_deviations, residual_range
+from helix_sim.timing.roofline import HOST, SAME_KERNEL, OpTime, measured_classes, op_time, piece_time
+from helix_sim.timing.uncertainty import (
+    Deviation,
+    beyond_measured,
+    interval_deviations,
+    step_deviations,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,28 +167,21 @@ class Step(Shown):
 
     @property
     def ttl_interval_s(self) -> tuple[Any, Any]:
-        """Ends of the TTL's 80 % interval [s], from the measured classes' residuals; without these, the TTL itself.
+        """Ends of the TTL's 80 % interval [s], from what a measured timing knows and does not; else the TTL itself.
 
-        All ops of a class err together, classes independently, and what they add up to errs as whole measured modules
-        do against the sum of their kernels: the deviations T·(1 - e^low) below, and T·(e^high - 1) above, add in
-        squares, T being what a class, and then all classes, add to the TTL.
+        Errors of one cause add up over the ops that share it; different causes add in squares. `deviations` has them.
         """
-        by_class = self.seconds_by_class
-        parts = [(seconds, residual_range(name, self.timing)) for name, seconds in by_class.items()]
-        parts.append((sum(by_class.values()), composition_range(self.timing)))
-        below, above = interval_deviations(parts)
+        below, above = interval_deviations(self.deviations)
         return self.ttl_s - below, self.ttl_s + above
 
     @property
-    def seconds_by_class(self) -> dict[str, Any]:
-        """Seconds that each measured class adds to the TTL, less what overlap hides."""
-        by_class: dict[str, Any] = {}
-        for name, work in self.ops.items():
-            if names := measured_classes(work, self.timing):
-                exposed = self.repeats[name] * (self.times[name].seconds - self.hidden_s.get(name, 0.0))
-                key = names[0].partition("/")[0]
-                by_class[key] = by_class.get(key, 0.0) + self.layout.pp * exposed
-        return by_class
+    def deviations(self) -> list[Deviation]:
+        """What may move the TTL, an entry for each op and cause; empty without measured kernels."""
+        exposed = (
+            (work, self.layout.pp * self.repeats[name] * (self.times[name].seconds - self.hidden_s.get(name, 0.0)))
+            for name, work in self.ops.items()
+        )
+        return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)
 
     @property
     def extrapolated(self) -> dict[str, Any]:
@@ -335,11 +333,43 @@ def _time_once(work: Work, setting: Setting, known: dict[int, OpTime]) -> OpTime
     return known[id(work)]
 
 
-def default_precision(model: Model, machine: Machine) -> Precision:
-    """The checkpoint's number formats, the first of the model's; without any, the narrowest that the machine has."""
-    if not model.formats:
-        return narrowest_precision(machine)
-    return Precision.model_validate(stored_formats(model, machine, next(iter(model.formats.values())), {}))
+def default_precision(model: Model, machine: Machine, timing: Timing | None = None) -> Precision:
+    """The checkpoint's number formats, the first of the model's; without any, the narrowest that the machine has.
+
+    On a measured timing the KV cache is in a format that has kernels: see `cache_with_kernels`.
+    """
+    if model.formats:
+        formats = stored_formats(model, machine, next(iter(model.formats.values())), {})
+    else:
+        formats = narrowest_precision(machine).model_dump(exclude_none=True)
+    return Precision.model_validate(cache_with_kernels(model, machine, timing, formats))
+
+
+def cache_with_kernels(
+    model: Model, machine: Machine, timing: Timing | None, formats: Mapping[str, str]
+) -> dict[str, str]:
+    """The formats, their KV cache in the next wider format that measured attention kernels read; as they are elsewhere.
+
+    No public kernel reads an FP4 cache: on a measured timing it is FP8 unless asked for, and attention multiplies as
+    with such a cache.
+    """
+    known = timing.calibration.cache_formats if timing and timing.calibration else []
+    if not known or formats["kv"] in known:
+        return dict(formats)
+    wider = [name for name in known if FORMAT_BITS[name] >= FORMAT_BITS[formats["kv"]]]
+    kv = wider[0] if wider else known[-1]
+    return {**formats, "kv": kv, "attention_math": _attention_math(model, machine, kv)}
+
+
+def cache_remark(timing: Timing, precision: Precision) -> str | None:
+    """A sentence for the user where no kernel of a measured timing reads the cache; None where one does."""
+    known = timing.calibration.cache_formats if timing.calibration else []
+    if not known or precision.kv in known:
+        return None
+    others = [name for name in SAME_KERNEL.get(precision.kv, ()) if name in known]
+    how = f"it rests on {others[0]}'s kernels, with {precision.kv}'s bytes" if others else "its constants are assumed"
+    measured = " and ".join(known)
+    return f"{timing.name} has no attention kernel for a cache in {precision.kv}: {how}; measured are {measured}"
 
 
 def stored_formats(model: Model, machine: Machine, stored: StoredFormats, given: Mapping[str, str]) -> dict[str, str]:
@@ -354,10 +384,15 @@ def stored_formats(model: Model, machine: Machine, stored: StoredFormats, given:
         for name, text in stored.said.items()
     }
     formats = {**computed, **given}
-    narrow_cache = FORMAT_BITS.get(formats["kv"], 16) <= 8.5
+    return {"attention_math": _attention_math(model, machine, formats["kv"]), **formats}
+
+
+def _attention_math(model: Model, machine: Machine, kv: str) -> str:
+    """The attention core's arithmetic: FP8 where the cache is narrow, attention latent, and kernels multiply so."""
+    narrow_cache = FORMAT_BITS.get(kv, 16) <= 8.5
     latent = any(isinstance(a, MlaAttention) for a in model.attention.values())
     in_fp8 = "fp8" in machine.math_formats and (machine.fp8_attention is None or machine.fp8_attention.value)
-    return {"attention_math": "fp8" if narrow_cache and latent and in_fp8 else "bf16", **formats}
+    return "fp8" if narrow_cache and latent and in_fp8 else "bf16"
 
 
 class LayoutError(SpecError):
@@ -378,7 +413,7 @@ def setting_of(
     """
     model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
-    precision = precision or default_precision(model, machine)
+    precision = precision or default_precision(model, machine, timing)
     return Setting(model=model, machine=machine, timing=timing, precision=precision)
 
 

@@ -32,7 +32,7 @@ from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import run_plan
-from helix_sim.specs.load import load_machine, load_model, shipped_families
+from helix_sim.specs.load import load_machine, load_model, load_timing, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
 from helix_sim.stacks.rules import StackRule, names_of, stack_flags, start_flags, stored_formats
@@ -140,7 +140,8 @@ def search_plan(request: Request) -> Plan:
     _check(request, first, last, machine.gpus.value)
     known = shipped_families()
     model = load_model(request.model)
-    precision = stored_formats(request.precision or default_precision(model, machine), request.stacks, machine, model)
+    formats = request.precision or default_precision(model, machine, load_timing(request.timing))
+    precision = stored_formats(formats, request.stacks, machine, model)
     sweep = Sweep.model_validate(
         {
             "kind": "sweep",

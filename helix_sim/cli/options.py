@@ -146,10 +146,12 @@ class FormatOptions(TimingOptions):
 
     def precision(self, model: str, machine: str) -> Precision:
         """The number formats of a model on a machine, both by name or file: as said, or else the checkpoint's."""
-        from helix_sim.search.layout_source import precision_of
+        from helix_sim.search.layout_source import precision_of, timing_of
         from helix_sim.specs.load import load_machine, load_model
 
-        return precision_of(load_model(model), load_machine(machine), self.format_names(), named=self.formats)
+        timing = timing_of(name) if (name := self.timing or self.clock) else None
+        formats = self.format_names()
+        return precision_of(load_model(model), load_machine(machine), formats, named=self.formats, timing=timing)
 
 
 # --- A layout --------------------------------------------------------------------------------------------------------

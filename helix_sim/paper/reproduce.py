@@ -15,8 +15,10 @@ from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_sweep
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
+from helix_sim.step import cache_with_kernels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,11 +125,17 @@ class Searches:
 
 
 def search(timing: Timing, change: Callable[[Plan], Plan] = lambda planned: planned) -> Searches:
-    """The paper's two searches under a timing; `change` alters each plan, to vary an assumption."""
+    """The paper's two searches under a timing; `change` alters each plan, to vary an assumption.
+
+    On a measured timing the KV cache is in a format that has kernels, FP8 in place of the paper's FP4.
+    """
 
     def run(sweep: Sweep) -> SweepResult:
         planned = plan(sweep)
-        return run_plan(change(replace(planned, setting=replace(planned.setting, timing=timing))))
+        given = planned.setting.precision.model_dump(exclude_none=True)
+        formats = cache_with_kernels(planned.model, planned.machine, timing, given)
+        precision = Precision.model_validate(formats)
+        return run_plan(change(replace(planned, setting=replace(planned.setting, timing=timing, precision=precision))))
 
     machine = {"machine": machine_of(timing.calibration.system).name} if timing.calibration else {}
     sweeps = {key: load_sweep(name).model_copy(update=machine) for key, name in PAPER_SWEEPS.items()}

@@ -31,7 +31,7 @@ from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
-from helix_sim.step import Step, checked_step, stored_formats
+from helix_sim.step import Step, cache_remark, cache_with_kernels, checked_step, stored_formats
 
 FORMATS = tuple(Precision.model_fields)
 """Tensors and arithmetics that have a number format, by the name of their option without dashes."""
@@ -142,6 +142,7 @@ def _picked(source: _Source, options: Options) -> Picked:
         source.formats,
         f"{source.shown}: precision.",
         named=options.named_formats,
+        timing=source.timing,
     )
     setting = Setting(model=source.model, machine=source.machine, timing=source.timing, precision=precision)
     query_tokens = options.query_tokens or source.query_tokens
@@ -149,7 +150,7 @@ def _picked(source: _Source, options: Options) -> Picked:
     longest = context if options.context else source.longest_context
     overlap = hop_b_doubt(source.timing) if step.layout.chunks > 1 else None
     on_chunks = f"HOP-B in {step.layout.chunks} chunks was asked for: {overlap}" if overlap else None
-    remarks = (*source.remarks, *(text for text in (doubt, on_chunks) if text))
+    remarks = (*source.remarks, *(text for text in (doubt, on_chunks, cache_remark(source.timing, precision)) if text))
     return Picked(step=step, inputs=source.inputs, longest_context=longest, remarks=remarks)
 
 
@@ -221,8 +222,11 @@ def precision_of(
     written: Mapping[str, str] | None = None,
     written_at: str = "precision.",
     named: str | None = None,
+    timing: Timing | None = None,
 ) -> Precision:
     """Number formats: those given as options, then those of `named`, those that a file says, or else the checkpoint's.
+
+    timing: a measured one whose kernels the default KV cache must have; one that is asked for stays.
 
     named: what --formats says (see `Options`). SpecError where a format is none, or the machine has no such arithmetic.
     written_at: what stands before the name of a format of the file in a sentence.
@@ -232,6 +236,8 @@ def precision_of(
         options, named = read_formats(Path(named)) | options, None
     if named is not None or not written:
         formats = _named_formats(model, machine, named, options)
+        if named is None and "kv" not in options:
+            formats = {**cache_with_kernels(model, machine, timing, formats), **options}
     else:
         formats = {**written, **options}
 

@@ -29,7 +29,7 @@ from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Composition, Timing
 from helix_sim.timing.kernel_shapes import gpu_of
 from helix_sim.timing.roofline import measured_classes
-from helix_sim.timing.uncertainty import interval_deviations, residual_range
+from helix_sim.timing.uncertainty import Deviation, interval_deviations, residual_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,11 @@ def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) ->
     for name in MODULE:
         key = measured_classes(ops[name], timing)[0].partition("/")[0]
         by_class[key] = by_class.get(key, 0.0) + _alone_s(ops[name], timing) * np.ones(len(rows))
-    below, above = interval_deviations([(s, residual_range(name, timing)) for name, s in by_class.items()])
+    ranges = {name: residual_range(name, timing) for name in by_class}
+    below, above = interval_deviations(
+        Deviation(cause=name, seconds=seconds, low=ranges[name][0], high=ranges[name][1])
+        for name, seconds in by_class.items()
+    )
     return sum(by_class.values()), below, above
 
 

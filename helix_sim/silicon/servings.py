@@ -177,7 +177,7 @@ def judge(table: pd.DataFrame, timing: Timing | None = None) -> Judged:
     steps = [_step(row, timing) for row in cast(Any, kept.itertuples())]
     ends = [tuple(float(end) for end in step.ttl_interval_s) for step in steps]
     rows = kept.assign(
-        kind=[kind_of(step.layout) for step in steps],
+        kind=[validate.kind_of(step.layout) for step in steps],
         effective_batch=[float(step.layout.batch) for step in steps],
         predicted_s=[float(step.ttl_s) for step in steps],
         low_s=[low for low, _ in ends],
@@ -302,15 +302,6 @@ def _timing(row: Any) -> Timing:
 
 
 # --- Reporting -------------------------------------------------------------------------------------------------------
-
-
-def kind_of(x: Layout) -> str:
-    """Which kind of layout: KVP where the cache is sharded, DEP where attention is data-parallel, else TP.
-
-    >>> kind_of(Layout(kvp=8, tpf=8)), kind_of(Layout(dp=8, ep=8)), kind_of(Layout(tpa=8, tpf=8))
-    ('KVP', 'DEP', 'TP')
-    """
-    return "KVP" if x.kvp > 1 else "DEP" if x.dp > 1 else "TP"
 
 
 GROUPS = (["kind"], ["system"], ["system", "framework"], ["precision"])

@@ -131,6 +131,15 @@ def layout_of(row: Any, batch: float) -> Layout:
     return Layout(batch=batch, tpa=row.tp, dp=row.dp, tpf=tpf, ep=ep)
 
 
+def kind_of(x: Layout) -> str:
+    """Which kind of layout: KVP where the cache is sharded, DEP where attention is data-parallel, else TP.
+
+    >>> kind_of(Layout(kvp=8, tpf=8)), kind_of(Layout(dp=8, ep=8)), kind_of(Layout(tpa=8, tpf=8))
+    ('KVP', 'DEP', 'TP')
+    """
+    return "KVP" if x.kvp > 1 else "DEP" if x.dp > 1 else "TP"
+
+
 def predict(row: Any, batch: float, timing: Timing | None = None) -> Step:
     """The decode step of a serving; a fractional batch is a mean, and no step runs with less than one request."""
     timing = timing or load_timing(f"{row.system}-{row.framework}")
@@ -151,9 +160,9 @@ def end_to_end(*, peer: bool = False) -> pd.DataFrame:
 
     Kernels are those of the software that served, where the package has tables nearer to its time than today's.
 
-    Columns of silicon.disaggregated_decode, and: as_given_s, as_given_low_s, as_given_high_s, effective_s, …,
-    current_s (effective batch, on the shipped timing of today's software), light_s (the `ideal` timing at the stated
-    batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
+    Columns of silicon.disaggregated_decode, and: kind (of layout), as_given_s, as_given_low_s, as_given_high_s,
+    effective_s, …, current_s (effective batch, on the shipped timing of today's software), light_s (the `ideal` timing
+    at the stated batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
     """
     rows = silicon.disaggregated_decode()
     ideal = load_timing("ideal")
@@ -178,6 +187,7 @@ def end_to_end(*, peer: bool = False) -> pd.DataFrame:
         overhead_s=[_overhead_s(row) for row in table.itertuples()],
         beyond_light=table["tpot_s"] < table["light_s"],
         odd_label=odd & (table["moe_ep"] == 1),
+        kind=[kind_of(layout_of(row, 1)) for row in table.itertuples()],
     )
 
 
@@ -307,6 +317,7 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         found[f"{title}: by half, all rows"] = _with_total(table, SPLIT, reading)
         found[f"{title}: by half, without doubtful rows"] = _with_total(table[~doubtful], SPLIT, reading)
         found[f"{title}: DeepSeek by system"] = _with_total(_deepseek(table), ["system"], reading)
+        found[f"{title}: by kind of layout"] = _with_total(table, ["kind"], reading)
         if f"{reading}_peer_s" in table:
             found[f"{title}: beside aiconfigurator {silicon.VERSION}, DeepSeek"] = beside_peer(table, reading)
         found[f"{title}: by half, system, model and framework"] = scores(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from helix_sim.core.units import MICRO
+from helix_sim.core.units import FORMAT_BITS, MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
 from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.values import Flag, Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
@@ -76,12 +77,34 @@ class KernelClass(Record):
     largest: dict[Text, Annotated[Number, Field(gt=0)]] = Field(
         {}, description="largest measured size by name of a Work's field; what is larger is extrapolated [mapping]"
     )
+    borrowed: Text | None = Field(
+        None, description="whose kernel stands in, and why; its own was measured where not said [text]"
+    )
     residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
     @property
     def values(self) -> dict[str, float]:
         """Parameters by name, without their sources."""
         return {name: quantity.value for name, quantity in self.parameters.items()}
+
+
+class Unknowns(Record):
+    """What a timing does not know of a step: halves of 80 % intervals of ln(measured / modelled), from kernels."""
+
+    beyond_per_doubling: Quantity = Field(
+        description="of an op's time, for each doubling of a size beyond the largest that its class was measured at [1]"
+    )
+    borrowed_kernel: Quantity = Field(
+        description="of a kernel's time where another format's or framework's kernel, or an assumed one, stands in [1]"
+    )
+    borrowed_collective: Quantity = Field(description="of a collective's time where another stands in for it [1]")
+    collective: Quantity = Field(
+        description="of all collectives together, which were measured alone, not in a step [1]"
+    )
+    routing_low: Quantity = Field(
+        description="of routed experts that are spread over ranks, where routing is more even than assumed, or less [1]"
+    )
+    routing_high: Quantity = Field(description="the same, upwards: the busiest rank has more to do than assumed [1]")
 
 
 class Composition(Record):
@@ -111,6 +134,16 @@ class Calibration(Record):
     classes: dict[Text, KernelClass] = Field(
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
+
+    @property
+    def cache_formats(self) -> list[str]:
+        """Formats of a KV cache that kernels of every measured kind of attention read, narrowest first."""
+        kinds: dict[str, set[str]] = {}
+        for name in self.classes:
+            if found := re.fullmatch(r"(attention-[^-]+)-([^/]+)(/.*)?", name):
+                kinds.setdefault(found[1], set()).add(found[2])
+        shared = set.intersection(*kinds.values()) if kinds else set()
+        return sorted(shared, key=lambda name: FORMAT_BITS[name])
 
 
 class HopB(Record):
@@ -168,6 +201,9 @@ class Timing(Record):
     hop_b: HopB = Field(description="what pieces of a batch cost, whose exchanges run behind attention [mapping]")
     shared_expert_overlap: Fraction = Field(
         description="share of the shared experts' launch latency that runs behind the routed experts [1]"
+    )
+    unknowns: Unknowns | None = Field(
+        None, description="what widens the interval of a measured timing beyond its kernels' residuals [mapping]"
     )
     calibration: Calibration | None = Field(
         None, description="measured kernels; the constants above stand in where a class was not measured [mapping]"

@@ -1,7 +1,24 @@
-"""What a timing knows of its own errors: residuals of measured kernels, how they add up, and what lies beyond them."""
+"""What a timing knows of its own errors, and what it does not: how far a step's time may be off, by cause.
+
+Errors of one cause are one error: they add up over the ops that share it (all ops of a class err together, since one
+fit serves them). Different causes know nothing of each other: their deviations add in squares. The causes:
+
+| cause | shared by | how wide, as ln(measured / modelled) |
+| --- | --- | --- |
+| kernels of a class | its ops | centiles of the residuals of cells kept out of its fit |
+| beyond | the ops of a class | a width for each doubling beyond the largest size measured |
+| borrowed | the ops of a class | a width where another format's or framework's kernel, or an assumed one, stands in |
+| summing | all kernels | whole measured modules over the sum of their kernels |
+| collectives | all collectives | a width: they were measured alone, not in a step |
+| routing | routed experts on several ranks | measured between even and skewed loads |
+
+The widths are a timing's `unknowns`, each from tables of kernels; no serving sets one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,15 +26,90 @@ import numpy as np
 from helix_sim.core.work import Work
 from helix_sim.specs.timing import KernelClass, Timing
 from helix_sim.timing.kernel_shapes import one_piece
+from helix_sim.timing.roofline import HOST, measured_classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """How far one cause may move a part of a step: `seconds` of it, times e^low to e^high in 80 of 100 cases."""
+
+    cause: str
+    seconds: Any
+    low: Any
+    high: Any
+
+
+def step_deviations(ops: Iterable[tuple[Work, Any]], timing: Timing, *, ranks_of_experts: Any = 1) -> list[Deviation]:
+    """What may move a step whose ops, with the seconds that each adds, are these; nothing without measured kernels.
+
+    ranks_of_experts: over how many ranks the routed experts are spread, for one layout or a column of them.
+    """
+    if timing.calibration is None:
+        return []
+    found: list[Deviation] = []
+    for work, seconds in ops:
+        if work.op_class != HOST:
+            found += _op_deviations(work, seconds, timing, ranks_of_experts)
+    return found
+
+
+def _op_deviations(work: Work, seconds: Any, timing: Timing, ranks_of_experts: Any) -> list[Deviation]:
+    calibration, unknowns = timing.calibration, timing.unknowns
+    assert calibration is not None
+    names = measured_classes(work, timing)
+    if not names and unknowns is None:
+        return []
+    served = names[0].partition("/")[0] if names else work.op_class
+    found = []
+
+    def add(cause: str, low: Any, high: Any) -> None:
+        found.append(Deviation(cause=cause, seconds=seconds, low=low, high=high))
+
+    if names:
+        add(f"kernels of {served}", *residual_range(served, timing))
+    if unknowns:
+        if stands_in(work, names, calibration.classes):
+            width = (unknowns.borrowed_collective if work.collective else unknowns.borrowed_kernel).value
+            add(f"borrowed {served}", -width, width)
+        beyond = doublings_beyond(work, [calibration.classes[name] for name in names])
+        width = unknowns.beyond_per_doubling.value * beyond
+        add(f"beyond {served}", -width, width)
+    if work.collective is None:
+        add("summing", *composition_range(timing))
+    elif unknowns:
+        add("collectives", -unknowns.collective.value, unknowns.collective.value)
+    if unknowns and served.startswith("grouped"):
+        spread = np.asarray(ranks_of_experts) > 1
+        add("routing", -unknowns.routing_low.value * spread, unknowns.routing_high.value * spread)
+    return found
+
+
+def stands_in(work: Work, names: list[str], classes: Mapping[str, KernelClass]) -> bool:
+    """Whether an op is timed by a kernel that is not its own: assumed, another format's, or a borrowed class's."""
+    if not names:
+        return True
+    kind = names[0].partition("/")[0]
+    of_another = kind not in (work.op_class, f"{work.op_class}-{work.weights}")
+    return of_another or all(classes[name].borrowed is not None for name in names)
+
+
+def doublings_beyond(work: Work, measured: list[KernelClass]) -> Any:
+    """How often the sizes that an op's class was measured at have to be doubled to reach the op; 0 inside.
+
+    Several sizes beyond the largest add in squares; of several kernels, the one that was measured nearest counts.
+    """
+    one, nearest = one_piece(work), np.inf
+    for each in measured:
+        squares: Any = 0.0
+        for name, largest in each.largest.items():
+            squares = squares + np.log2(np.maximum(size_of(one, name) / largest, 1.0)) ** 2
+        nearest = np.minimum(nearest, np.sqrt(squares))
+    return nearest if measured else 0.0
 
 
 def beyond_measured(work: Work, measured: KernelClass) -> Any:
     """Whether an op is larger than anything its class was measured at, for one layout or a column of them."""
-    one = one_piece(work)
-    beyond: Any = np.asarray(False)
-    for name, largest in measured.largest.items():
-        beyond = beyond | np.asarray(size_of(one, name) > largest)
-    return beyond
+    return doublings_beyond(work, [measured]) > 0
 
 
 def size_of(work: Work, name: str) -> Any:
@@ -43,13 +135,19 @@ def composition_range(timing: Timing) -> tuple[float, float]:
     return (float(np.log1p(found.low)), float(np.log1p(found.high))) if found else (0.0, 0.0)
 
 
-def interval_deviations(parts: list[tuple[Any, tuple[float, float]]]) -> tuple[Any, Any]:
-    """Seconds below and above a sum of independent parts (seconds, (low, high) of ln): T·(1 - e^low), in squares.
+def interval_deviations(parts: Iterable[Deviation]) -> tuple[Any, Any]:
+    """Seconds below and above a sum: T·(1 - e^low) and T·(e^high - 1), added within a cause, in squares across causes.
 
-    >>> below, above = interval_deviations([(3.0, (-0.1, 0.0)), (4.0, (-0.1, 0.2))])
+    >>> half = [Deviation(cause="a", seconds=1.5, low=-0.1, high=0.0)] * 2
+    >>> below, above = interval_deviations([*half, Deviation(cause="b", seconds=4.0, low=-0.1, high=0.2)])
     >>> round(float(below), 4), round(float(above), 4)
     (0.4758, 0.8856)
     """
-    below = sum((seconds * -np.expm1(min(low, 0.0))) ** 2 for seconds, (low, _) in parts)
-    above = sum((seconds * np.expm1(max(high, 0.0))) ** 2 for seconds, (_, high) in parts)
-    return np.sqrt(below), np.sqrt(above)
+    below: dict[str, Any] = {}
+    above: dict[str, Any] = {}
+    for part in parts:
+        down = part.seconds * -np.expm1(np.minimum(part.low, 0.0))
+        up = part.seconds * np.expm1(np.maximum(part.high, 0.0))
+        below[part.cause] = below.get(part.cause, 0.0) + down
+        above[part.cause] = above.get(part.cause, 0.0) + up
+    return np.sqrt(sum(each**2 for each in below.values())), np.sqrt(sum(each**2 for each in above.values()))
