@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -443,3 +444,41 @@ def test_an_expression_that_could_run_away_matches_nothing() -> None:
         "ignore": ["re:(a+)+$", "re:.*.*.*.*.*.*x", "re:(", "lm_head"],
     }
     assert weights(LLAMA_70B, scheme)["attention"] == "nvfp4"
+
+
+# --- Real configs ----------------------------------------------------------------------------------------------------
+
+OTHER_ATTENTION = re.compile(
+    "linear attention|Mamba|sparse attention|compressed attention|a window|inside chunks|hyper-connections|one by one"
+    "|keys that are values|residuals that attend|gate on each head|num_hidden_layers|v_head_dim"
+)
+
+
+def test_every_plain_config_of_the_public_package_is_read_and_the_others_are_refused_by_their_kind() -> None:
+    package = pytest.importorskip("aiconfigurator_core", reason="the configs are the package's")
+    folder = Path(package.__file__).parent / "model_configs"
+    paths = [path for path in sorted(folder.glob("*_config.json")) if "hf_quant" not in path.name]
+    read_ones = []
+    for path in paths:
+        try:
+            found = import_file(path)
+        except SpecError as error:
+            assert OTHER_ATTENTION.search(error.problems[0]), error.problems[0]
+        else:
+            assert found.precision, path.name
+            read_ones.append(path.name.removesuffix("_config.json").split("--")[1])
+    assert len(paths) == 89
+    plain = (
+        "MiniMax-M2",
+        "Qwen3-",
+        "DeepSeek-R1",
+        "DeepSeek-V3_",
+        "DeepSeek-V3.1",
+        "Meta-Llama",
+        "Mixtral",
+        "Kimi-K2",
+        "MiMo-7B",
+    )
+    expected = [name for path in paths if (name := path.name.split("--")[1]).startswith(plain)]
+    assert set(name.removesuffix("_config.json") for name in expected) <= set(read_ones)
+    assert len(read_ones) >= 37
