@@ -18,9 +18,9 @@ Start here:
     frontier(columns)                                    the Pareto frontier of any table of points
     parse_size("1M")                                     1000000
 
-Every verb of the command line is one call: explain, recommend, compare, export, trace, sensitivity, what_if, run_sweep,
-write_sweep, write_report, regress and update_baselines, reproduce, calibrate_silicon, calibrate_gpu, validate_kernels,
-validate_servings, validate_measurements, import_hf, models, machines, check and json_schema (schema).
+Every verb of the command line is one call: explain, capacity, recommend, compare, export, trace, sensitivity, what_if,
+run_sweep, write_sweep, write_report, regress and update_baselines, reproduce, calibrate_silicon, calibrate_gpu,
+validate_kernels, validate_servings, validate_measurements, import_hf, models, machines, check and json_schema (schema).
 
 Units are bytes, FLOP and seconds, per GPU; GB is 1e9. A layout that cannot run raises LayoutError with a sentence for
 each reason; a bad file raises SpecError with all of its problems.
@@ -32,6 +32,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from helix_sim.answers.capacity import Capacity, capacity
     from helix_sim.answers.compare import compare
     from helix_sim.answers.explain import Explanation, explain
     from helix_sim.answers.recommend import Request, parse_mix, recommend
@@ -74,6 +75,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "answers.capacity": (
+        "Capacity",
+        "capacity",
+    ),
     "answers.compare": ("compare",),
     "answers.explain": (
         "Explanation",
@@ -172,6 +177,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "KNOBS",
+    "Capacity",
     "Comparison",
     "Exit",
     "Explanation",
@@ -192,6 +198,7 @@ __all__ = [
     "Timing",
     "calibrate_gpu",
     "calibrate_silicon",
+    "capacity",
     "check",
     "check_file",
     "compare",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
+from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step, op_rows
@@ -32,12 +33,18 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "layout": step.layout.columns(),
         "gpus": step.layout.gpus,
         "users": step.layout.users,
+        "kv_tokens": kv_tokens(step),
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
         "usd_per_million_tokens": known(step.usd_per_million_tokens),
         "joules_per_token": known(step.joules_per_token),
     }
+
+
+def kv_tokens(step: Step) -> int:
+    """Cached tokens that all attention groups of a layout have memory for, with requests of the step's context."""
+    return int(kv_tokens_that_fit(step.memory, step.layout, step.context)) * int(step.layout.dp)
 
 
 def known(value: float) -> float | None:

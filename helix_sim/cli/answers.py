@@ -53,14 +53,24 @@ def import_hf(
     full_attention: Annotated[
         bool, typer.Option("--full-attention", help="read windowed and chunked layers as full attention: a bound")
     ] = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="read a field with another value: sliding_window=null; repeat")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """A model spec from a Hugging Face config; what cannot be modelled is refused by the name of its field."""
     from helix_sim.core.files import write_text
-    from helix_sim.specs.import_hf import import_file
+    from helix_sim.specs.import_hf import import_file, parse_changes
 
     published_B = number(published_parameters, "--published-parameters") if published_parameters else None
-    found = import_file(config, name=name, source=source, published_B=published_B, full_attention=full_attention)
+    found = import_file(
+        config,
+        name=name,
+        source=source,
+        published_B=published_B,
+        full_attention=full_attention,
+        changes=parse_changes(change or ()),
+    )
     for text in (found.counts, *found.remarks):
         remark(text)
     if out:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from helix_sim.answers.capacity import Capacity
     from helix_sim.search.layout_source import Picked
     from helix_sim.step import Step
 
-from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, show, styled
+from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, remark, show, styled
 from helix_sim.cli.options import LayoutOptions, spread
 
 
@@ -27,11 +31,60 @@ def explain(layout: LayoutOptions, as_json: JsonOption = False) -> None:
         _print_step(console(), found.picked)
 
 
+@app.command()
+@spread
+def capacity(
+    layout: LayoutOptions,
+    mix: Annotated[
+        str | None,
+        typer.Option(help="the requests' contexts with shares: 32K:0.7,1M:0.3; --context unless said"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How many tokens of cache and how many users a layout has memory for, and which change would buy more."""
+    from helix_sim.answers.capacity import capacity
+    from helix_sim.answers.recommend import parse_mix
+
+    found = capacity(layout.source, layout.machine, layout.options(), parse_mix(mix) if mix is not None else None)
+    for text in found.remarks:
+        remark(text)
+    if as_json:
+        print_json(found.record())
+    else:
+        _print_capacity(console(), found)
+
+
+def _print_capacity(out: Console, found: Capacity) -> None:
+    step, memory = found.step, found.memory
+    names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
+    out.print(styled(*names, f", timing {step.timing.name}; {step.precision}"))
+    x = replace(step.layout, batch=1)
+    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention groups")
+    out.print()
+    table = new_table("memory of the fullest GPU", ">GB")
+    rows = {"capacity": memory.capacity, "reserve": memory.reserve, "weights": memory.weights,
+            "activations": memory.activations, "left for the KV cache": memory.kv_room_bytes}  # fmt: skip
+    for name, size in rows.items():
+        table.add_row(name, f"{float(size) / 1e9:.2f}")
+    show(out, table)
+    each = " of each attention group" if int(step.layout.dp) > 1 else ""
+    out.print(styled("GPU KV cache size: ", (f"{found.kv_tokens_per_group:,}", "bold"), f" tokens{each}"))
+    out.print(f"Maximum concurrency for {found.mix.mean:,.0f} tokens per request: {found.concurrency:.2f}x{each}")
+    out.print(styled("users of ", str(found.mix), " at once: ", (f"{found.users:,}", "bold")))
+    if found.more:
+        more = new_table("what would buy more", "change", ">KV tokens", ">factor")
+        for change in found.more:
+            now = max(found.kv_tokens, 1)
+            more.add_row(change.kind, change.change, f"{change.kv_tokens:,}", f"{change.kv_tokens / now:.2f}")
+        show(out, more)
+
+
 WIDE = 118
 """Columns of a terminal on which the bytes of an op are shown tensor by tensor."""
 
 
 def _print_step(out: Console, picked: Picked) -> None:
+    from helix_sim.answers.explain import kv_tokens
     from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
 
@@ -73,6 +126,7 @@ def _print_step(out: Console, picked: Picked) -> None:
     memory.add_row("reserve", f"{float(step.memory.reserve) / 1e9:.2f}")
     memory.add_row("capacity", f"{step.memory.capacity / 1e9:.2f}")
     show(out, memory)
+    out.print(f"KV cache: {kv_tokens(step):,} tokens fit, {kv_tokens(step) // int(step.context):,} such requests")
     ttl_ms, per_user, per_gpu = float(step.ttl_s) * 1e3, float(step.tokens_per_s_user), float(step.tokens_per_s_gpu)
     out.print(
         styled(

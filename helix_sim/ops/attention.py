@@ -127,7 +127,7 @@ def latent_norm(s: StepInput, a: MlaAttention) -> Work:
 def query_up_projection(s: StepInput, a: MlaAttention) -> Work:
     """MLA: q_lora x Q/TPA·(nope + rope)."""
     outer = q_heads_per_rank(s, a) * (a.nope_width + a.rope_width)
-    return matmul(s, rows=s.tokens, inner=a.q_lora_rank, outer=outer, **PROJECTION)
+    return matmul(s, rows=s.tokens, inner=a.q_lora_rank or s.model.hidden_size, outer=outer, **PROJECTION)
 
 
 def key_absorption(s: StepInput, a: MlaAttention) -> Work:

@@ -44,7 +44,7 @@ COLUMNS = {
     "workers": "decode workers, each of the layout; 1 unless given [workers]",
     "ttft_s": "time to the first token; with concurrency, requests that still wait for it are not decoded [s]",
     "model": "shipped model or path of a YAML file; deepseek-r1 unless given [name]",
-    "precision": "fp8 or fp4: a published checkpoint's formats; the machine's narrowest unless given [format]",
+    "precision": "fp8 or fp4: a published checkpoint's formats; the model's first formats unless given [format]",
     **dict.fromkeys(Precision.model_fields, "number format in place of the checkpoint's [format]"),
     "tpa": "tensor-parallel width of attention; 1 unless given [GPUs]",
     "kvp": "KV-parallel width; 1 unless given [GPUs]",
@@ -270,7 +270,7 @@ def _step(row: Any, timing: Timing | None) -> Step:
 
 
 def _precision(row: Any, timing: Timing) -> Precision:
-    """The formats of a published checkpoint, or the narrowest, and in their place those that the row says."""
+    """The formats of a published checkpoint, or the model's first, and in their place those that the row says."""
     given = {name: value for name in Precision.model_fields if isinstance(value := getattr(row, name), str)}
     if row.precision in ("fp8", "fp4") and row.model in HUB:
         published = SimpleNamespace(

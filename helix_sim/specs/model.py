@@ -63,7 +63,9 @@ class MlaAttention(Record):
 
     kind: Literal["mla"] = Field(description="type of the attention: mla [name]")
     q_heads: Count = Field(description="query heads, Q in the paper [count]")
-    q_lora_rank: Count = Field(description="width of the query's latent [values]")
+    q_lora_rank: NaturalCount = Field(
+        description="width of the query's latent; 0 where queries come from the residual stream [values]"
+    )
     kv_lora_rank: Count = Field(description="width of the latent that is cached for keys and values [values]")
     rope_width: Count = Field(description="width of the rotary key that is cached beside the latent [values]")
     nope_width: Count = Field(description="width of a head's query and key without position [values]")
@@ -92,7 +94,7 @@ class MlaAttention(Record):
     def parameters(self, hidden_size: int) -> int:
         """Weights of the attention block of one layer, with the norms of its two latents."""
         down = hidden_size * (self.q_lora_rank + self.cache_width)
-        q_up = self.q_lora_rank * self.q_heads * (self.nope_width + self.rope_width)
+        q_up = (self.q_lora_rank or hidden_size) * self.q_heads * (self.nope_width + self.rope_width)
         kv_up = self.kv_lora_rank * self.q_heads * (self.nope_width + self.output_width)
         return (
             down + q_up + kv_up + self.q_heads * self.output_width * hidden_size + self.q_lora_rank + self.kv_lora_rank

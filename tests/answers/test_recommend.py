@@ -22,11 +22,26 @@ from helix_sim.output.export import export
 from helix_sim.search.layout_source import Options, pick
 from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import data_folder
+from helix_sim.specs.precision import Precision
 from helix_sim.step import LayoutError, decode_step
 
-SMALL = Request(model="llama-3.1-8b", machine="h100-hgx", mix=parse_mix("64K"), ttl_s=10e-3, gpus=(1, 8), stack="none")
+SMALL = Request(
+    model="llama-3.1-8b",
+    machine="h100-hgx",
+    mix=parse_mix("64K"),
+    ttl_s=10e-3,
+    gpus=(1, 8),
+    stack="none",
+    precision=Precision(weights="fp8", kv="fp8", math="fp8"),
+)
 LARGE = Request(
-    model="deepseek-r1", machine="gb200-nvl72", mix=parse_mix("1M"), ttl_s=20e-3, gpus=(1, 16), stack="none"
+    model="deepseek-r1",
+    machine="gb200-nvl72",
+    mix=parse_mix("1M"),
+    ttl_s=20e-3,
+    gpus=(1, 16),
+    stack="none",
+    precision=Precision(weights="fp4", kv="fp4", math="fp4"),
 )
 
 

@@ -29,6 +29,7 @@ from helix_sim.feasibility import shape_reasons
 from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_timing, shipped
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import KNOBS as SETTING_KNOBS
 from helix_sim.step import Step, decode_step, evaluate_step, setting_of
 
@@ -38,8 +39,14 @@ RATES = [name for name, knob in SETTING_KNOBS.items() if knob.unit != "µs" and 
 
 def step_of(model: str, timing: str = "paper", context: int = 10**6, **widths: int) -> Step:
     widths.setdefault("tpf", widths.get("dp", 1) * widths.get("tpa", 1) * widths.get("kvp", 1) // widths.get("ep", 1))
-    machine = load_machine("gb200-nvl72")
-    return decode_step(load_model(model), machine, Layout(**widths), context, timing=load_timing(timing))
+    return decode_step(
+        load_model(model),
+        load_machine("gb200-nvl72"),
+        Layout(**widths),
+        context,
+        timing=load_timing(timing),
+        precision=Precision(weights="fp4", kv="fp4", math="fp4"),
+    )
 
 
 def ttl_of(step: Step) -> dict[str, float]:

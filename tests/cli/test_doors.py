@@ -20,7 +20,9 @@ from helix_sim.search.layout_source import FORMATS, option
 from helix_sim.specs.precision import Precision
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-OF_LAYOUTS = ("explain", "export", "trace", "sensitivity")
+OF_LAYOUTS = ("explain", "capacity", "export", "trace", "sensitivity")
+OF_STEPS = tuple(verb for verb in OF_LAYOUTS if verb != "capacity")
+"""Verbs whose answer has a latency."""
 OF_FORMATS = (*OF_LAYOUTS, "recommend")
 OF_TIMINGS = (*OF_FORMATS, "sweep", "reproduce", "report")
 MORE = {"export": ["--to", "trtllm"], "recommend": ["--ttl-ms", "9", "--family", "tp", "--gpus", "2"]}
@@ -97,7 +99,7 @@ def ttl_ms(verb: str, tmp_path: Path, *source: str, given: str | None = None) ->
     return float(json.loads(result.stdout)["ttl_s"]) * 1e3
 
 
-@pytest.mark.parametrize("verb", OF_LAYOUTS)
+@pytest.mark.parametrize("verb", OF_STEPS)
 def test_every_verb_takes_a_layout_from_every_source(verb: str, tmp_path: Path) -> None:
     expected = ttl_ms("explain", tmp_path, *LAYOUT)
     answer = run("explain", *LAYOUT, "--json").stdout
@@ -109,7 +111,7 @@ def test_every_verb_takes_a_layout_from_every_source(verb: str, tmp_path: Path) 
     assert found == pytest.approx([expected] * 5, rel=1e-12)
 
 
-@pytest.mark.parametrize("verb", OF_LAYOUTS)
+@pytest.mark.parametrize("verb", OF_STEPS)
 def test_options_go_before_what_an_answer_says_in_every_verb(verb: str, tmp_path: Path) -> None:
     (tmp_path / "answer.json").write_text(run("explain", *LAYOUT, "--json").stdout)
     changes = ("--batch", "2", "--context", "128K", "--kv", "bf16", "--timing", "paper")
@@ -208,7 +210,7 @@ def test_a_mix_is_refused_where_a_search_would_take_its_mean() -> None:
 # --- The older name --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", OF_LAYOUTS)
+@pytest.mark.parametrize("verb", OF_STEPS)
 def test_clock_is_read_as_timing_with_a_remark(verb: str, tmp_path: Path) -> None:
     widths = LAYOUT[:-2]
     found = run(verb, *widths, "--clock", "ideal", *(["--out", str(tmp_path / "s.json")] if verb == "trace" else []))

@@ -92,7 +92,8 @@ def letters(s: StepInput, a, ffn):
         given |= {"Hsz": a.head_size}
     else:
         given |= {"Rq": a.q_lora_rank, "Rkv": a.kv_lora_rank, "rope": a.rope_width, "nope": a.nope_width}
-    tensors = {"bw": "weights", "baw": "attention_weights", "bow": "output_weights", "bhw": "head_weights"}
+    tensors = {"baw": "attention_weights", "bow": "output_weights", "bfw": "dense_weights", "bew": "routed_weights"}
+    tensors |= {"bsw": "shared_weights", "bhw": "head_weights", "btw": "embedding_weights"}
     tensors |= {"brw": "router_weights", "bkv": "kv", "ba": "activations", "bl": "wire", "bd": "dispatch"}
     given |= {letter: b(tensor) for letter, tensor in tensors.items()}
     if ffn.kind == "dense":

@@ -21,6 +21,7 @@ from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import LayoutError, decode_step, evaluate_step, op_tables
 
+FP4 = Precision(weights="fp4", kv="fp4", math="fp4")
 R1, LLAMA = load_model("deepseek-r1"), load_model("llama-3.1-405b")
 GB200 = load_machine("gb200-nvl72")
 TIMINGS = {name: load_timing(name) for name in ("ideal", "paper", "gb200-trtllm")}
@@ -223,8 +224,8 @@ def test_a_step_of_one_new_token_is_the_step_that_says_nothing_of_them(timing):
         (R1, Layout(batch=8, kvp=16, tpf=4, ep=4, chunks=4)),
         (LLAMA, Layout(batch=4, dp=2, tpa=8, tpf=16)),
     ):
-        plain = decode_step(model, GB200, layout, 10**6, timing=TIMINGS[timing])
-        one = decode_step(model, GB200, layout, 10**6, query_tokens=1, timing=TIMINGS[timing])
+        plain = decode_step(model, GB200, layout, 10**6, timing=TIMINGS[timing], precision=FP4)
+        one = decode_step(model, GB200, layout, 10**6, query_tokens=1, timing=TIMINGS[timing], precision=FP4)
         assert plain.ops == one.ops
         assert plain.ttl_s == one.ttl_s
         assert plain.tokens_per_s_user == 1 / plain.ttl_s

@@ -18,7 +18,7 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.output.export import GPUS_OF_A_HOST, STACKS, Launch, export
 from helix_sim.specs.load import load_machine, load_model
-from helix_sim.specs.precision import Precision
+from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.step import LayoutError, Step, decode_step
 
 POSITIVE = "whole number of at least 1"
@@ -194,7 +194,7 @@ def test_what_a_stack_cannot_run_is_refused_with_the_reason(
 
 def test_four_bit_formats_of_the_paper_become_those_that_stacks_store() -> None:
     model, machine = load_model("deepseek-r1"), load_machine("gb200-nvl72")
-    step = decode_step(model, machine, Layout(batch=4, kvp=8, ep=8), 10**6)
+    step = decode_step(model, machine, Layout(batch=4, kvp=8, ep=8), 10**6, precision=narrowest_precision(machine))
     assert (step.precision.weights, step.precision.kv) == ("fp4", "fp4")
     written = export(step, to="trtllm")
     assert (written.runs.precision.weights, written.runs.precision.kv) == ("nvfp4", "nvfp4")

@@ -18,14 +18,16 @@ from helix_sim.cli import app
 from helix_sim.core.layout import Layout
 from helix_sim.output.trace import TRACKS, Slice, chrome_trace, timeline
 from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.precision import Precision
 from helix_sim.step import LayoutError, Step, decode_step
 from helix_sim.timing.overlap import pipelined
 
 
 def step_of(model: str, timing: str = "paper", context: int = 10**6, **widths: int) -> Step:
     widths.setdefault("tpf", widths.get("dp", 1) * widths.get("tpa", 1) * widths.get("kvp", 1) // widths.get("ep", 1))
+    machine, formats = load_machine("gb200-nvl72"), Precision(weights="fp4", kv="fp4", math="fp4")
     return decode_step(
-        load_model(model), load_machine("gb200-nvl72"), Layout(**widths), context, timing=load_timing(timing)
+        load_model(model), machine, Layout(**widths), context, timing=load_timing(timing), precision=formats
     )
 
 

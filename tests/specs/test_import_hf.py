@@ -4,125 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_configs import (
+    DEEPSEEK,
+    DEEPSEEK_V2_LITE,
+    ERNIE_300B,
+    GLM_46,
+    GPT_OSS,
+    GRANITE_8B,
+    HUNYUAN_A13B,
+    KIMI,
+    LLAMA,
+    LLAMA_70B,
+    MAVERICK,
+    MINIMAX_M2,
+    MIXTRAL,
+    OLMO2_32B,
+    PHI_3_MEDIUM,
+    QWEN2_7B,
+    QWEN3,
+    QWEN3_MOE,
+    SEED_OSS_36B,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
-from helix_sim.specs.import_hf import import_config, import_file, number_in_name
+from helix_sim.specs.import_hf import import_config, import_file, number_in_name, parse_changes
 from helix_sim.specs.load import load_model
-
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 16384,
-    "intermediate_size": 53248,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 126,
-    "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
-}
-QWEN3 = LLAMA | {
-    "model_type": "qwen3",
-    "hidden_size": 5120,
-    "intermediate_size": 25600,
-    "head_dim": 128,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 64,
-    "vocab_size": 151936,
-    "sliding_window": None,
-    "use_sliding_window": False,
-}
-QWEN3_MOE = QWEN3 | {
-    "model_type": "qwen3_moe",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 94,
-    "moe_intermediate_size": 1536,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-}
-MIXTRAL = LLAMA | {
-    "model_type": "mixtral",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "vocab_size": 32000,
-}
-DEEPSEEK = {
-    "model_type": "deepseek_v3",
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "vocab_size": 129280,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 8,
-    "first_k_dense_replace": 3,
-    "moe_layer_freq": 1,
-    "num_nextn_predict_layers": 1,
-    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-}
-KIMI = DEEPSEEK | {
-    "model_type": "kimi_k2",
-    "num_attention_heads": 64,
-    "n_routed_experts": 384,
-    "first_k_dense_replace": 1,
-    "vocab_size": 163840,
-}
-GPT_OSS = {
-    "model_type": "gpt_oss",
-    "hidden_size": 2880,
-    "intermediate_size": 2880,
-    "head_dim": 64,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 36,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
-    "vocab_size": 201088,
-    "sliding_window": 128,
-    "layer_types": ["sliding_attention", "full_attention"] * 18,
-    "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]},
-}
-MAVERICK = {
-    "model_type": "llama4",
-    "text_config": {
-        "model_type": "llama4_text",
-        "hidden_size": 5120,
-        "intermediate_size": 8192,
-        "intermediate_size_mlp": 16384,
-        "head_dim": 128,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "num_hidden_layers": 48,
-        "num_local_experts": 128,
-        "num_experts_per_tok": 1,
-        "interleave_moe_layer_step": 2,
-        "attention_chunk_size": 8192,
-        "vocab_size": 202048,
-        "torch_dtype": "bfloat16",
-    },
-}
 
 
 def read(config: dict[str, Any], name: str = "model", **options: Any) -> Any:
@@ -155,7 +70,9 @@ def test_parameters_are_those_that_the_publisher_counts(
 def test_an_imported_model_equals_the_shipped_one(config: dict[str, Any], shipped: str) -> None:
     ours = load_model(shipped)
     found = read(config, name=shipped, published_B=ours.published_parameters_B).model
-    assert found.model_copy(update={"source": ours.source}) == ours
+    left = {"formats", "max_position_embeddings"} & set(type(ours).model_fields)
+    kept = {name: getattr(ours, name) for name in left} | {"source": ours.source}
+    assert found.model_copy(update=kept) == ours
 
 
 @pytest.mark.parametrize("config", [LLAMA, QWEN3_MOE, MIXTRAL, DEEPSEEK, GPT_OSS, MAVERICK])
@@ -171,13 +88,14 @@ def test_the_written_file_loads_as_the_model_that_was_read(config: dict[str, Any
     [
         pytest.param(DEEPSEEK | {"index_topk": 2048}, "index_topk", id="sparse"),
         pytest.param(GPT_OSS, "layer_types", id="alternating windows"),
-        pytest.param(GPT_OSS, "sliding_window", id="window"),
+        pytest.param(LLAMA | {"sliding_window": 4096}, "sliding_window", id="window"),
         pytest.param(MAVERICK, "text_config.attention_chunk_size", id="chunked"),
         pytest.param(QWEN3 | {"layer_types": ["linear_attention"] * 64}, "layer_types", id="linear"),
         pytest.param(QWEN3 | {"full_attention_interval": 4}, "full_attention_interval", id="mostly linear"),
         pytest.param(LLAMA | {"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern", id="mamba"),
         pytest.param(LLAMA | {"model_type": "bert"}, "model_type", id="no decoder"),
-        pytest.param(DEEPSEEK | {"q_lora_rank": None}, "q_lora_rank", id="no query latent"),
+        pytest.param(LLAMA | {"head_dim": 192, "v_head_dim": 128}, "v_head_dim", id="narrower values"),
+        pytest.param(LLAMA | {"use_cla": True}, "use_cla", id="shared caches"),
         pytest.param({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "hidden_size", id="missing"),
         pytest.param(LLAMA | {"num_hidden_layers": "many"}, "num_hidden_layers", id="no number"),
         pytest.param(LLAMA | {"num_attention_heads": 100}, "kv_heads", id="heads that do not divide"),
@@ -197,7 +115,7 @@ def test_linear_layers_are_refused_even_where_windows_are_read_as_full() -> None
 def test_windows_read_as_full_attention_are_remarked_upon() -> None:
     found = read(GPT_OSS, full_attention=True)
     assert any("18 of 36 layers" in remark and "upper bound" in remark for remark in found.remarks)
-    assert "# layer_types: 18 of 36 layers" in found.text
+    assert "# layer_types = " in found.text
 
 
 def test_a_window_that_is_switched_off_is_no_window() -> None:
@@ -226,15 +144,17 @@ def test_moe_layers_are_counted_as_the_config_places_them(config: dict[str, Any]
         (None, {"weights": "bf16", "kv": "bf16", "math": "bf16"}),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {"weights": "fp8-block", "head_weights": "bf16"}),
         ({"quant_method": "fp8"}, {"weights": "fp8", "math": "fp8"}),
-        ({"quant_method": "awq", "bits": 4}, {"weights": "int4", "math": "bf16"}),
+        ({"quant_method": "awq", "bits": 4}, {"weights": "int4-zero", "math": "bf16", "head_weights": "bf16"}),
         ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, {"weights": "nvfp4", "kv": "fp8", "math": "fp4"}),
         (
             {
                 "quant_method": "compressed-tensors",
-                "config_groups": {"group_0": {"weights": {"type": "int", "num_bits": 4}, "input_activations": None}},
+                "config_groups": {
+                    "group_0": {"weights": {"type": "int", "num_bits": 4, "group_size": 32}, "input_activations": None}
+                },
                 "kv_cache_scheme": {"num_bits": 8},
             },
-            {"weights": "int4", "kv": "fp8", "math": "bf16"},
+            {"weights": "int4-g32", "kv": "fp8", "math": "bf16"},
         ),
     ],
 )
@@ -261,10 +181,9 @@ def test_hf_quant_config_beside_the_config_is_read(tmp_path: Path) -> None:
     (folder / "hf_quant_config.json").write_text(json.dumps(quantised))
     found = import_file(folder)
     assert found.precision["weights"] == "nvfp4"
-    assert found.precision["attention_weights"] == "bf16"
     assert found.precision["head_weights"] == "bf16"
     assert found.named_B == 671
-    assert any("kv_b_proj" in remark for remark in found.remarks)
+    assert any(remark.startswith("attention: ") and "bf16 beside nvfp4" in remark for remark in found.remarks)
 
 
 @pytest.mark.parametrize(
@@ -322,4 +241,234 @@ def test_the_command_prints_the_file_and_remarks_beside_it(tmp_path: Path) -> No
     assert "kind: model" in shown.stdout
     assert "405.85 B parameters; the name says 405 B" in shown.stderr
     written = CliRunner().invoke(app, ["import-hf", str(path), "--out", str(tmp_path / "m.yaml"), "--json"])
-    assert json.loads(written.stdout)["model"] == load_model(tmp_path / "m.yaml").model_dump(exclude_none=True)
+    printed = type(load_model("llama-3.1-8b")).model_validate(json.loads(written.stdout)["model"])
+    assert printed == load_model(tmp_path / "m.yaml")
+
+
+# --- Families by their fields ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "published_B"),
+    [
+        pytest.param(GLM_46, 352.8, id="glm-4.6 without its draft layer"),
+        pytest.param(MINIMAX_M2, 228.7, id="minimax-m2"),
+        pytest.param(DEEPSEEK_V2_LITE, 15.7, id="deepseek-v2-lite"),
+        pytest.param(QWEN2_7B, 7.62, id="qwen2.5-7b"),
+        pytest.param(SEED_OSS_36B, 36.15, id="seed-oss-36b"),
+        pytest.param(ERNIE_300B, 300.0, id="ernie-4.5-300b"),
+        pytest.param(PHI_3_MEDIUM, 13.96, id="phi-3-medium"),
+        pytest.param(HUNYUAN_A13B, 80.4, id="hunyuan-a13b"),
+        pytest.param(OLMO2_32B, 32.2, id="olmo-2-32b"),
+        pytest.param(GRANITE_8B, 8.17, id="granite-3.3-8b"),
+    ],
+)
+def test_a_family_is_read_by_its_fields(config: dict[str, Any], published_B: float) -> None:
+    found = read(config)
+    assert found.model.total_parameters / 1e9 == pytest.approx(published_B, rel=0.01)
+    assert not any(remark.startswith(("not read", "model_type")) for remark in found.remarks)
+
+
+def test_glm_4_6_caches_eight_heads_of_keys_and_values_in_each_layer() -> None:
+    assert 2 * read(GLM_46).model.kv_values_per_token == 376_832
+
+
+def test_an_unknown_family_with_known_fields_is_read_with_a_remark() -> None:
+    found = read(LLAMA | {"model_type": "llama9"})
+    assert found.model == read(LLAMA).model
+    assert any("'llama9' is not one that was held against a published count" in remark for remark in found.remarks)
+
+
+def test_a_field_about_layers_that_is_not_read_is_named() -> None:
+    found = read(LLAMA | {"layer_share_factor": 2, "rope_theta": 1e6, "attention_dropout": 0.1})
+    assert [remark for remark in found.remarks if "not read" in remark] == [
+        "not read, and perhaps about layers: 'layer_share_factor'"
+    ]
+
+
+def test_a_field_can_be_set_to_another_value() -> None:
+    found = read(LLAMA | {"sliding_window": 4096}, changes=parse_changes(["sliding_window=null", "vocab_size=1000"]))
+    assert found.model.vocab_size == 1000
+    assert "vocab_size is read as 1000, as --set says" in found.remarks
+    with pytest.raises(SpecError, match="'vocab_size' is not FIELD=VALUE"):
+        parse_changes(["vocab_size"])
+
+
+def test_a_window_as_long_as_the_longest_context_is_none() -> None:
+    assert read(LLAMA | {"sliding_window": 131072, "max_position_embeddings": 131072}).model.layer_count == 126
+    with pytest.raises(SpecError, match="window"):
+        read(LLAMA | {"sliding_window": 131071, "max_position_embeddings": 131072})
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        pytest.param({"layer_types": ["linear_attention", "full_attention"] * 63, "full_attention_interval": 2,
+                      "linear_num_value_heads": 32}, "linear attention", id="linear"),
+        pytest.param({"hybrid_override_pattern": "M*", "mamba_num_heads": 4, "ssm_cfg": {"n": 1}}, "Mamba", id="mamba"),
+        pytest.param({"sliding_window": 128, "attention_chunk_size": 128}, "window", id="window"),
+        pytest.param({"index_topk": 64, "sparse_attention_config": {"a": 1}}, "sparse attention", id="sparse"),
+    ],
+)  # fmt: skip
+def test_a_kind_of_attention_is_refused_once_and_by_its_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        read(LLAMA | fields)
+    assert len(refused.value.problems) == 1
+    assert named in refused.value.problems[0]
+
+
+# --- Number formats, tensor by tensor --------------------------------------------------------------------------------
+
+NVFP4_GROUP = {
+    "weights": {"type": "float", "num_bits": 4, "group_size": 16},
+    "input_activations": {"type": "float", "num_bits": 4, "group_size": 16},
+    "targets": ["Linear"],
+}
+FP8_GROUP = {
+    "weights": {"type": "float", "num_bits": 8, "strategy": "channel"},
+    "input_activations": {"type": "float", "num_bits": 8},
+    "targets": ["re:.*self_attn.*"],
+}
+COMPRESSED = {"quant_method": "compressed-tensors", "ignore": ["lm_head"]}
+"""compressed-tensors, groups to be added."""
+
+
+def weights(config: dict[str, Any], scheme: dict[str, Any]) -> dict[str, str]:
+    """The stored format of each tensor of a checkpoint."""
+    found = read(config | {"quantization_config": scheme}).model
+    (formats,) = found.formats.values()
+    tensors = ("attention", "output", "router", "routed", "shared", "dense", "head", "embedding")
+    return {tensor: formats.format_of(f"{tensor}_weights") for tensor in tensors}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bf16", "quantised"),
+    [
+        pytest.param({"quant_method": "fp8", "weight_block_size": [128, 128]}, set(), "fp8-block", id="fp8 blocks"),
+        pytest.param({"quant_algo": "NVFP4", "ignore": ["lm_head", "model.layers.*.self_attn*"]},
+                     {"attention", "output"}, "nvfp4", id="a pattern keeps attention"),
+        pytest.param({"quant_algo": "NVFP4",
+                      "exclude_modules": [f"model.layers.{i}.mlp.shared_experts*" for i in range(61)]},
+                     {"shared"}, "nvfp4", id="names keep the shared experts"),
+        pytest.param({"quant_algo": "NVFP4", "exclude_modules": [f"model.layers.{i}.mlp.{p}_proj" for i in range(3)
+                                                                 for p in ("gate", "up", "down")]},
+                     {"dense"}, "nvfp4", id="names keep the dense layers"),
+        pytest.param({"quant_algo": "NVFP4",
+                      "ignore": [f"language_model.model.layers.{i}.self_attn.{p}" for i in range(61)
+                                 for p in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")]},
+                     {"attention"}, "nvfp4", id="all but the output projection"),
+        pytest.param(COMPRESSED | {"config_groups": {"g": NVFP4_GROUP}, "ignore": ["lm_head", "re:.*self_attn.*",
+                                   "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"]},
+                     {"attention", "output", "shared", "dense"}, "nvfp4", id="expressions"),
+        pytest.param({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]},
+                     {"attention", "output", "shared", "dense"}, "mxfp4", id="experts alone"),
+        pytest.param({"quant_algo": "MIXED_PRECISION", "quantized_layers": {f"model.layers.{i}.mlp.experts": {
+                      "quant_algo": "NVFP4", "group_size": 16} for i in range(61)}},
+                     {"attention", "output", "shared", "dense"}, "nvfp4", id="layer by layer"),
+        pytest.param({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}, set(),
+                     "int4-g32-zero", id="gptq"),
+        pytest.param({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4", "group_size": 32},
+                      "input_tensors": {"dtype": "fp4"}}, "exclude": ["lm_head", "re:.*self_attn.*"]},
+                     {"attention", "output"}, "mxfp4", id="quark"),
+    ],
+)  # fmt: skip
+def test_each_tensor_has_the_format_that_the_scheme_gives_it(
+    scheme: dict[str, Any], bf16: set[str], quantised: str
+) -> None:
+    plain = bf16 | {"head", "embedding", "router"}
+    found = weights(DEEPSEEK, scheme)
+    assert found == {tensor: "bf16" if tensor in plain else quantised for tensor in found}
+
+
+def test_groups_of_a_scheme_go_to_their_targets() -> None:
+    found = weights(LLAMA_70B, COMPRESSED | {"config_groups": {"a": FP8_GROUP, "b": NVFP4_GROUP}})
+    assert (found["attention"], found["output"], found["dense"], found["head"]) == ("fp8", "fp8", "nvfp4", "bf16")
+    named = FP8_GROUP | {"targets": [f"model.layers.{i}.self_attn.{p}_proj" for i in range(80) for p in "qkvo"]}
+    found = weights(LLAMA_70B, COMPRESSED | {"config_groups": {"a": named, "b": NVFP4_GROUP}})
+    assert (found["attention"], found["output"], found["dense"]) == ("fp8", "fp8", "nvfp4")
+
+
+def test_where_layers_differ_the_format_of_most_is_taken_and_the_rest_remarked_upon() -> None:
+    kept = [f"model.layers.{i}.mlp.*" for i in range(8)]
+    found = read(LLAMA_70B | {"quantization_config": {"quant_algo": "FP8", "ignore": [*kept, "lm_head"]}})
+    assert found.precision["weights"] == "fp8"
+    assert "dense: 10.0% bf16 beside fp8, which is taken for all of it" in found.remarks
+
+
+def test_a_name_without_layers_is_a_part_of_modules_and_not_of_words() -> None:
+    scheme = {"quant_method": "fp8", "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]}
+    assert weights(MINIMAX_M2, scheme)["routed"] == "fp8"
+    assert weights(MINIMAX_M2, scheme | {"modules_to_not_convert": ["model.layers.1"]})["attention"] == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kv"),
+    [
+        ({"kv_cache_scheme": "FP8"}, "fp8"),
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}, "fp8"),
+        ({"kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "nvfp4"),
+        ({"kv_cache_quant_algo": "NVFP4"}, "nvfp4"),
+        ({"kv_cache_quant_algo": "INT8"}, "int8"),
+        ({"kv_cache_quant_algo": None, "kv_cache_scheme": None}, "bf16"),
+    ],
+)
+def test_a_kv_scheme_is_read_as_text_and_as_a_mapping(scheme: dict[str, Any], kv: str) -> None:
+    assert read(QWEN3 | {"quantization_config": {"quant_algo": "FP8"} | scheme}).precision["kv"] == kv
+
+
+def test_an_unknown_kv_scheme_is_remarked_upon() -> None:
+    found = read(QWEN3 | {"quantization_config": {"quant_algo": "FP8", "kv_cache_scheme": "TURBO3"}})
+    assert any("kv_cache_scheme" in remark and "TURBO3" in remark for remark in found.remarks)
+
+
+def test_a_quantiser_that_names_every_expert_of_every_layer_is_read(tmp_path: Path) -> None:
+    layers = {
+        f"model.layers.{i}.mlp.experts.{e}.{p}_proj": {"quant_algo": "NVFP4", "group_size": 16}
+        for i in range(94)
+        for e in range(128)
+        for p in ("gate", "up", "down")
+    }
+    content = {
+        "quantization": {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": "FP8", "quantized_layers": layers}
+    }
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_MOE))
+    assert (tmp_path / "hf_quant_config.json").stat().st_size > 3e6
+    found = import_file(tmp_path, name="qwen3-235b")
+    assert (found.precision["weights"], found.precision["attention_weights"]) == ("nvfp4", "bf16")
+
+
+def test_an_expression_that_could_run_away_matches_nothing() -> None:
+    scheme = COMPRESSED | {
+        "config_groups": {"g": NVFP4_GROUP},
+        "ignore": ["re:(a+)+$", "re:.*.*.*.*.*.*x", "re:(", "lm_head"],
+    }
+    assert weights(LLAMA_70B, scheme)["attention"] == "nvfp4"
+
+
+# --- Real configs ----------------------------------------------------------------------------------------------------
+
+OTHER_ATTENTION = re.compile(
+    "linear attention|Mamba|sparse attention|compressed attention|a window|inside chunks|hyper-connections|one by one"
+    "|keys that are values|residuals that attend|gate on each head|num_hidden_layers|v_head_dim"
+)
+
+
+def test_every_plain_config_of_the_public_package_is_read_and_the_others_are_refused_by_their_kind() -> None:
+    package = pytest.importorskip("aiconfigurator_core", reason="the configs are the package's")
+    folder = Path(package.__file__).parent / "model_configs"
+    paths = [path for path in sorted(folder.glob("*_config.json")) if "hf_quant" not in path.name]
+    read_ones: list[str] = []
+    refused: list[str] = []
+    for path in paths:
+        try:
+            read_ones += [path.name] if import_file(path).precision else []
+        except SpecError as error:
+            refused.append(error.problems[0])
+    assert [sentence for sentence in refused if not OTHER_ATTENTION.search(sentence)] == []
+    assert (len(paths), len(read_ones) + len(refused)) == (89, 89)
+    plain = ("MiniMax-M2", "Qwen3-", "DeepSeek-R1", "DeepSeek-V3_", "DeepSeek-V3.1", "Meta-Llama", "Mixtral", "Kimi-K2",
+             "MiMo-7B", "Llama-3.1")  # fmt: skip
+    expected = [path.name for path in paths if path.name.split("--")[1].startswith(plain)]
+    assert set(expected) <= set(read_ones)
+    assert len(expected) == 38

@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.specs.load import FOLDERS, check_file, data_folder, load_machine, load_model, load_sweep, parse, shipped
 from helix_sim.specs.model import Model
 from helix_sim.specs.values import MathFormat, NumberFormat
+from helix_sim.step import decode_step
 
 BROKEN = Path(__file__).parent / "broken"
 
@@ -142,3 +144,26 @@ def test_a_changed_file_is_read_again(tmp_path):
 def test_specs_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_model("llama-3.1-8b").hidden_size = 1
+
+
+ANNOUNCED = ("rubin-nvl144",)
+"""Machines that nobody sells yet."""
+
+
+def test_a_machine_without_fitted_kernels_says_so_and_runs_with_the_assumed_timings():
+    fitted = {name for name in shipped("machine") if load_machine(name).public_tables}
+    others = set(shipped("machine")) - fitted
+    assert others == {"h20-hgx", "mi325x", "mi355x", "rubin-nvl144"}
+    for name in others:
+        text = (data_folder("hardware_profiles") / f"{name}.yaml").read_text(encoding="utf-8")
+        assert "o kernels are fitted" in text, name
+        step = decode_step(load_model("llama-3.1-8b"), load_machine(name), Layout(batch=8), 10_000)
+        assert 0 < float(step.ttl_s) < 0.1
+
+
+def test_what_is_only_announced_is_assumed_value_by_value():
+    for name in ANNOUNCED:
+        machine = load_machine(name).model_dump(exclude_none=True)
+        sources = [value["source"] for value in machine.values() if isinstance(value, dict)]
+        assert len(sources) > 10
+        assert all(source.startswith("assumed: ") for source in sources)

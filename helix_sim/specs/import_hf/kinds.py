@@ -1,0 +1,340 @@
+"""Which kind of attention and of feed-forward network each layer of a config has, and the reader of each kind.
+
+To read a kind of attention that is refused here, give its row in ATTENTION a `read`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from helix_sim.specs.import_hf.fields import Config, Fields, listed, mapping, short
+from helix_sim.specs.model import MOST_LAYERS, DenseFfn, GqaAttention, MlaAttention, RoutedFfn
+
+Found = tuple[str, set[int]]
+"""The field that says that layers have a kind, and these layers' numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionKind:
+    """A kind of attention that a config can say.
+
+    title: what it is, for sentences. found: the field that says so and the layers that have it, of a config and its
+    number of layers; None where no layer has. read: the spec of those layers' attention; None where no equation here
+    expresses it. a_part: whether full attention is an upper bound of its cache and time.
+    """
+
+    title: str
+    found: Callable[[Config, int], Found | None]
+    read: Callable[[Fields], dict[str, Any]] | None = None
+    a_part: bool = False
+
+
+# --- Which layers have a kind ----------------------------------------------------------------------------------------
+
+
+def _of_types(config: Config, *types: str) -> Found | None:
+    """Layers that layer_types gives one of these types."""
+    layers = {i for i, kind in enumerate(listed(config.get("layer_types"))) if str(kind) in types}
+    return ("layer_types", layers) if layers else None
+
+
+def _first(config: Config, layers: int, *fields: str) -> Found | None:
+    """Every layer, by the first of these fields that says something."""
+    said = next((field for field in fields if config.get(field)), None)
+    return (said, set(range(layers))) if said else None
+
+
+def _linear(config: Config, layers: int) -> Found | None:
+    """Layers that layer_types, attn_type_list (0 is linear) or an interval says are linear."""
+    if listed(config.get("layer_types")):
+        return _of_types(config, "linear_attention", "lightning_attention")
+    kinds = listed(config.get("attn_type_list"))
+    if kinds:
+        linear = {i for i, kind in enumerate(kinds) if kind == 0}
+        return ("attn_type_list", linear) if linear else None
+    full = mapping(config.get("linear_attn_config")).get("full_attn_layers")
+    if isinstance(full, list):
+        return "linear_attn_config", set(range(layers)) - {i - 1 for i in full if isinstance(i, int)}
+    every = config.get("full_attention_interval")
+    if isinstance(every, int) and every > 1:
+        return "full_attention_interval", {i for i in range(layers) if (i + 1) % every}
+    return _first(config, layers, "linear_attn_config", "full_attention_interval", "linear_num_value_heads")
+
+
+def _mamba(config: Config, layers: int) -> Found | None:
+    """Layers of a state-space model, or the whole model where only a width of such layers is given."""
+    fields = ("hybrid_override_pattern", "layers_block_type", "mamba_num_heads", "mamba_d_state", "attn_layer_period",
+              "ssm_cfg", "state_size")  # fmt: skip
+    return _of_types(config, "mamba", "mamba2", "ssm") or _first(config, layers, *fields)
+
+
+def _sparse(config: Config, layers: int) -> Found | None:
+    fields = ("index_topk", "sparse_attention_config")
+    return _first(config, layers, *fields) or _of_types(config, "deepseek_sparse_attention", "sparse_attention")
+
+
+def _window(config: Config, layers: int) -> Found | None:
+    """Layers with a sliding window, where it is switched on and shorter than the longest context."""
+    window, longest = config.get("sliding_window"), config.get("max_position_embeddings")
+    if listed(config.get("layer_types")):
+        return _of_types(config, "sliding_attention")
+    if not window or not config.get("use_sliding_window", True):
+        return None
+    if isinstance(window, int) and isinstance(longest, int) and window >= longest:
+        return None
+    pattern = listed(config.get("hybrid_layer_pattern"))
+    if pattern:
+        return "hybrid_layer_pattern", {i for i, kind in enumerate(pattern) if kind}
+    first = config.get("max_window_layers") if config.get("use_sliding_window") else None
+    return "sliding_window", set(range(first if isinstance(first, int) and 0 <= first < layers else 0, layers))
+
+
+def _chunked(config: Config, layers: int) -> Found | None:
+    if listed(config.get("layer_types")):
+        return _of_types(config, "chunked_attention")
+    if not config.get("attention_chunk_size"):
+        return None
+    rotary = listed(config.get("no_rope_layers"))  # Llama 4: a layer without rotary embedding attends to everything
+    every = config.get("nope_layer_interval", 4)
+    every = every if isinstance(every, int) and every > 0 else 4
+    return "attention_chunk_size", {
+        i for i in range(layers) if (bool(rotary[i]) if len(rotary) == layers else (i + 1) % every)
+    }
+
+
+# --- Readers ---------------------------------------------------------------------------------------------------------
+
+
+def read_full(f: Fields) -> dict[str, Any]:
+    """Attention to the whole context: latent where there is a latent's rank, else grouped-query."""
+    heads = f.count("num_attention_heads", "n_head")
+    if f.config.get("kv_lora_rank"):
+        f.read.add("num_key_value_heads")
+        spec = {
+            "kind": "mla",
+            "q_heads": heads,
+            "q_lora_rank": f.count("q_lora_rank", default=0),
+            "kv_lora_rank": f.count("kv_lora_rank"),
+            "rope_width": f.count("qk_rope_head_dim"),
+            "nope_width": f.count("qk_nope_head_dim"),
+            "output_width": f.count("v_head_dim"),
+        }
+        return spec | _express(f, MlaAttention, ATTENTION_FEATURES)
+    kv_heads = ("num_key_value_heads", "num_attention_groups", "multi_query_group_num", "n_head_kv")
+    size = f.count("head_dim", "attention_head_dim", "kv_channels", default=f.count("hidden_size") // max(heads, 1))
+    if f.config.get("v_head_dim") not in (None, size):
+        f.problems.append(f"{f.prefix}v_head_dim = {short(f.config['v_head_dim'])}: values of another width than keys "
+                          "are not modelled")  # fmt: skip
+    spec = {"kind": "gqa", "q_heads": heads, "kv_heads": f.count(*kv_heads, default=heads), "head_size": size}
+    return spec | _express(f, GqaAttention, ATTENTION_FEATURES)
+
+
+ATTENTION: dict[str, AttentionKind] = {
+    "compressed": AttentionKind(
+        title="compressed attention: older tokens are cached many to one",
+        found=lambda config, layers: _first(config, layers, "compress_ratios"),
+    ),
+    "linear": AttentionKind(title="linear attention: a state instead of a KV cache", found=_linear),
+    "mamba": AttentionKind(title="Mamba layers: a state instead of a KV cache", found=_mamba),
+    "sparse": AttentionKind(title="sparse attention: a query reads the tokens that an indexer picks", found=_sparse),
+    "window": AttentionKind(title="attention to a window of the last tokens", found=_window, a_part=True),
+    "chunked": AttentionKind(title="attention inside chunks of tokens", found=_chunked, a_part=True),
+}
+"""Kinds of attention beside full attention, in the order in which they claim a layer."""
+
+PLAIN_TYPES = ("full_attention", "attention")
+"""What layer_types calls full attention."""
+
+
+def attention_of_layers(f: Fields, layers: int, full_attention: bool) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Specs of attention by name, each layer's name, and remarks; a kind that is not modelled becomes a problem.
+
+    full_attention: read kinds that attend to a part of the context as full attention, an upper bound.
+    """
+    names, remarks = ["full"] * min(layers, MOST_LAYERS), []
+    f.read.update(("layer_types", "sliding_window", "use_sliding_window", "attn_type_list", "hybrid_layer_pattern",
+                   "attention_chunk_size", "max_window_layers", "no_rope_layers", "nope_layer_interval"))  # fmt: skip
+    for name, kind in ATTENTION.items():
+        found = kind.found(f.config, len(names))
+        claimed = [i for i in found[1] if i < len(names) and names[i] == "full"] if found else []
+        if not found or not claimed:
+            continue
+        written = f"{f.prefix}{found[0]} = {short(f.config[found[0]])}"
+        said = f"{written}: {kind.title}, in {len(claimed)} of {len(names)} layers"
+        if kind.read is not None and not (full_attention and kind.a_part):
+            for i in claimed:
+                names[i] = name
+        elif kind.a_part and full_attention:
+            remarks.append(f"{said}; read as full attention: an upper bound")
+        else:
+            hint = " (--full-attention reads such layers as full ones, an upper bound)" if kind.a_part else ""
+            f.problems.append(f"{said}; it is not modelled{hint}")
+            for i in claimed:
+                names[i] = name
+    known = {*PLAIN_TYPES, "sliding_attention", "chunked_attention", "linear_attention", "lightning_attention", "mamba",
+             "mamba2", "ssm", "deepseek_sparse_attention", "sparse_attention"}  # fmt: skip
+    if not f.problems and (odd := sorted({str(kind) for kind in listed(f.config.get("layer_types"))} - known)):
+        f.problems.append(f"{f.prefix}layer_types has {', '.join(odd)}: not a kind that is known here")
+    if f.problems:
+        return {}, names, remarks
+    specs = {}
+    for name in dict.fromkeys(names):
+        reader = read_full if name == "full" else ATTENTION[name].read
+        assert reader is not None
+        specs[name] = reader(f)
+    called = {name: spec["kind"] if name == "full" else name for name, spec in specs.items()}
+    return {called[name]: spec for name, spec in specs.items()}, [called[name] for name in names], remarks
+
+
+# --- What a spec says by a key of its own ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """Something that changes a layer: the fields that say so, and the key by which a spec expresses it.
+
+    value: what the key is set to, of the field's value; None where the field says no such thing.
+    """
+
+    fields: tuple[str, ...]
+    key: str
+    title: str
+    value: Callable[[Any], Any] = lambda given: True if given else None
+
+
+ATTENTION_FEATURES = (
+    Feature(
+        fields=("attn_output_gate", "attention_output_gate", "mla_use_output_gate"),
+        key="output_gate",
+        title="a gate on attention's output",
+    ),
+)
+FFN_FEATURES = (
+    Feature(
+        fields=("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function"),
+        key="ungated",
+        title="an FFN without a gate",
+        value=lambda given: True if given in ("relu2", "relu", "gelu_new", "gelu_fast") else None,
+    ),
+)
+ROUTED_FEATURES = (
+    *FFN_FEATURES,
+    Feature(
+        fields=("moe_latent_size", "routed_expert_hidden_size"),
+        key="latent_size",
+        title="experts that see a projection of the residual stream",
+        value=lambda given: given or None,
+    ),
+)
+
+
+def _express(f: Fields, record: Any, features: tuple[Feature, ...]) -> dict[str, Any]:
+    """The keys by which a spec says what the config has; what the record has no key for is a problem."""
+    said = {}
+    for feature in features:
+        f.read.update(feature.fields)
+        for field in feature.fields:
+            value = feature.value(f.config.get(field))
+            if value is None:
+                continue
+            if feature.key in record.model_fields:
+                said[feature.key] = value
+            else:
+                f.problems.append(f"{f.prefix}{field} = {short(f.config[field])}: {feature.title}; it is not modelled")
+            break
+    return said
+
+
+REFUSED = {
+    "hc_mult": "hyper-connections: several residual streams",
+    "num_kv_shared_layers": "layers that share another layer's KV cache",
+    "use_cla": "layers that share another layer's KV cache",
+    "cross_attention_layers": "cross-attention layers",
+    "add_cross_attention": "cross-attention layers",
+    "is_encoder_decoder": "an encoder beside the decoder",
+    "block_configs": "layers that differ from each other one by one",
+    "attention_k_eq_v": "keys that are values as well",
+    "hidden_size_per_layer_input": "an embedding for each layer",
+    "attn_res_block_size": "residuals that attend to earlier layers",
+    "use_head_wise_attn_gate": "a gate on each head's output",
+    "enable_moe_block": "experts beside a dense FFN in one layer",
+}
+"""Fields that change a layer in a way that no equation here expresses, and what they mean."""
+
+
+def refusals(f: Fields) -> list[str]:
+    """A sentence for each field that changes a layer in a way that is not modelled."""
+    f.read.update(REFUSED)
+    return [
+        f"{f.prefix}{field} = {short(f.config[field])}: {why}; it is not modelled"
+        for field, why in REFUSED.items()
+        if f.config.get(field)
+    ]
+
+
+# --- Feed-forward networks -------------------------------------------------------------------------------------------
+
+ROUTED = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
+TOP_K = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+SHARED = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+SHARED_WIDTH = ("moe_shared_expert_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size",
+                "share_expert_dim")  # fmt: skip
+
+
+def ffn_of_layers(f: Fields, layers: int) -> tuple[dict[str, Any], list[str]]:
+    """Specs of feed-forward networks by name, and each layer's name."""
+    moe = moe_layers(f, layers)
+    specs: dict[str, Any] = {}
+    if not all(moe):
+        width = f.count("intermediate_size_mlp", "dense_intermediate_size", "intermediate_size", "ffn_hidden_size")
+        specs["dense"] = {"kind": "dense", "intermediate_size": width, **_express(f, DenseFfn, FFN_FEATURES)}
+    if any(moe):
+        specs["moe"] = {"kind": "routed", **_experts(f), **_express(f, RoutedFfn, ROUTED_FEATURES)}
+    return specs, ["moe" if routed else "dense" for routed in moe]
+
+
+def moe_layers(f: Fields, layers: int) -> list[bool]:
+    """Which layers have experts: all but the first few, every n-th, or those listed; none without experts."""
+    numbers = range(min(layers, MOST_LAYERS))
+    if f.count(*ROUTED, default=0) <= 1:
+        return [False for _ in numbers]
+    f.read.update(("mlp_layer_types", "moe_layer_freq"))
+    listed_moe = f.layers("moe_layers")
+    if listed_moe is not None:
+        return [i in listed_moe for i in numbers]
+    by_type = listed(f.config.get("mlp_layer_types"))
+    if len(by_type) >= len(numbers):
+        return [by_type[i] == "sparse" for i in numbers]
+    by_layer = listed(f.config.get("moe_layer_freq"))
+    if by_layer:
+        return [i < len(by_layer) and bool(by_layer[i]) for i in numbers]
+    first = f.count("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers", default=0)
+    last = f.config.get("moe_layer_end_index")
+    f.read.add("moe_layer_end_index")
+    last = last if isinstance(last, int) and last >= 0 else len(numbers)
+    every = f.count("moe_layer_freq", default=1)
+    step = f.count("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval", default=1)
+    dense = f.layers("mlp_only_layers") or set()
+    return [
+        first <= i <= last and i % max(every, 1) == 0 and (i + 1) % max(step, 1) == 0 and i not in dense
+        for i in numbers
+    ]
+
+
+def _experts(f: Fields) -> dict[str, Any]:
+    """Counts and widths of experts; shared ones by their number, by their width, or by both."""
+    width = f.count("moe_intermediate_size", "expert_intermediate_size", "moe_ffn_hidden_size", "intermediate_size",
+                    "ffn_hidden_size")  # fmt: skip
+    # Llama 4 has one shared expert as wide as a routed one, and no field for it
+    shared_width = f.count(*SHARED_WIDTH, default=0)
+    default = 1 if f.config.get("model_type") == "llama4_text" or shared_width else 0
+    shared = f.count(*SHARED, default=default)
+    return {
+        "routed": f.count(*ROUTED),
+        "top_k": f.count(*TOP_K),
+        "intermediate_size": width,
+        "shared": shared,
+        "shared_intermediate_size": (shared_width or width) if shared else 0,
+    }
