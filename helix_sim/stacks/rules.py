@@ -407,7 +407,7 @@ def stack_sentences(stack: str, placed: Candidate, precision: Precision) -> list
 # --- Number formats --------------------------------------------------------------------------------------------------
 
 
-def stored_formats(precision: Precision, stacks: Sequence[str], machine: Machine, model: Model) -> Precision:
+def formats_on_stacks(precision: Precision, stacks: Sequence[str], machine: Machine, model: Model) -> Precision:
     """The formats that stacks store: 4-bit values with block scales, a KV cache one of them has, BF16 on the links.
 
     A KV format that no stack has on the machine gives way to the narrowest wider one that some stack has.

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -79,7 +80,11 @@ def started_by(script, folder):
     stand_in = "vllm() { printf '%s\\0' \"$2\"; }; python3() { printf '%s\\0' \"$4\"; }; "
     for options in (["-n"], []):
         ran = subprocess.run(
-            [BASH, *options, "-c", stand_in + "\n" + script], cwd=folder, capture_output=True, check=False
+            [BASH, *options, "-c", stand_in + "\n" + script],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "NODE_RANK": "0", "HEAD_ADDRESS": "head"},  # what the file asks of each node
         )
         assert (ran.returncode, ran.stderr) == (0, b"")
     return ran.stdout.split(b"\0")[:-1]
