@@ -70,7 +70,8 @@ def test_a_launch_file_runs_nothing_of_a_name(stack, name, checkpoint, tmp_path_
         if stack == "trtllm":
             assert yaml.safe_load(written.text) == written.options
         elif BASH:
-            text = (name if given_checkpoint is None else given_checkpoint).replace("\0", "")  # bash has no such byte
+            text = f"NVFP4-CHECKPOINT-OF-{name}" if given_checkpoint is None else given_checkpoint
+            text = text.replace("\0", "")  # bash has no such byte
             assert started_by(written.text, folder) == [text.encode("utf-8", "replace")]
             assert not list(folder.iterdir())
 
