@@ -27,7 +27,7 @@ from helix_sim.output.launch_options import Draft, Launched, written
 from helix_sim.search.family import divisors
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.specs.precision import Precision
-from helix_sim.stacks.rules import Placed, formats_on_stacks, stack_flags, stack_sentences
+from helix_sim.stacks.rules import Placed, formats_on_stacks, stack_flags, stack_sentences, weight_tensors
 from helix_sim.stacks.stack import NAMES, Stack, load_stack
 from helix_sim.step import Step, evaluate_step
 
@@ -112,7 +112,7 @@ def launch(picked: Picked, to: str, stack: str, checkpoint: str | None = None) -
         room = f"memory holds {step.layout.batch} requests of a batch's mean, {_size(step.context)} tokens"
         remarks.append(f"requests of up to {_size(longest)} tokens are mixed: {room}, not of the longest")
     name = checkpoint or checkpoint_name(runs)
-    if not checkpoint and name != _published(step):
+    if not checkpoint and _published(runs) is None:
         remarks.append(f"{name} stands for a checkpoint in these formats: name yours with --checkpoint")
     files = {**DEPLOYMENTS, "trtllm": trtllm_text}
     text = files.get(to, command_text)(launched, draft, name)
@@ -124,15 +124,27 @@ def launch(picked: Picked, to: str, stack: str, checkpoint: str | None = None) -
 
 
 def checkpoint_name(step: Step) -> str:
-    """The Hugging Face name in the model's source where it has the step's formats; else a placeholder that says so."""
-    published = _published(step)
-    weights = step.precision.format_of("weights")
-    return published if weights in ("bf16", "fp16") else f"{weights.upper()}-CHECKPOINT-OF-{published}"
+    """The Hugging Face name of a checkpoint in the step's formats, as the model's file says; else a placeholder."""
+    return _published(step) or f"{step.precision.format_of('weights').upper()}-CHECKPOINT-OF-{_origin(step)}"
 
 
-def _published(step: Step) -> str:
-    match = re.match(r"https://huggingface\.co/([\w.-]+/[\w.-]+)", step.model.source)
-    return match[1] if match else step.model.name
+def _published(step: Step) -> str | None:
+    """The Hugging Face name of a checkpoint whose weights have the step's formats; None where the file names none."""
+    tensors = weight_tensors(step.precision)
+    for stored in step.model.formats.values():
+        if all(stored.format_of(tensor) == step.precision.format_of(tensor) for tensor in tensors):
+            return _hugging_face(stored.source)
+    plain = all(step.precision.format_of(tensor) in ("bf16", "fp16") for tensor in tensors)
+    return _origin(step) if plain and not step.model.formats else None
+
+
+def _origin(step: Step) -> str:
+    return _hugging_face(step.model.source) or step.model.name
+
+
+def _hugging_face(source: str) -> str | None:
+    match = re.search(r"https://huggingface\.co/([\w.-]+/[\w.-]+)", source)
+    return match[1] if match else None
 
 
 def _head(picked: Picked, runs: Step, spec: Stack, remarks: list[str]) -> list[str]:
