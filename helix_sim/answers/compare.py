@@ -20,7 +20,7 @@ from helix_sim.specs.load import load_machine, load_model, load_timing, shipped,
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
-from helix_sim.stacks.rules import names_of, stack_flags, stored_formats
+from helix_sim.stacks.rules import formats_on_stacks, names_of, stack_flags
 from helix_sim.stacks.stack import NAMES
 from helix_sim.step import Step, evaluate_step, op_rows
 from helix_sim.timing.roofline import measured_classes
@@ -184,7 +184,7 @@ def _search(comparison: Comparison, model: str, name: str, machine: Machine, tim
         model=model,
         machine=name,
         timing=timing,
-        precision=stored_formats(formats, stacks, machine, load_model(model)),
+        precision=formats_on_stacks(formats, stacks, machine, load_model(model)),
         contexts=comparison.contexts,
         gpus=comparison.gpus or {"from": 1, "to": min(machine.domain, machine.gpus.value)},  # type: ignore[arg-type]
         batch=comparison.batch,

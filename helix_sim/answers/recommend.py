@@ -35,7 +35,7 @@ from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_timing, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
-from helix_sim.stacks.rules import StackRule, names_of, stack_flags, start_flags, stored_formats
+from helix_sim.stacks.rules import StackRule, formats_on_stacks, names_of, stack_flags, start_flags
 from helix_sim.stacks.stack import NAMES
 from helix_sim.step import Step, default_precision, evaluate_step, op_rows
 
@@ -141,7 +141,7 @@ def search_plan(request: Request) -> Plan:
     known = shipped_families()
     model = load_model(request.model)
     formats = request.precision or default_precision(model, machine, load_timing(request.timing))
-    precision = stored_formats(formats, request.stacks, machine, model)
+    precision = formats_on_stacks(formats, request.stacks, machine, model)
     sweep = Sweep.model_validate(
         {
             "kind": "sweep",

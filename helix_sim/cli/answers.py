@@ -241,16 +241,19 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
 @spread
 def export(
     layout: LayoutOptions,
-    to: Annotated[str, typer.Option(help="trtllm, vllm or sglang")],
+    to: Annotated[str, typer.Option(help="trtllm, vllm or sglang; dynamo or srt-slurm, a deployment of --stack")],
+    stack: Annotated[
+        str | None, typer.Option(help="the stack of a deployment; the first that starts the layout unless given")
+    ] = None,
     out: Annotated[Path | None, out_file("the file to write; printed unless given")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="path or Hugging Face name of the weights")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The launch configuration of a layout for a serving stack; what the stack cannot run is refused or commented."""
+    """The launch configuration of a layout for a serving stack; one that it does not start is refused by its rule."""
     from helix_sim.core.files import write_text
     from helix_sim.output.export import export
 
-    written = export(layout.pick(), to=to, checkpoint=checkpoint)
+    written = export(layout.pick(), to=to, checkpoint=checkpoint, stack=stack)
     if out:
         write_text(out, written.text)
         remark(f"written to {out}")

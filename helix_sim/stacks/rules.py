@@ -67,6 +67,11 @@ class Placed(Candidate):
         return np.where(self.dispatched, 1, self._ranks(self.stack.shared_over))
 
     @property
+    def whole_ffns(self) -> list[tuple[list[int], Any, str]]:
+        """Widths of what every token passes, the ranks that share them, and the tensor whose format they have."""
+        return [(self.dense, self.dense_ranks, "dense_weights"), (self.shared, self.shared_ranks, "shared_weights")]
+
+    @property
     def dispatched(self) -> Any:
         """Whether tokens are sent to their experts: data-parallel attention, and experts over the whole stage."""
         x = self.layout
@@ -83,7 +88,7 @@ class Placed(Candidate):
     def multiple_of(self, tensor: str, of_attention: bool = False) -> int:
         """What a shard's width must be a multiple of, in the format of a tensor; 1 where nothing is asked."""
         named = self.stack.attention_shard_multiples if of_attention else self.stack.shard_multiples
-        return named.get(self.precision.format_of(tensor), 1)  # type: ignore[call-overload, no-any-return]
+        return named.get(_group(self.precision.format_of(tensor)), 1)  # type: ignore[call-overload, no-any-return]
 
 
 # --- Predicates ------------------------------------------------------------------------------------------------------
@@ -150,6 +155,11 @@ def _kinds(model: Model) -> list[str]:
     return [a.kind for a in model.attention.values()]
 
 
+def _group(number_format: str) -> str:
+    """A format without its zero points, which change neither kernels nor how it is cut."""
+    return number_format.removesuffix("-zero")
+
+
 def weight_tensors(precision: Precision) -> list[str]:
     """The fields of Precision that are formats of weights."""
     return [name for name in type(precision).model_fields if name == "weights" or name.endswith("_weights")]
@@ -158,7 +168,7 @@ def weight_tensors(precision: Precision) -> list[str]:
 def unsupported_weights(p: Placed) -> list[str]:
     """Weight formats of a placed layout that the stack has no kernel for on the machine."""
     formats = dict.fromkeys(p.precision.format_of(tensor) for tensor in weight_tensors(p.precision))
-    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(f), p.machine)]  # type: ignore[call-overload]
+    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine)]  # type: ignore[call-overload]
     return found
 
 
@@ -245,7 +255,7 @@ class StackRule(Enum):
         title="shards of experts that cut quantised tiles",
         holds=lambda p: _any(
             [
-                _off_tile(f.intermediate_size, p.layout.tpf, p.multiple_of("weights"))
+                _off_tile(f.intermediate_size, p.layout.tpf, p.multiple_of("routed_weights"))
                 for f in p.model.routed_kinds.values()
             ]
         ),
@@ -261,8 +271,8 @@ class StackRule(Enum):
         title="shards of a dense FFN, or of shared experts, that cut quantised tiles",
         holds=lambda p: _any(
             [
-                _off_tile(width, ranks, p.multiple_of("weights"))
-                for widths, ranks in ((p.dense, p.dense_ranks), (p.shared, p.shared_ranks))
+                _off_tile(width, ranks, p.multiple_of(tensor))
+                for widths, ranks, tensor in p.whole_ffns
                 for width in widths
             ]
         ),
@@ -329,10 +339,12 @@ def _facts(p: Placed) -> dict[str, Any]:
     kv_heads = [a.kv_heads for a in p.grouped] or [1]
     odd = [q for q in heads if q % x.attention_group] or heads or [1]
     routed = list(model.routed_kinds.values())
-    cut = [f.intermediate_size for f in routed if f.intermediate_size % (x.tpf * p.multiple_of("weights"))]
+    tile = p.multiple_of("routed_weights")
+    cut = [f.intermediate_size for f in routed if f.intermediate_size % (x.tpf * tile)]
     width = (cut or [f.intermediate_size for f in routed] or [1])[0]
-    dense = [(w, int(r)) for ws, r in ((p.dense, p.dense_ranks), (p.shared, p.shared_ranks)) for w in ws]
-    dense_cut = [(w, r) for w, r in dense if w % (r * p.multiple_of("weights"))] or dense or [(1, 1)]
+    dense = [(w, int(ranks), tensor) for widths, ranks, tensor in p.whole_ffns for w in widths]
+    dense = [each for each in dense if each[0] % (each[1] * p.multiple_of(each[2]))] or dense or [(1, 1, "weights")]
+    inner, ranks, tensor = dense[0]
     multiple = p.stack.vocabulary_multiple or 1
     return x.columns() | {
         "stack": p.stack.title,
@@ -351,11 +363,13 @@ def _facts(p: Placed) -> dict[str, Any]:
         "experts": p.experts,
         "width": width,
         "shard": f"{width / x.tpf:g}",
-        "dense": dense_cut[0][0],
-        "dense_ranks": dense_cut[0][1],
-        "dense_shard": f"{dense_cut[0][0] / dense_cut[0][1]:g}",
-        "format": p.precision.format_of("weights"),
-        "multiple": p.multiple_of("weights"),
+        "format": p.precision.format_of("routed_weights"),
+        "multiple": tile,
+        "dense": inner,
+        "dense_ranks": ranks,
+        "dense_shard": f"{inner / ranks:g}",
+        "dense_format": p.precision.format_of(tensor),
+        "dense_multiple": p.multiple_of(tensor),
         "attention_format": p.precision.format_of("attention_weights"),
         "attention_multiple": p.multiple_of("attention_weights", of_attention=True),
         "unsupported": ", ".join(unsupported_weights(p)),
@@ -407,7 +421,7 @@ def stack_sentences(stack: str, placed: Candidate, precision: Precision) -> list
 # --- Number formats --------------------------------------------------------------------------------------------------
 
 
-def stored_formats(precision: Precision, stacks: Sequence[str], machine: Machine, model: Model) -> Precision:
+def formats_on_stacks(precision: Precision, stacks: Sequence[str], machine: Machine, model: Model) -> Precision:
     """The formats that stacks store: 4-bit values with block scales, a KV cache one of them has, BF16 on the links.
 
     A KV format that no stack has on the machine gives way to the narrowest wider one that some stack has.

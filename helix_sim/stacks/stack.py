@@ -63,6 +63,36 @@ class Dispatch(Record):
     source: Text = Field(description="file or page of the stack [text]")
 
 
+class Option(Record):
+    """An option of a launch: what it takes, and where the stack documents it."""
+
+    takes: Literal["count", "flag", "yes or no", "share", "name", "text", "mapping"] = Field(
+        description="what the option takes [name]"
+    )
+    one_of: list[Text] | None = Field(default=None, description="the names it takes [list]")
+    source: Text = Field(description="file or page of the stack that has the option [text]")
+
+
+class Dynamo(Record):
+    """How NVIDIA Dynamo runs a worker of the stack."""
+
+    module: Text = Field(description="the worker's Python module [name]")
+    model_option: Text = Field(description="the option that names the checkpoint [name]")
+    image: Text = Field(description="the runtime's image, without a version [name]")
+    instead: dict[Text, Text | None] = Field(
+        description="options that Dynamo sets itself, and the flag that it wants in their place [mapping]"
+    )
+    source: Text = Field(description="file of ai-dynamo/dynamo [text]")
+
+
+class SrtSlurm(Record):
+    """How srt-slurm runs the stack."""
+
+    frontend: Text = Field(description="the frontend that serves one aggregate worker [name]")
+    owned: list[Text] = Field(description="options that srt-slurm sets itself [list of names]")
+    source: Text = Field(description="file of NVIDIA/srt-slurm [text]")
+
+
 class Stack(Record):
     """What a serving stack accepts, in the version that was read."""
 
@@ -106,6 +136,10 @@ class Stack(Record):
     kvp_attention: dict[Text, Backends] = Field(
         default={}, description="attention back end that KV parallelism needs, by kind of attention [mapping]"
     )
+    serve: Text = Field(description="the command that starts the stack, before the checkpoint's name [text]")
+    options: dict[Text, Option] = Field(description="options that a launch may say, nested ones with dots [mapping]")
+    dynamo: Dynamo = Field(description="the stack under NVIDIA Dynamo [mapping]")
+    srt_slurm: SrtSlurm = Field(description="the stack under srt-slurm [mapping]")
     rules: dict[Text, RuleText] = Field(description="what the stack refuses, by rule [mapping]")
 
 

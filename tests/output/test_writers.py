@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -69,7 +70,8 @@ def test_a_launch_file_runs_nothing_of_a_name(stack, name, checkpoint, tmp_path_
         if stack == "trtllm":
             assert yaml.safe_load(written.text) == written.options
         elif BASH:
-            text = (name if given_checkpoint is None else given_checkpoint).replace("\0", "")  # bash has no such byte
+            text = f"NVFP4-CHECKPOINT-OF-{name}" if given_checkpoint is None else given_checkpoint
+            text = text.replace("\0", "")  # bash has no such byte
             assert started_by(written.text, folder) == [text.encode("utf-8", "replace")]
             assert not list(folder.iterdir())
 
@@ -79,7 +81,11 @@ def started_by(script, folder):
     stand_in = "vllm() { printf '%s\\0' \"$2\"; }; python3() { printf '%s\\0' \"$4\"; }; "
     for options in (["-n"], []):
         ran = subprocess.run(
-            [BASH, *options, "-c", stand_in + "\n" + script], cwd=folder, capture_output=True, check=False
+            [BASH, *options, "-c", stand_in + "\n" + script],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "NODE_RANK": "0", "HEAD_ADDRESS": "head"},  # what the file asks of each node
         )
         assert (ran.returncode, ran.stderr) == (0, b"")
     return ran.stdout.split(b"\0")[:-1]

@@ -19,12 +19,12 @@ from helix_sim.stacks.rules import (
     REASONS,
     StackRule,
     first_reason,
+    formats_on_stacks,
     longest_context,
     rules_of,
     stack_flags,
     stack_sentences,
     start_flags,
-    stored_formats,
 )
 from helix_sim.stacks.stack import NAMES, load_stack
 
@@ -238,8 +238,8 @@ def test_a_longer_context_than_the_config_allows_is_told_apart() -> None:
 def test_formats_become_those_that_a_stack_stores() -> None:
     rack, model = load_machine(RACK), load_model(R1)
     paper = formats("fp4", "fp4", "fp4")
-    assert stored_formats(paper, (), rack, model) == paper
+    assert formats_on_stacks(paper, (), rack, model) == paper
     for stack, kv in (("trtllm", "nvfp4"), ("vllm", "fp8"), ("sglang", "nvfp4")):
-        found = stored_formats(paper, (stack,), rack, model)
+        found = formats_on_stacks(paper, (stack,), rack, model)
         assert (found.weights, found.kv) == ("nvfp4", kv)
-    assert stored_formats(formats("bf16", "int8"), ("vllm",), rack, model).kv == "fp8"
+    assert formats_on_stacks(formats("bf16", "int8"), ("vllm",), rack, model).kv == "fp8"
