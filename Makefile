@@ -1,6 +1,7 @@
 # make demo   both Pareto frontiers and the paper's claims, files and pictures under out/
 # make test   the test suite; ARGS=--held-still compares every recorded number, not a sample
 # make docs   what the documentation takes from the code, written anew, and its pages under out/docs
+# make mutants   wrong equations, one at a time, that a fast test must notice; ARGS="--sample 0" tries all
 # make notebooks   run the notebooks top to bottom and save them with their outputs
 # Each builds its own virtual environment in .venv with the first Python from 3.11 up that it finds.
 
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python3.14; 
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench docs notebooks clean
+.PHONY: demo test lint bench docs notebooks mutants clean
 
 demo: $(VENV)/.demo
 	$(BIN)/helix-sim sweep paper-deepseek-r1 --out out/deepseek-r1
@@ -25,6 +26,9 @@ bench: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m mkdocs build --strict
+
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants/mutate.py $(ARGS)
 
 notebooks: $(VENV)/.test
 	$(BIN)/python notebooks/execute.py

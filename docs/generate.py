@@ -476,7 +476,7 @@ def _record(name: str, record: Any) -> list[str]:
     rows = []
     for key, member in vars(record).items():
         target = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if key.startswith("_") or not inspect.isfunction(target):
+        if key.startswith("_") or not inspect.isfunction(target) or target.__module__.startswith("pydantic"):
             continue
         if isinstance(member, property) or target.__doc__:
             called = key if isinstance(member, property) else f"{key}{_arguments(target)}"

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from docs.accuracy_page import percents, region, rows_of, section
 
 from helix_sim.core.layout import Layout
 from helix_sim.silicon import aic_tables as silicon
@@ -167,6 +168,10 @@ def test_kernels_kept_out_of_the_fit_are_predicted():
         assert judged.loc[f"all {group}", "target"] == "met"
     assert judged.loc["all grouped-gemm", "median"] < 0.07
     assert judged.loc["all grouped-gemm", "mean"] <= 0.10
+    (row,) = (row for row in rows_of(region("kernels")) if row["timing"] == "gb200-trtllm")
+    for group in validate.GROUPS:
+        said = judged.loc[f"all {group}", ["median", "mean"]].tolist()
+        assert percents(row[group]) == pytest.approx(said, abs=0.001), f"docs/accuracy.md: {group}"
 
 
 @measured
@@ -218,3 +223,35 @@ def test_intervals_hold_eight_of_ten_servings_of_each_kind_of_layout(table):
     # the widths come from tables of kernels; no serving set one
     kinds = validate.report(table)["batch effective: by kind of layout"].set_index("kind")
     assert kinds.loc[["TP", "DEP"], "covered"].between(0.72, 0.92).all()
+
+
+STALE = "docs/accuracy.md is stale: python docs/generate.py --measured --page accuracy.md"
+
+
+@measured
+@pytest.mark.parametrize("reading", ["effective", "as given"])
+def test_the_accuracy_page_says_what_the_tables_give(table, reading):
+    report, page = validate.report(table), region("servings")
+    for row in rows_of(section(page, f"Batch {reading}: by half")):
+        found = report[f"batch {reading}: by half, {row['rows']}"].set_index("half").loc[row["half"]]
+        assert int(row["count"]) == found["count"], STALE
+        assert percents(row["median / mean error, %"]) == pytest.approx([found["median"], found["mean"]], abs=0.002), (
+            STALE
+        )
+        assert percents(row["inside the interval, %"]) == pytest.approx([found["covered"]], abs=0.01), STALE
+    by_system = report[f"batch {reading}: DeepSeek by system"].set_index("system")
+    for row in rows_of(section(page, f"Batch {reading}: DeepSeek by system, median / mean error in percent")):
+        found = by_system.loc[row["system"]]
+        assert int(row["rows"]) == found["count"], STALE
+        assert percents(row["ours"]) == pytest.approx([found["median"], found["mean"]], abs=0.002), STALE
+
+
+@measured
+def test_the_accuracy_page_says_what_todays_software_gives(table):
+    report = validate.report(table)
+    (found,) = (frame.set_index("half") for title, frame in report.items() if "shipped timings" in title)
+    rows = rows_of(section(region("servings"), "Batch effective, on the shipped timings of today's software"))
+    assert {row["half"] for row in rows} == set(found.index)
+    for row in rows:
+        said = found.loc[row["half"], ["median", "mean"]].tolist()
+        assert percents(row["median / mean error, %"]) == pytest.approx(said, abs=0.002), STALE
