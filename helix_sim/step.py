@@ -189,8 +189,9 @@ class Step(Shown):
         calibration = self.timing.calibration
         found: dict[str, Any] = {}
         for name, work in self.ops.items() if calibration else ():
-            for measured in measured_classes(work, self.timing)[:1]:
-                beyond = beyond_measured(work, calibration.classes[measured])  # type: ignore[union-attr]
+            classes = [calibration.classes[key] for key in measured_classes(work, self.timing)]  # type: ignore[union-attr]
+            if classes:
+                beyond = np.logical_and.reduce([beyond_measured(work, each) for each in classes])
                 found[name] = beyond & (np.asarray(self.repeats[name] * self.times[name].seconds) > 0)
         return found
 

@@ -36,7 +36,8 @@ class Work:
     |------------|--------------------|--------------------|-----------------|---------------------------------------|
     | matmul     | m                  | k, n               | weight matrices |                                       |
     | grouped    | token-expert pairs | k, n               | experts here    | experts_read: those with a token;     |
-    |            |                    |                    |                 | tokens: of all groups                 |
+    |            |                    |                    |                 | tokens: of all groups; arrived: those |
+    |            |                    |                    |                 | of them that picked an expert here    |
     | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
     | collective | tokens             |                    |                 | needed: share of others' that is sent |
     """
@@ -59,6 +60,7 @@ class Work:
     experts_read: Column = 1
     heads: Column = 1
     tokens: Column = 1
+    arrived: Column | None = None
     needed: Column = 1
 
     @property

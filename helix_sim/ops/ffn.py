@@ -111,7 +111,8 @@ def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 
 
 def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
-    return grouped_matmul(s, pairs=rank.pairs, held=rank.held, read=rank.read, inner=inner, outer=outer)
+    sizes = {"pairs": rank.pairs, "held": rank.held, "read": rank.read, "arrived": rank.arrived}
+    return grouped_matmul(s, **sizes, inner=inner, outer=outer)
 
 
 def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:

@@ -49,10 +49,13 @@ def matmul(
     )
 
 
-def grouped_matmul(s: StepInput, *, pairs: Column, held: Column, read: Column, inner: Column, outer: Column) -> Work:
+def grouped_matmul(
+    s: StepInput, *, pairs: Column, held: Column, read: Column, arrived: Column, inner: Column, outer: Column
+) -> Work:
     """Each of `pairs` token-expert pairs through its expert's [inner, outer], on a rank that holds `held` experts.
 
     2·pairs·k·n FLOP; of the experts it holds only those that a token picked, `read`, are read; the rest stay resident.
+    arrived: tokens that the pairs belong to, where a dispatch brings no others.
     """
     expert_bytes = inner * outer * s.precision.bytes_of("routed_weights")
     return Work(
@@ -69,4 +72,5 @@ def grouped_matmul(s: StepInput, *, pairs: Column, held: Column, read: Column, i
         copies=held,
         experts_read=read,
         tokens=s.stage_tokens,
+        arrived=arrived,
     )

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, ceil_div, distinct, larger, smaller
+from helix_sim.core.numeric import Column, ceil_div, chosen, distinct, larger, smaller
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.model import RoutedFfn
 
@@ -78,13 +78,15 @@ def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
 class BusiestRank:
     """Routing as the busiest EP rank sees it: experts it holds and reads, token-expert pairs it computes.
 
-    foreign: tokens of other attention groups that picked an expert here, each once.
+    foreign: tokens of other attention groups that picked an expert here, each once. arrived: all tokens that a dispatch
+    leaves here, those of its own group among them; of one group alone every token, since nothing is dispatched.
     """
 
     held: Column
     read: Column
     pairs: Column
     foreign: Column
+    arrived: Column
 
 
 def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
@@ -124,8 +126,10 @@ def _busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = tokens * ffn.top_k * held / ffn.routed + deviation * z + skewness
     pairs = np.clip(pairs, read, tokens * smaller(held, ffn.top_k))
-    foreign = largest_binomial(s.tokens * (x.dp - 1), share_of_tokens_here(s, ffn), x.ep)
-    return BusiestRank(held=held, read=read, pairs=pairs, foreign=foreign)
+    here = share_of_tokens_here(s, ffn)
+    foreign = largest_binomial(s.tokens * (x.dp - 1), here, x.ep)
+    arrived = foreign + s.tokens * chosen(x.dp > 1, here, 1.0)
+    return BusiestRank(held=held, read=read, pairs=pairs, foreign=foreign, arrived=arrived)
 
 
 def share_of_tokens_here(s: StepInput, ffn: RoutedFfn) -> Any:

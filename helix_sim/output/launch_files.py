@@ -42,7 +42,8 @@ def dynamo_text(launched: Launched, draft: Draft, checkpoint: str) -> str:
     else:
         for option, value in draft.options.items():
             if option in dynamo.instead:
-                args += [dynamo.instead[option]] if dynamo.instead[option] else []
+                instead = dynamo.instead[option]
+                args += [instead] if instead else []
             else:
                 args += [option] if value is True else [option, str(value)]
     gpus = str(launched.gpus_of_node)

@@ -266,7 +266,7 @@ def _sglang(launched: Launched, draft: Draft) -> None:
 
 def _kv(launched: Launched) -> str:
     """The KV cache's format in the stack's own name."""
-    return str(launched.stack.kv[launched.step.precision.kv].option)  # type: ignore[index]
+    return str(launched.stack.kv[launched.step.precision.kv].option)
 
 
 WRITERS: dict[str, Callable[[Launched, Draft], None]] = {"trtllm": _trtllm, "vllm": _vllm, "sglang": _sglang}

@@ -13,7 +13,7 @@ from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.composition import borrowed_composition, composition
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
-from helix_sim.silicon.measured_kernels import SECTIONS, measurements
+from helix_sim.silicon.measured_kernels import SECTIONS, apart, lent_class, measurements
 from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_framework, load_timing, parse
 from helix_sim.specs.machine import Machine
@@ -93,6 +93,7 @@ def _fitted_once(measured: Measured, machine: Machine) -> KernelClass:
 def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing:
     classes = {name: each.record for name, each in fitted.items()}
     classes["grouped-pointwise"] = _inside_grouped(classes)
+    classes |= _between_domains(system, framework, classes)
     package = f"{silicon.DISTRIBUTION} {silicon.VERSION}"
     content = {
         "kind": "timing",
@@ -104,10 +105,35 @@ def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing
             "framework": framework,
             "package": package,
             "step_overhead_us": load_framework(framework).step_overhead_us.model_dump(),
+            "empty_rows": load_framework(framework).exchange.empty_rows.value,
             "classes": {name: record.model_dump() for name, record in classes.items()},
         },
     }
     return parse(Timing, content, f"{system}-{framework}")
+
+
+def _between_domains(system: str, framework: str, classes: Mapping[str, KernelClass]) -> dict[str, KernelClass]:
+    """dispatch and combine across NVLink domains, where a framework's own serve one domain: another's stand in.
+
+    Its residuals widen by how far frameworks' own kernels of the same kind lie apart where several were measured.
+    """
+    lent = load_framework(framework).exchange.between_domains
+    if lent is None or "dispatch/gather" not in classes:
+        return {}
+    found = {}
+    for name in ("dispatch", "combine"):
+        of = lent_class(system, lent.from_framework, name)
+        lower, upper = apart(system, framework, name)
+        low, high = float(f"{of.residuals.low + lower:.4g}"), float(f"{of.residuals.high + upper:.4g}")
+        found[f"{name}/{lent.from_framework}"] = of.model_copy(
+            update={
+                "source": f"{of.source}; borrowed: {lent.reason}",
+                "borrowed": lent.reason,
+                "domains": "several",
+                "residuals": of.residuals.model_copy(update={"low": low, "high": high}),
+            }
+        )
+    return found
 
 
 def _inside_grouped(classes: Mapping[str, KernelClass]) -> KernelClass:

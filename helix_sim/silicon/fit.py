@@ -12,7 +12,7 @@ import datetime
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,10 @@ class Measured:
     l2_warm: bool = False
     borrowed: bool = False
     """Whether all of it is of another framework's or system's kernels."""
+    dispatched: bool | None = None
+    """Whether it serves experts behind a dispatch alone; all experts where not said."""
+    domains: Literal["one", "several"] | None = None
+    """Whether it serves groups inside one NVLink domain or across several; both where not said."""
     known: Mapping[str, float] | None = None
     """Parameters that these measurements cannot tell, and the values they are set to."""
 
@@ -98,7 +102,7 @@ def rows_of(work: Work, keep: npt.NDArray[Any]) -> Work:
 
 _SIZES = (
     *("flops", "weight_bytes", "idle_weight_bytes", "kv_bytes", "activation_bytes", "rows", "inner", "outer", "copies"),
-    *("experts_read", "heads", "tokens", "needed", "kernels"),
+    *("experts_read", "heads", "tokens", "arrived", "needed", "kernels"),
 )
 
 
@@ -162,6 +166,8 @@ def _record(measured: Measured, values: Mapping[str, float], known: Mapping[str,
             "source": f"measured: {measured.source}; {used} rows fitted, {len(modelled) - used} held out; {today}",
             "parameters": parameters,
             "largest": measured.largest,
+            "dispatched": measured.dispatched,
+            "domains": measured.domains,
             "residuals": residuals(measured.seconds, modelled, measured.held),
         }
     )

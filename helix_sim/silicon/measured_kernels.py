@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import MEGA, bytes_per_value
 from helix_sim.core.work import Work
@@ -22,11 +23,13 @@ from helix_sim.ops.routing import BusiestRank
 from helix_sim.ops.step_input import StepInput
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.fit import Measured, held_out
-from helix_sim.silicon.systems import borrowed, check_names, machine_of
-from helix_sim.specs.load import load_framework, load_model
+from helix_sim.silicon.systems import borrowed, check_names, machine_of, tables_of
+from helix_sim.specs import kernel_parameters
+from helix_sim.specs.load import load_framework, load_model, load_timing, shipped
 from helix_sim.specs.model import GqaAttention, Model, RoutedFfn
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.public_tables import Borrowed, TableName
+from helix_sim.specs.public_tables import Borrowed, LentNetwork, TableName
+from helix_sim.specs.timing import KernelClass
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,10 +51,11 @@ def _cited(frame: pd.DataFrame, remark: str = "") -> str:
     return f"{silicon.DISTRIBUTION} {silicon.VERSION}, {tables} ({kernels}){remark}"
 
 
-READERS: dict[TableName, Callable[[str, str], pd.DataFrame]] = {
+READERS: dict[TableName, Callable[..., pd.DataFrame]] = {
     "attention_mla": silicon.attention_mla,
     "gemm": silicon.gemm,
     "grouped_gemm": silicon.grouped_gemm,
+    "dispatched_experts": silicon.dispatched_experts,
     "all_reduce": silicon.all_reduce,
     "expert_exchange": silicon.expert_exchange,
 }
@@ -71,7 +75,7 @@ def with_borrowed(system: str, framework: str, table: TableName) -> pd.DataFrame
     else:
         frame = READERS[table](system, framework).assign(remark="")
     for record, *lender in lent:
-        rows = READERS[table](*lender)
+        rows = READERS[table](*lender, record.from_version)
         rows = rows[_lent(record, rows, frame)].assign(remark=record.reason)
         own = [frame[~_lent(record, frame, frame)]] if len(frame) else []
         frame = pd.concat([*own, rows], ignore_index=True) if len(rows) else frame
@@ -141,7 +145,7 @@ def expert_works(
 ) -> tuple[Work, Work]:
     """Both products of the gated experts of one rank, which reads `read` of its experts for `pairs` of its tokens."""
     routed = RoutedFfn.model_construct(kind="routed", routed=experts, intermediate_size=intermediate)
-    rank = BusiestRank(held=experts / ep, read=read, pairs=pairs, foreign=0.0)
+    rank = BusiestRank(held=experts / ep, read=read, pairs=pairs, foreign=0.0, arrived=tokens)
     step = row_step(weights=weights, hidden=hidden, batch=tokens, tpf=moe_tp, ep=ep)
     return ffn.routed_up(step, routed, rank), ffn.routed_down(step, routed, rank)
 
@@ -155,7 +159,7 @@ def all_reduce_work(size: Any, ranks: Any) -> Work:
 
 def routed_work(op: str, ranks: Any, tokens: Any, foreign: Any, hidden: Any, value_bytes: Any) -> Work:
     """Dispatch or combine among `ranks` that each hold `tokens`; `foreign` of the others' come to the busiest."""
-    rank = BusiestRank(held=0.0, read=0.0, pairs=0.0, foreign=foreign)
+    rank = BusiestRank(held=0.0, read=0.0, pairs=0.0, foreign=foreign, arrived=foreign)
     return ffn.routed_exchange(row_step(hidden=hidden, batch=tokens, dp=ranks, ep=ranks), rank, op, value_bytes)
 
 
@@ -344,12 +348,21 @@ def grouped_classes(system: str, framework: str) -> list[Measured]:
     return _grouped_classes(_credible(_loaded(with_borrowed(system, framework, "grouped_gemm")), system))
 
 
+def dispatched_classes(system: str, framework: str) -> list[Measured]:
+    """grouped-gemm behind a dispatch, of a framework that has kernels of its own for it: over what arrived alone."""
+    if not load_framework(framework).exchange.masked_experts:
+        return []
+    frame = _loaded(with_borrowed(system, framework, "dispatched_experts"), most_tokens=np.inf)
+    found = _grouped_classes(frame, fewest_rows=100)
+    return [replace(each, name=f"{each.name.partition('/')[0]}/dispatched", dispatched=True) for each in found]
+
+
 EXPERT = ["hidden", "intermediate", "experts", "top_k", "moe_tp", "moe_ep", "format", "routing"]
 
 
-def _loaded(frame: pd.DataFrame) -> pd.DataFrame:
+def _loaded(frame: pd.DataFrame, most_tokens: float = DECODE_TOKENS) -> pd.DataFrame:
     """Gated experts of models with many, with the experts read and the pairs computed on the GPU that was measured."""
-    frame = frame[frame["gated"] & (frame["tokens"] <= DECODE_TOKENS) & (frame["experts"] >= 64)]
+    frame = frame[frame["gated"] & (frame["tokens"] <= most_tokens) & (frame["experts"] >= 64)]
     frame = frame[(frame["hidden"] >= 2048) & frame["format"].isin(list(TABLE_FORMAT))]
     loads = [
         busiest_rank(*(int(n) for n in cell[:4]), float(cell[4]))
@@ -373,10 +386,10 @@ def _credible(frame: pd.DataFrame, system: str) -> pd.DataFrame:
     return frame[~(balanced & (faster & balanced).groupby(models).transform("any"))]
 
 
-def _grouped_classes(frame: pd.DataFrame) -> list[Measured]:
+def _grouped_classes(frame: pd.DataFrame, fewest_rows: int = 1000) -> list[Measured]:
     found = []
     for table_format, of_format in frame.groupby("format"):
-        kernels = [str(kernel) for kernel, rows in of_format.groupby("kernel") if len(rows) >= 1000]
+        kernels = [str(kernel) for kernel, rows in of_format.groupby("kernel") if len(rows) >= fewest_rows]
         for kernel in kernels:
             name = f"grouped-gemm-{TABLE_FORMAT[str(table_format)]}"
             rows = of_format[of_format["kernel"] == kernel]
@@ -424,15 +437,20 @@ def nccl_classes(system: str, framework: str) -> list[Measured]:
 def _exchange_rows(system: str, framework: str) -> pd.DataFrame:
     """What was measured of the kernels by which a framework sends tokens to their experts; no rows where nothing."""
     frame = with_borrowed(system, framework, "expert_exchange")
-    return frame[frame["kernel"].isin(load_framework(framework).exchange.kernels)]
+    own = frame["kernel"].isin(load_framework(framework).exchange.kernels)
+    return frame[own | (frame["remark"] != "")] if own.any() else frame[own]
 
 
 def _off_board(system: str, ranks: Any) -> dict[str, float]:
-    """What leaving the board costs [µs], where one board alone was measured; the fit tells it where more were."""
+    """What leaving the board costs [µs], where the rows cannot tell it from what leaving the NVLink domain costs.
+
+    They can where they have more ranks than a board, and the domain has more boards.
+    """
     machine = machine_of(system)
     assert machine.off_board_us is not None
     _, _, tray = machine.kernel_facts
-    return {} if ranks.max() > tray else {"beyond_tray_us": machine.off_board_us.value}
+    told = ranks.max() > tray and machine.domain > tray
+    return {} if told else {"beyond_tray_us": machine.off_board_us.value}
 
 
 def _exchange_class(
@@ -494,8 +512,15 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     exchange, frame = load_framework(framework).exchange, _exchange_rows(system, framework)
     if exchange.gathers and not len(frame):
         return _gathered_exchange(system, exchange.gathers)
-    known = {"doubling_us": exchange.doubling_us.value} if exchange.doubling_us else None
-    remark = _remark(frame) + (f"; {exchange.remark}" if exchange.remark else "")
+    domain, (_, _, tray) = machine_of(system).domain, machine_of(system).kernel_facts
+    known: dict[str, float] = {}
+    remark = _remark(frame)
+    if frame["ranks"].max() <= tray and exchange.doubling_us:
+        known["doubling_us"] = exchange.doubling_us.value
+        remark += f"; {exchange.remark}" if exchange.remark else ""
+    crosses = frame["ranks"].max() > domain
+    lent = None if crosses else tables_of(system).network
+    shape = "network-exchange" if crosses or lent else "exchange"
     frame = frame[frame["tokens"] <= DECODE_TOKENS]
     found = []
     roles = {"dispatch": ["dispatch"], "combine": ["combine"]}
@@ -510,8 +535,45 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
         for name in names:
             role = "" if name == op else f"; {op} stands in for it"
             stands_in = replace(work, op_class=name)
-            found.append(_exchange_class(system, name, rows, stands_in, remark=remark + role, known=known))
+            if lent:
+                known |= _lent_network(lent, op)
+                role += f"; {lent.reason}"
+            found.append(_exchange_class(system, name, rows, stands_in, shape=shape, remark=remark + role, known=known))
     return found
+
+
+def apart(system: str, framework: str, name: str) -> tuple[float, float]:
+    """How far a framework's own exchange lies from the one that stands in for it, where both were measured.
+
+    The tenth and the ninetieth centile of ln(own / lender's) over equal cells, 0 among them.
+    """
+    lent = load_framework(framework).exchange.between_domains
+    assert lent is not None
+    own, theirs = (silicon.expert_exchange(system, each) for each in (framework, lent.from_framework))
+    own = own[own["kernel"].isin(lent.kernels) & (own["op"] == name)]
+    cells = ["op", "tokens", "hidden", "top_k", "ranks"]
+    both = own.merge(theirs.groupby(cells)["seconds"].median().reset_index(), on=cells, suffixes=("", "_lent"))
+    if both.empty:
+        kernels = ", ".join(lent.kernels)
+        raise SpecError([f"{framework} on {system} has no cell of {kernels} that {lent.from_framework} has as well"])
+    low, high = np.quantile(np.log(both["seconds"] / both["seconds_lent"]), [0.1, 0.9])
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def _lent_network(lent: LentNetwork, name: str) -> dict[str, float]:
+    """What an exchange of another system reaches between NVLink domains, from its shipped timing."""
+    values = lent_class(lent.from_system, lent.from_framework, name).values
+    return {parameter: values[parameter] for parameter in kernel_parameters.NETWORK}
+
+
+def lent_class(system: str, framework: str, name: str) -> KernelClass:
+    """A class of a shipped timing that stands in elsewhere; SpecError where that timing has to be made first."""
+    timing = f"{system}-{framework}"
+    calibration = load_timing(timing).calibration if timing in shipped("timing") else None
+    if calibration is None or name not in calibration.classes:
+        why = f"class {name} of {timing} stands in for others, and is in no shipped timing yet"
+        raise SpecError([f"{why}; calibrate {timing} first, into hardware_profiles/measured_timings"])
+    return calibration.classes[name]
 
 
 def _gathered_exchange(system: str, why: str) -> list[Measured]:
@@ -521,7 +583,8 @@ def _gathered_exchange(system: str, why: str) -> list[Measured]:
         rows = frame[frame["op"] == op]
         ranks, size = _floats(rows, "ranks", "bytes")
         work = routed_work(name, ranks, size / ranks, size / ranks * (ranks - 1), 1.0, 1.0)
-        found.append(_exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}"))
+        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}")
+        found.append(replace(made, name=f"{name}/gather", domains="one"))
     return found
 
 
@@ -539,7 +602,7 @@ SECTIONS: dict[str, tuple[Callable[[str, str], list[Measured]], ...]] = {
     "attention": (gqa_classes,),
     "gemm": (gemm_classes,),
     "mla_bmm": (batched_classes,),
-    "moe": (grouped_classes,),
+    "moe": (grouped_classes, dispatched_classes),
     "quantize": (elementwise_classes,),
     "comm": (all_reduce_classes, nccl_classes, expert_exchange_classes),
 }

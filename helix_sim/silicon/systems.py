@@ -48,5 +48,6 @@ def borrowed(system: str, framework: str, table: str) -> Iterator[tuple[Borrowed
     """What a framework's table on a system borrows: the record, and the system and the framework that lend."""
     for record in (*tables_of(system).borrowed, *load_framework(framework).borrowed):
         lender = record.from_system or system, record.from_framework or framework
-        if record.table == table and record.framework in (None, framework) and lender != (system, framework):
+        elsewhere = lender != (system, framework) or record.from_version is not None
+        if record.table == table and record.framework in (None, framework) and elsewhere:
             yield record, *lender

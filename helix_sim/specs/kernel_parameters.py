@@ -77,6 +77,10 @@ EXCHANGE: dict[str, Parameter] = {
         meaning="bytes b of a message cost those of sqrt(b · ramp) more [kB]", start=10.0, low=0.001, high=1e5
     ),
 }
+NETWORK: dict[str, Parameter] = {
+    "network_us": Parameter(meaning="latency of leaving the NVLink domain [µs]", start=8.0, low=0.0, high=100.0),
+    "network_share": _share("the network's datasheet rate", start=0.9),
+}
 PRODUCT: dict[str, Parameter] = {
     "latency_us": Parameter(meaning="latency of a launch [µs]", start=4.0, low=0.2, high=50.0),
     "bandwidth_share": _share(HBM),
@@ -155,6 +159,7 @@ SHAPES: dict[str, ShapeParameters] = {
         }
     ),
     "exchange": ShapeParameters(parameters=EXCHANGE, collective=True),
+    "network-exchange": ShapeParameters(parameters={**EXCHANGE, **NETWORK}, collective=True),
     "gather": ShapeParameters(parameters=EXCHANGE, collective=True),
     "all-reduce": ShapeParameters(
         collective=True,

@@ -12,7 +12,9 @@ from pydantic import Field
 
 from helix_sim.specs.values import Flag, Name, NumberFormat, Quantity, Record, Share, Source, Text
 
-TableName = Literal["attention_mla", "gemm", "grouped_gemm", "all_reduce", "expert_exchange", "mla_module"]
+TableName = Literal[
+    "attention_mla", "gemm", "grouped_gemm", "dispatched_experts", "all_reduce", "expert_exchange", "mla_module"
+]
 """Tables that may borrow, by the functions of `silicon.aic_tables` that read them."""
 
 
@@ -27,6 +29,9 @@ class Borrowed(Record):
     from_framework: Text | None = Field(None, description="the framework that lends; the same where not said [name]")
     format: Text | None = Field(None, description="rows of this number format alone, as the table spells it [name]")
     kernel: Text | None = Field(None, description="rows of this kernel alone, as the table spells it [name]")
+    from_version: Text | None = Field(
+        None, description="the version of the lender's tables; its current one where not said [name]"
+    )
     more_ranks: bool = Field(
         False, description="rows of more ranks than the table itself has, and no others [yes or no]"
     )
@@ -44,6 +49,30 @@ class PublicTables(Record):
         min_length=1, description="the frameworks whose kernels were measured on it [list of names]"
     )
     borrowed: list[Borrowed] = Field([], description="rows that this machine's tables lack, and whose stand in [list]")
+    network: LentNetwork | None = Field(
+        None,
+        description="whose exchanges between NVLink domains stand in where none were measured [mapping]",
+    )
+
+
+class LentNetwork(Record):
+    """Another system whose exchanges between NVLink domains were measured, and tell what the same network reaches."""
+
+    from_system: Text = Field(description="the system that lends, by its short name [name]")
+    from_framework: Text = Field(description="the framework whose exchanges were measured there [name]")
+    reason: Text = Field(description="why it may stand in; the classes that use it say it too [text]")
+
+
+class LentKernels(Record):
+    """Another framework whose fitted kernels stand in for what this one runs and nobody measured."""
+
+    from_framework: Text = Field(description="the framework that lends, on the same system [name]")
+    kernels: list[Text] = Field(
+        min_length=1,
+        description="its own kernels of that kind, as measured inside one domain: how far they lie from the lender's "
+        "there widens the interval [list of names]",
+    )
+    reason: Text = Field(description="why its kernels stand in; the classes say it too [text]")
 
 
 class WireFormat(Record):
@@ -61,6 +90,16 @@ class Exchange(Record):
     )
     attention: Flag = Field(
         description="whether the all-to-all of partial attention outputs runs on them as well [yes or no]"
+    )
+    empty_rows: Flag = Field(
+        description="whether behind a dispatch the experts' kernel passes over a row for every token of the group, "
+        "empty where the token went elsewhere, or over those that arrived [yes or no]"
+    )
+    masked_experts: Text | None = Field(
+        None, description="the products that it runs behind a dispatch, where they are not those without one [text]"
+    )
+    between_domains: LentKernels | None = Field(
+        None, description="whose exchange stands in between NVLink domains, where its own serves one domain [mapping]"
     )
     doubling_us: Quantity | None = Field(
         None, description="latency of each doubling of the ranks, where tables of one board cannot tell it [µs]"

@@ -80,6 +80,13 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
+    dispatched: bool | None = Field(
+        None, description="whether it serves experts behind a dispatch alone; all experts where not said [yes or no]"
+    )
+    domains: Literal["one", "several"] | None = Field(
+        None,
+        description="whether it serves groups in one NVLink domain or across several; both where not said [name]",
+    )
     residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
     @property
@@ -125,6 +132,11 @@ class Calibration(Record):
     framework: Text = Field(description="the framework's short name: trtllm, sglang, vllm [name]")
     package: Text = Field(description="the package of measurements and its version [text]")
     step_overhead_us: Quantity = Field(description="host and launch overhead of one step, outside all kernels [µs]")
+    empty_rows: bool = Field(
+        False,
+        description="whether behind a dispatch the experts' kernel passes over a row for every token of the group, "
+        "empty where the token went elsewhere, or over those that arrived [yes or no]",
+    )
     composition: Composition | None = Field(
         None, description="what all kernels of a step share of its interval [mapping]"
     )

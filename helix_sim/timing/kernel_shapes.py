@@ -44,6 +44,7 @@ class Gpu:
     hbm_bytes_per_s: float
     nvlink_bytes_per_s: float
     network_bytes_per_s: float
+    network_peak_bytes_per_s: float
     network_latency_s: float
     domain: int
     tray: int
@@ -59,6 +60,7 @@ def gpu_of(machine: Machine, *, network_share: float = 1.0, network_latency_s: f
         hbm_bytes_per_s=machine.hbm_bytes_per_s,
         nvlink_bytes_per_s=machine.nvlink_bytes_per_s,
         network_bytes_per_s=machine.network_bytes_per_s * network_share,
+        network_peak_bytes_per_s=machine.network_bytes_per_s,
         network_latency_s=network_latency_s,
         domain=machine.domain,
         tray=tray,
@@ -259,6 +261,12 @@ def exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -
     return _collective(work, gpu, p, 1.0)
 
 
+def network_exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """An exchange whose latency and share of the rate between NVLink domains were measured as well."""
+    rate = gpu.network_peak_bytes_per_s * p["network_share"]
+    return _collective(work, replace(gpu, network_bytes_per_s=rate, network_latency_s=p["network_us"] * MICRO), p, 1.0)
+
+
 def gather(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
     """An exchange by which each rank gets everything, needed or not."""
     return _collective(work, gpu, p, np.maximum(work.needed, 1e-9))
@@ -311,6 +319,7 @@ SHAPES: dict[str, ShapeTime] = {
     "latent-attention": latent_attention,
     "head-attention": head_attention,
     "exchange": exchange,
+    "network-exchange": network_exchange,
     "gather": gather,
     "all-reduce": all_reduce,
 }

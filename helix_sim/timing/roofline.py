@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MICRO
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.timing import Timing
+from helix_sim.specs.timing import KernelClass, Timing
 from helix_sim.timing.kernel_shapes import SHAPES, gpu_of, one_piece
 
 TERMS = ("latency", "math", "hbm", "link")
@@ -115,13 +115,32 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
     constants = timing.collective
     gpu = gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
     rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
-    terms = SHAPES[measured.shape](one_piece(work), gpu, rate, measured.values)
+    terms = SHAPES[measured.shape](one_piece(_passed_over(work, timing)), gpu, rate, measured.values)
+    latency_s = terms.latency_s
+    if measured.domains or measured.dispatched:
+        latency_s = latency_s + np.where(_serves(work, machine, measured), 0.0, np.inf)
     return OpTime(
-        latency_s=_launches(work, timing) * terms.latency_s,
+        latency_s=_launches(work, timing) * latency_s,
         math_s=work.pieces * terms.math_s,
         hbm_s=work.pieces * terms.hbm_s,
         link_s=work.pieces * terms.link_s,
     )
+
+
+def _passed_over(work: Work, timing: Timing) -> Work:
+    """The op with the tokens that its kernel passes over: those that arrived, where a dispatch leaves no empty rows."""
+    assert timing.calibration is not None
+    if work.arrived is None or timing.calibration.empty_rows:
+        return work
+    return replace(work, tokens=work.arrived)
+
+
+def _serves(work: Work, machine: Machine, measured: KernelClass) -> Any:
+    """Whether a class serves an op: another of the framework's kernels runs where it does not."""
+    if work.collective is None:
+        return np.asarray(work.tokens if work.arrived is None else work.arrived) < work.tokens
+    fewest, _ = work.collective.neighbours(machine.domain)
+    return (fewest >= work.collective.group) == (measured.domains == "one")
 
 
 def _overhead_s(timing: Timing) -> float:

@@ -60,3 +60,22 @@ def test_skewed_routing_reads_fewer_experts_but_loads_the_busiest_rank_more():
     uniform, uneven = routing.busiest_rank(d, MOE), routing.busiest_rank(d, skewed)
     assert uneven.read < uniform.read
     assert uneven.pairs > uniform.pairs
+
+
+@pytest.mark.parametrize(("dp", "ep", "tpf"), [(8, 8, 1), (16, 8, 2), (8, 64, 1)])
+def test_a_dispatch_leaves_a_rank_the_tokens_that_picked_an_expert_there(dp, ep, tpf):
+    tokens, rng, trials = 32, np.random.default_rng(3), 100
+    d = decode(R1, batch=tokens, tpa=ep * tpf // dp, dp=dp, tpf=tpf, ep=ep)
+    here = []
+    for _ in range(trials):
+        picks = np.argsort(rng.random((tokens * dp, MOE.routed)), axis=1)[:, : MOE.top_k] // (MOE.routed // ep)
+        here.append(max((picks == rank).any(axis=1).sum() for rank in range(ep)))
+    work = ffn.routed_up(d, MOE, routing.busiest_rank(d, MOE))
+    assert work.arrived == pytest.approx(np.mean(here), rel=0.05)
+    assert work.arrived < work.tokens == tokens * dp
+
+
+def test_without_a_dispatch_every_token_is_already_there():
+    d = decode(R1, batch=32, kvp=8, tpf=1, ep=8)
+    work = ffn.routed_up(d, MOE, routing.busiest_rank(d, MOE))
+    assert work.arrived == work.tokens == 32

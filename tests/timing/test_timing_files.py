@@ -134,6 +134,7 @@ def works(seed, timing, formats):
             experts_read=size(2),
             heads=size(2),
             tokens=size(6),
+            arrived=size(5),
         )
     for kind in (
         "all-reduce",
