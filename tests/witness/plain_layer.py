@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from witness.counted import Array
 
-from helix_sim.specs.model import AttentionKind, FfnKind, GqaAttention, MlaAttention, RoutedFfn
+from helix_sim.specs.model import AttentionKind, FfnKind, GqaAttention, LinearAttention, MlaAttention, RoutedFfn
 
 Weights: TypeAlias = dict[str, Array]
 """Tensors of one layer by name; `attention_shapes` and its neighbours say which, and their shapes."""
@@ -25,7 +25,7 @@ NORM_EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """What one layer of a model is made of."""
+    """What one layer of a model is made of; `plain_kinds` has the attentions but GQA and MLA."""
 
     hidden_size: int
     attention: AttentionKind
@@ -103,17 +103,19 @@ def gated(gate: Array, up: Array) -> Array:
 def choose_experts(scores: Array, top_k: int) -> tuple[npt.NDArray[np.int64], Array]:
     """The top_k experts of each row of scores [rows, E], and their gates, softmax over the chosen: [rows, top_k]."""
     chosen = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
-    return chosen, _softmax(np.take_along_axis(scores, chosen, axis=-1))
+    return chosen, softmax(np.take_along_axis(scores, chosen, axis=-1))
 
 
 def score_scale(attention: AttentionKind) -> float:
     """1 / sqrt of the dimensions that a published score sums over; absorption does not change it."""
-    if isinstance(attention, GqaAttention):
+    assert not isinstance(attention, LinearAttention)
+    if hasattr(attention, "head_size"):
         return float(attention.head_size**-0.5)
     return float((attention.nope_width + attention.rope_width) ** -0.5)
 
 
-def _softmax(scores: Array) -> Array:
+def softmax(scores: Array) -> Array:
+    """Shares of the last axis."""
     raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares: Array = raised / raised.sum(axis=-1, keepdims=True)
     return shares
@@ -135,7 +137,7 @@ def plain_attention(a: AttentionKind, w: Weights, x: Array, cache: Array) -> tup
     query, keys, values = heads(a, w, x, grown, positions)
     scores = np.einsum("bnqd,bsqd->bnqs", query, keys) * score_scale(a)
     seen = np.arange(grown.shape[1]) <= positions[:, None]
-    shares = _softmax(np.where(seen[:, None], scores, -np.inf))
+    shares = softmax(np.where(seen[:, None], scores, -np.inf))
     output: Array = np.einsum("bnqs,bsqd,qdh->bnh", shares, values, w["o"], optimize=True)
     return output, grown
 
