@@ -86,14 +86,17 @@ def compressed_ops(s: StepInput, a: CompressedAttention) -> OpTable:
         "latent_down_projection": attention.latent_down_projection(s, a),
         "latent_norm": attention.latent_norm(s, a),
         "query_up_projection": attention.query_up_projection(s, a),
-        "compressor_projection": sparse.compressor_projection(s, a),
-        "compress": sparse.compress(s, a),
+        **(_compressor_ops(s, a) if a.ratio else {}),
         **(_index_ops(s, a) if a.indexer else {}),
         **_core_ops(s, a, sparse.compressed_core(s, a)),
         "output_down_projection": sparse.output_down_projection(s, a),
         "output_projection": sparse.grouped_output_projection(s, a),
         "attention_all_reduce": group_all_reduce(s),
     }
+
+
+def _compressor_ops(s: StepInput, a: CompressedAttention) -> OpTable:
+    return {"compressor_projection": sparse.compressor_projection(s, a), "compress": sparse.compress(s, a)}
 
 
 def linear_ops(s: StepInput, a: LinearAttention) -> OpTable:
@@ -194,16 +197,19 @@ def routed_ops(s: StepInput, f: RoutedFfn, rank: BusiestRank | None = None) -> O
         "shared_activation": ffn.shared_activation(s, f),
         "shared_down": ffn.shared_down(s, f),
     }
+    latent = f.latent_size is not None
     return {
         "moe_norm": hidden_norm(s),
         "router": ffn.router(s, f),
         "top_k": ffn.top_k(s, f),
-        "dispatch": ffn.dispatch(s, rank),
+        **({"expert_latent_down": ffn.expert_latent_down(s, f)} if latent else {}),
+        "dispatch": ffn.dispatch(s, rank, f.latent_size),
         **(shared if f.shared else {}),
         "routed_up": ffn.routed_up(s, f, rank),
         "routed_activation": ffn.routed_activation(s, f, rank),
         "routed_down": ffn.routed_down(s, f, rank),
-        "combine": ffn.combine(s, rank),
+        "combine": ffn.combine(s, rank, f.latent_size),
+        **({"expert_latent_up": ffn.expert_latent_up(s, f)} if latent else {}),
         "moe_all_reduce": group_all_reduce(s),
         "moe_spread": spread_to_shards(s),
     }

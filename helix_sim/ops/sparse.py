@@ -47,6 +47,12 @@ def indexer_of(a: Indexed) -> Indexer:
     return a.indexer
 
 
+def ratio_of(a: Indexed) -> int:
+    """Tokens for each entry that a kind's indexer, or its core, sees."""
+    assert a.ratio is not None
+    return a.ratio
+
+
 # --- What a rank holds and sees --------------------------------------------------------------------------------------
 
 
@@ -76,7 +82,7 @@ def index_block(i: Indexer) -> int:
 @once_a_step
 def index_keys_per_rank(s: StepInput, a: Indexed) -> Any:
     """Index keys of one request on the fullest rank: of every token, or of every `ratio` tokens."""
-    return fullest_share(floor_div(s.context, a.ratio), index_shards(s), index_block(indexer_of(a)))
+    return fullest_share(floor_div(s.context, ratio_of(a)), index_shards(s), index_block(indexer_of(a)))
 
 
 def index_bytes(s: StepInput, a: Indexed) -> Any:
@@ -98,7 +104,7 @@ def picked_per_rank(s: StepInput, a: Indexed) -> Any:
     that a token is in is taken to be full.
     """
     i, shards = indexer_of(a), s.layout.kvp
-    entries = floor_div(s.context, a.ratio)
+    entries = floor_div(s.context, ratio_of(a))
     pieces = max(i.block_tokens // KV_BLOCK_TOKENS, 1)
     in_pieces = largest_binomial(i.top_k, smaller(pieces / shards, 1.0), shards) * min(i.block_tokens, KV_BLOCK_TOKENS)
     picked = chosen(shards <= pieces, i.picked / shards, in_pieces)
@@ -112,23 +118,23 @@ def picked_keys_seen(s: StepInput, a: Indexed) -> Any:
     The t-th token has min(floor(t / ratio), picks), and of them the fullest shard the part that it has of the last's.
     """
     i = indexer_of(a)
-    entries = floor_div(s.context, a.ratio)
+    entries = floor_div(s.context, ratio_of(a))
 
     def up_to(tokens: Column) -> Any:
-        whole = floor_div(tokens, a.ratio)
-        return a.ratio * rising(larger(whole - 1, 0), i.picked) + (tokens - a.ratio * whole + 1) * smaller(
+        whole = floor_div(tokens, ratio_of(a))
+        return ratio_of(a) * rising(larger(whole - 1, 0), i.picked) + (tokens - ratio_of(a) * whole + 1) * smaller(
             whole, i.picked
         )
 
     picks = up_to(s.context) - up_to(s.context - s.query_tokens)
     share = picked_per_rank(s, a) / larger(smaller(entries, i.picked), 1)
-    every = summed_fullest_shares(s, s.layout.kvp, ratio=a.ratio)
+    every = summed_fullest_shares(s, s.layout.kvp, ratio=ratio_of(a))
     return chosen(entries <= i.picked, every, picks * share)
 
 
 def picked_tokens_read(s: StepInput, a: Indexed) -> Any:
     """Cached entries of a request that a rank reads: its picks of each new token, all that it holds at most."""
-    held = fullest_share(floor_div(s.context, a.ratio), s.layout.kvp)
+    held = fullest_share(floor_div(s.context, ratio_of(a)), s.layout.kvp)
     return smaller(s.query_tokens * picked_per_rank(s, a), held)
 
 
@@ -174,7 +180,7 @@ def index_append(s: StepInput, a: Indexed) -> Work:
 def index_scores(s: StepInput, a: Indexed) -> Any:
     """Scores of a request that a rank's indexer leaves behind: one a key that a new token sees, or one a block."""
     i = indexer_of(a)
-    keys = summed_fullest_shares(s, index_shards(s), ratio=a.ratio, block=index_block(i))
+    keys = summed_fullest_shares(s, index_shards(s), ratio=ratio_of(a), block=index_block(i))
     return choices_per_rank(s, a) * keys / i.block_tokens
 
 
@@ -228,7 +234,7 @@ def index_merge(s: StepInput, a: Indexed) -> Work:
     """The best of all shards' candidates, read with their scores; no kernel where the index cache is not sharded."""
     shards, i = index_shards(s), indexer_of(a)
     split = (shards > 1) * 1
-    kept = smaller(i.top_k, ceil_div(floor_div(s.context, a.ratio), i.block_tokens))
+    kept = smaller(i.top_k, ceil_div(floor_div(s.context, ratio_of(a)), i.block_tokens))
     moved = split * s.tokens * choices_per_rank(s, a) * (2 * shards * candidates(s, a) + kept) * SCORE_BYTES
     return memory_pass("index-top-k", moved_bytes=moved, rows=s.tokens, kernels=split)
 
@@ -273,7 +279,7 @@ def compress(s: StepInput, a: CompressedAttention) -> Work:
     return Work(
         op_class="elementwise",
         activation_bytes=new * s.activation_bytes,
-        kv_bytes=2 * new * STATE_BYTES + s.tokens / a.ratio * entry_bytes,
+        kv_bytes=2 * new * STATE_BYTES + s.tokens / ratio_of(a) * entry_bytes,
         rows=s.tokens,
     )
 
@@ -287,11 +293,13 @@ def compressed_core(s: StepInput, a: CompressedAttention) -> Work:
     x, window = s.layout, a.window_tokens
     near = fullest_share(window_tokens_read(s, window), x.kvp)
     near_keys = _window_keys_per_rank(s, window)
+    far: Any = 0
+    far_keys: Any = 0
     if a.indexer:
         far, far_keys = picked_tokens_read(s, a), picked_keys_seen(s, a)
-    else:
-        far = fullest_share(floor_div(s.context, a.ratio), x.kvp)
-        far_keys = summed_fullest_shares(s, x.kvp, ratio=a.ratio)
+    elif a.ratio:
+        far = fullest_share(floor_div(s.context, ratio_of(a)), x.kvp)
+        far_keys = summed_fullest_shares(s, x.kvp, ratio=ratio_of(a))
     return core_over(s, a, op_class="attention-compressed", tokens=near + far, keys=near_keys + far_keys)
 
 
@@ -306,7 +314,8 @@ def compressed_bytes(s: StepInput, a: CompressedAttention) -> Any:
     """Cache of one layer and one request on the fullest rank: window, compressed vectors, index keys, and the state."""
     x = s.layout
     vectors = fullest_share(window_tokens_read(s, a.window_tokens), x.kvp)
-    vectors = vectors + fullest_share(floor_div(s.context, a.ratio), x.kvp)
+    if a.ratio:
+        vectors = vectors + fullest_share(floor_div(s.context, a.ratio), x.kvp)
     index = index_bytes(s, a) if a.indexer else 0
     return vectors * a.cache_width * s.precision.bytes_of("kv") + index + a.state_values * STATE_BYTES
 

@@ -255,7 +255,7 @@ class SparseAttention(LatentAttention):
 class CompressedAttention(Record):
     """One shared key-value vector per token, seen as it is in a window and compressed beyond it (DeepSeek-V4).
 
-    Every `ratio` tokens leave one compressed vector. With an indexer (CSA) a query attends to those that it picks, by
+    Every `ratio` tokens leave one compressed vector, or none do. With an indexer (CSA) a query attends to those that it picks, by
     index keys that are compressed alike; without (HCA) to all of them. The output projection is low-rank, in groups of
     heads. Queries come from a latent; keys are values.
     """
@@ -267,7 +267,9 @@ class CompressedAttention(Record):
         description="dimensions of a head's query, and of the vector that is key and value [values]"
     )
     window_tokens: Count = Field(description="tokens whose own vectors a query sees, itself among them [tokens]")
-    ratio: Count = Field(description="tokens that leave one compressed vector [tokens]")
+    ratio: Count | None = Field(
+        default=None, description="tokens that leave one compressed vector; there are none if absent [tokens]"
+    )
     overlapping: bool | None = Field(
         default=None, description="whether a compressed vector draws on twice as many tokens; no if absent"
     )
@@ -284,6 +286,8 @@ class CompressedAttention(Record):
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
+        if self.indexer and not self.ratio:
+            raise ValueError("an indexer picks among compressed vectors: give their ratio, or leave it out")
         if self.q_heads % self.output_groups:
             raise ValueError(f"q_heads {self.q_heads} is not a multiple of output_groups {self.output_groups}")
         return self
@@ -331,24 +335,24 @@ class CompressedAttention(Record):
     @property
     def compressed_width(self) -> int:
         """Values that are compressed of a token: its vector, and an index key where there is an indexer."""
-        return self.head_size + (self.indexer.width if self.indexer else 0)
+        return (self.head_size + (self.indexer.width if self.indexer else 0)) if self.ratio else 0
 
     @property
     def state_values(self) -> int:
         """FP32 values that a request's compressor keeps: vectors and gates of the tokens of open compressed ones."""
-        return 2 * self.series**2 * self.ratio * self.compressed_width
+        return 2 * self.series**2 * (self.ratio or 0) * self.compressed_width
 
     @property
     def kv_values_per_token(self) -> float:
         """Values by which one layer's cache of a request grows with a token, past the window."""
-        return self.compressed_width / self.ratio
+        return self.compressed_width / (self.ratio or 1)
 
     def parameters(self, hidden_size: int) -> int:
         """Weights of the attention block of one layer: projections, compressors and indexer, norms and sinks."""
         h, queries, between = hidden_size, self.q_heads * self.head_size, self.output_groups * self.output_lora_rank
         found = h * (self.q_lora_rank + self.head_size) + self.q_lora_rank * queries
         found += queries * self.output_lora_rank + between * h
-        found += self.series * self.compressed_width * (2 * h + self.ratio)
+        found += self.series * self.compressed_width * (2 * h + (self.ratio or 0))
         if self.indexer:
             found += self.q_lora_rank * self.indexer.heads * self.indexer.width + h * self.indexer.heads
         return found + self.q_lora_rank + self.head_size + self.compressed_width + self.q_heads * bool(self.sinks)

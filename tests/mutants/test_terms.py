@@ -21,6 +21,7 @@ from witness.counted import busiest
 from witness.helix_layer import HelixLayer
 from witness.test_witness import (
     GQA,
+    LATENT,
     MIXED,
     SHARDED,
     SMALL,
@@ -51,7 +52,7 @@ MODELS = {
     "compressed": (SMALL["compressed and picked"], "dense"),
     "linear": (SMALL["kda"], "dense"),
     "dense": (GQA, "dense"),
-    "routed": (GQA, "moe"),
+    "routed": (LATENT, "moe"),
 }
 """A small model, and its FFN, in whose layer each kind runs."""
 CONTEXT, NEW = 83, 5

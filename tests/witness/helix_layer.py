@@ -578,6 +578,7 @@ class HelixLayer:
                 self._shard_ffn(pool, ffn["gate"], ffn["up"], ffn["down"])
             return
         self.router = ffn["router"]
+        self.latent = {name: ffn[f"latent_{name}"] for name in ("down", "up") if self.experts.latent_size}
         for group in self.groups:
             self._shard_ffn(group, ffn["shared_gate"], ffn["shared_up"], ffn["shared_down"])
         self._shard_experts(ffn)
@@ -615,6 +616,7 @@ class HelixLayer:
             mine = [self.expert_weights[r, e] for e in self.local_experts[r]]
             found |= {f"routed_{tensor}": sum(w[tensor].size for w in mine) for tensor in ("up", "down")}
             found["router"] = self.router.size
+            found |= {f"expert_latent_{name}": w.size for name, w in self.latent.items()}
         return found
 
     # One step
@@ -736,7 +738,7 @@ class HelixLayer:
             self._forget(r, int(positions[0]))
             rank.moves("rope_and_append", query, queries[r], kept)
             rank.moves_kv("rope_and_append", kept)
-            if isinstance(self.attention, CompressedAttention):
+            if isinstance(self.attention, CompressedAttention) and self.attention.ratio:
                 self._compress(r, normed[r], positions)
         self.tokens += len(positions)
         if self.indexer and not isinstance(self.attention, CompressedAttention):
@@ -757,6 +759,7 @@ class HelixLayer:
         """The new tokens into a rank's open vectors; each that is closed joins the shards whose turn it is."""
         a, rank = self.attention, self.ranks[r]
         assert isinstance(a, CompressedAttention)
+        assert a.ratio is not None
         made = rank.linear("compressor_projection", normed, self.weights[r]["into"], "attention_weights")
         made = made.reshape(self.widths.batch, len(positions), -1)
         rank.moves("compress", made)
@@ -782,6 +785,7 @@ class HelixLayer:
         """What entry number `entry` draws on: its own tokens, behind those before them where there are two series."""
         a = self.attention
         assert isinstance(a, CompressedAttention)
+        assert a.ratio is not None
         width, end = a.compressed_width, (entry + 1) * a.ratio
         own = values[:, end - a.ratio : end, -width:]
         if a.series == 1:
@@ -838,7 +842,7 @@ class HelixLayer:
     def _chosen(self, normed: Held, latents: Held, positions: Positions) -> dict[int, Positions]:
         """What each rank's indexer picked of the whole context: numbers [B, n, choices, picks], -1 for none."""
         a, x = self.attention, self.widths
-        ratio = a.ratio if isinstance(a, CompressedAttention) else 1
+        ratio = (a.ratio or 1) if isinstance(a, CompressedAttention) else 1
         closed, offers = (positions + 1) // ratio, {}
         for r in normed:
             queries, weights = self._index_queries(r, normed[r], latents[r])
@@ -902,7 +906,7 @@ class HelixLayer:
         """The window's places, and behind them those of compressed vectors: of all closed ones, or of those chosen."""
         a, entries = self.attention, self.entries[r].positions
         assert isinstance(a, CompressedAttention)
-        closed = (positions + 1) // a.ratio
+        closed = (positions + 1) // a.ratio if a.ratio else 0 * positions
         found: list[list[list[Positions]]] = []
         for row in range(self.widths.batch):
             far = [np.flatnonzero(entries < end) for end in closed]
@@ -1028,18 +1032,24 @@ class HelixLayer:
         A rank asks its peers of other groups for the rows that picked an expert here, and answers with a partial sum.
         """
         routes = {r: self._route(self.ranks[r], x, moe) for r, x in normed.items()}
-        partial = {r: np.zeros_like(x) for r, x in normed.items()}
+        seen = {r: self._latent(r, "down", x) for r, x in normed.items()}
+        sums_of = {r: np.zeros_like(x) for r, x in seen.items()}
         for r in self.grid:
             rank, peers = self.ranks[r], self._peers(r, self.grid)
             picked = {p: np.flatnonzero(np.isin(routes[p][0], self.local_experts[r]).any(axis=1)) for p in peers}
-            rows = [send("dispatch", self.ranks[p], rank, normed[p][picked[p]], "dispatch") for p in peers]
+            rows = [send("dispatch", self.ranks[p], rank, seen[p][picked[p]], "dispatch") for p in peers]
             chosen, gates = (np.concatenate([routes[p][i][picked[p]] for p in peers]) for i in (0, 1))
             sums = self._run_experts(r, np.concatenate(rows), chosen, gates)
             for p, answer in zip(peers, np.split(sums, np.cumsum([len(part) for part in rows])[:-1]), strict=True):
-                partial[p][picked[p]] += send("combine", rank, self.ranks[p], answer)
-            if moe.shared:
-                partial[r] += run_ffn(rank, "shared", normed[r], self.ffn[r])
+                sums_of[p][picked[p]] += send("combine", rank, self.ranks[p], answer)
+        partial = {r: self._latent(r, "up", sums) for r, sums in sums_of.items()}
+        for r in self.grid if moe.shared else ():
+            partial[r] = partial[r] + run_ffn(self.ranks[r], "shared", normed[r], self.ffn[r])
         return partial
+
+    def _latent(self, r: int, way: str, x: Array) -> Array:
+        """x into the width that routed experts see, or back out of it; as it is where they see the residual stream."""
+        return self.ranks[r].linear(f"expert_latent_{way}", x, self.latent[way]) if self.latent else x
 
     def _route(self, rank: Rank, x: Array, moe: RoutedFfn) -> tuple[npt.NDArray[np.int64], Array]:
         """The experts of each of the group's own tokens and their gates, both [rows, top_k]; every rank finds them."""

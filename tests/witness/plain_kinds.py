@@ -62,7 +62,7 @@ def _attention_shapes(a: AttentionKind, h: int) -> dict[str, tuple[int, ...]]:
             "q_up": (a.q_heads, a.q_lora_rank, a.head_size),
             "compressed": (h, wide),
             "weighed": (h, wide),
-            "place": (a.ratio, wide),
+            "place": (a.ratio or 1, wide),
             "o_down": (a.q_heads, a.head_size, a.output_lora_rank),
             "o_up": (a.output_groups, a.output_lora_rank, h),
         }
@@ -198,6 +198,7 @@ def compressed_entry(a: CompressedAttention, kinds: Array, gates: Array, place: 
 
 def sources(a: CompressedAttention, values: Array, entry: int, missing: float) -> Array:
     """What entry number `entry` draws on, of values [..., S, series·width]: [..., series·ratio, width]."""
+    assert a.ratio is not None
     width, start = a.compressed_width, entry * a.ratio
     own = values[..., start : start + a.ratio, -width:]
     if a.series == 1:
@@ -220,15 +221,16 @@ def plain_compressed(a: CompressedAttention, w: Weights, x: Array) -> Array:
     query = rotate(np.einsum("bsr,qrd->bsqd", latent, w["q_up"]), at)
     near = rotate(rms_norm(x @ w["kv_down"])[:, :, None], at)[:, :, 0]
     kinds, gates = x @ w["compressed"], x @ w["weighed"]
-    count = tokens // a.ratio
+    count = tokens // a.ratio if a.ratio else 0
     made = [
         compressed_entry(a, sources(a, kinds, j, 0.0), sources(a, gates, j, -np.inf), places(a, w))
         for j in range(count)
     ]
-    entries = np.stack(made, axis=1) if made else np.zeros((len(x), 0, a.compressed_width))
-    far = rotate(entries[:, :, None, : a.head_size], a.ratio * np.arange(count))[:, :, 0]
+    entries = np.stack(made, axis=1) if made else np.zeros((len(x), 0, a.head_size))
+    ratio = a.ratio or 1
+    far = rotate(entries[:, :, None, : a.head_size], ratio * np.arange(count))[:, :, 0]
     window = (_causal(tokens) & (at[:, None] - at < a.window_tokens))[None, None]
-    closed = np.broadcast_to((np.arange(count) + 1) * a.ratio <= at[:, None] + 1, (len(x), tokens, count))
+    closed = np.broadcast_to((np.arange(count) + 1) * ratio <= at[:, None] + 1, (len(x), tokens, count))
     if a.indexer:
         queries = np.einsum("bsr,irw->bsiw", latent, w["index_q"])
         scores = summed_scores(queries, entries[..., a.head_size :], x @ w["index_w"])

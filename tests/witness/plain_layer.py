@@ -57,11 +57,13 @@ def ffn_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     if not isinstance(layer.ffn, RoutedFfn):
         return {"gate": (h, f), "up": (h, f), "down": (f, h)}
     routed, wide = layer.ffn.routed, layer.ffn.shared * layer.ffn.shared_intermediate_size
-    return {
+    seen = layer.ffn.expert_width(h)
+    latent = {"latent_down": (h, seen), "latent_up": (seen, h)} if layer.ffn.latent_size else {}
+    return latent | {
         "router": (h, routed),
-        "gate": (routed, h, f),
-        "up": (routed, h, f),
-        "down": (routed, f, h),
+        "gate": (routed, seen, f),
+        "up": (routed, seen, f),
+        "down": (routed, f, seen),
         "shared_gate": (h, wide),
         "shared_up": (h, wide),
         "shared_down": (wide, h),
@@ -183,8 +185,10 @@ def plain_ffn(f: FfnKind, w: Weights, x: Array) -> Array:
     chosen, gates = choose_experts(x @ w["router"], f.top_k)
     share = np.zeros((len(x), f.routed))
     np.put_along_axis(share, chosen, gates, axis=-1)
-    inner = gated(np.einsum("bh,ehf->bef", x, w["gate"]), np.einsum("bh,ehf->bef", x, w["up"]))
+    seen = x @ w["latent_down"] if f.latent_size else x
+    inner = gated(np.einsum("bh,ehf->bef", seen, w["gate"]), np.einsum("bh,ehf->bef", seen, w["up"]))
     routed: Array = np.einsum("be,bef,efh->bh", share, inner, w["down"], optimize=True)
+    routed = routed @ w["latent_up"] if f.latent_size else routed
     shared = gated(x @ w["shared_gate"], x @ w["shared_up"]) @ w["shared_down"]
     return routed + shared
 

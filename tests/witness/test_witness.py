@@ -127,6 +127,7 @@ ATTENTIONS = {
     "sparse": mla(12, 6, 5, 2, 3, 3) | {"kind": "sparse", "indexer": indexer(), "output_gate": True},
     "compressed and picked": COMPRESSED | {"overlapping": True, "indexer": indexer(top_k=4)},
     "compressed": COMPRESSED,
+    "nothing compressed": {name: value for name, value in COMPRESSED.items() if name != "ratio"},
     "gated delta net": linear(6, 12, gates=2, conv_tokens=4),
     "kda": linear(12, 12, gates=1, conv_tokens=4, decay_rank=5),
     "mamba-2": linear(2, 12, gates=1, conv_tokens=4, delta_rule=False, state_format="bf16"),
@@ -136,6 +137,7 @@ ATTENTIONS = {
 
 GQA = model_of(gqa(12, 3, 4), hidden=12, dense=24, experts=experts_of(6, 2, 10, 1, 9))
 MLA = model_of(mla(12, 6, 5, 2, 3, 3), hidden=12, dense=24, experts=experts_of(6, 2, 10, 1, 9))
+LATENT = model_of(gqa(12, 3, 4), hidden=12, dense=24, experts=experts_of(6, 2, 10, 1, 9) | {"latent_size": 7})
 SMALL = {name: model_of(a, hidden=12, dense=24, experts=experts_of(6, 2, 10, 1, 9)) for name, a in ATTENTIONS.items()}
 
 
@@ -288,10 +290,15 @@ def test_every_legal_layout_computes_the_layer_and_counts_the_work(model, ffn, r
         check_step(model, ffn, Layout(batch=3, **shape), MIXED, context, seed=0, new=new)
 
 
+def test_experts_of_a_latent_run_on_every_legal_layout_and_count_their_work():
+    for shape in legal_layouts(LATENT, 77, 8):
+        check_step(LATENT, "moe", Layout(batch=3, **shape), MIXED, 77, seed=1)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(("ranks", "context", "new"), [(8, 80, 5), (6, 83, 20), (4, 12, 10), (4, 96, 1)])
 def test_every_kind_runs_on_every_legal_layout_and_counts_its_work(name, ranks, context, new):
-    new = new if new % getattr(SMALL[name].attention["attention"], "ratio", 1) == 0 else 5
+    new = new if new % (getattr(SMALL[name].attention["attention"], "ratio", 1) or 1) == 0 else 5
     for place, shape in enumerate(legal_layouts(SMALL[name], context, ranks)):
         check_step(SMALL[name], "dense", Layout(batch=2, **shape), MIXED, context, seed=place, new=new)
 
@@ -460,7 +467,7 @@ def check_residency(s, ran, op, work):
 
 @pytest.mark.parametrize("sizes", SHARDED.values(), ids=SHARDED)
 @pytest.mark.parametrize("ffn", ["dense", "moe"])
-@pytest.mark.parametrize("model", [GQA, MLA, *SMALL.values()], ids=["gqa", "mla", *SMALL])
+@pytest.mark.parametrize("model", [GQA, MLA, LATENT, *SMALL.values()], ids=["gqa", "mla", "latent", *SMALL])
 def test_the_fullest_rank_holds_the_weights_that_the_equations_keep(model, ffn, sizes):
     layer, s = layer_of(model, ffn), step_input(model, Layout(batch=3, **sizes), MIXED, 83, new=5)
     ran = HelixLayer(layer, MIXED, s.layout, *weights_of(layer, np.random.default_rng(0)))
