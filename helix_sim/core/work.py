@@ -11,6 +11,12 @@ from helix_sim.core.numeric import Column, total
 COMPUTE_CLASSES = (
     "attention-gqa",
     "attention-mla",
+    "attention-block-sparse",
+    "attention-sparse",
+    "attention-compressed",
+    "index-logits",
+    "index-top-k",
+    "linear-state",
     "gemm",
     "grouped-gemm",
     "batched-gemm",

@@ -7,10 +7,9 @@ from typing import Any
 from helix_sim.core.collectives import all_reduce, direct
 from helix_sim.core.numeric import Column, floor_div
 from helix_sim.core.work import Work
-from helix_sim.ops.attention import LSE_BYTES, output_heads_per_rank
+from helix_sim.ops.attention import LSE_BYTES, Heads, output_heads_per_rank
 from helix_sim.ops.elementwise import memory_pass
 from helix_sim.ops.step_input import StepInput, once_a_step
-from helix_sim.specs.model import AttentionKind
 
 
 def sent(
@@ -32,7 +31,7 @@ def sent(
     return Work(op_class=op_class, kernels=0, collective=collective, rows=rows, **sizes)
 
 
-def partial_exchange(s: StepInput, a: AttentionKind) -> Work:
+def partial_exchange(s: StepInput, a: Heads) -> Work:
     """The all-to-all of partial outputs and their log-sum-exps inside each KVP group; its volume has no S in it.
 
     A slice of B·Q/N heads to each of the other KVP - 1 ranks [Helix 2025, 2.1.1]; where the FFN runs on one KV shard
@@ -53,7 +52,7 @@ def partial_exchange(s: StepInput, a: AttentionKind) -> Work:
     )
 
 
-def combine_partials(s: StepInput, a: AttentionKind) -> Work:
+def combine_partials(s: StepInput, a: Heads) -> Work:
     """Rescale and sum of KVP partial outputs by their log-sum-exps: exact softmax. No kernel where KVP = 1."""
     x = s.layout
     split = (x.kvp > 1) * 1

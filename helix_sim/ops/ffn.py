@@ -65,29 +65,44 @@ def top_k(s: StepInput, ffn: RoutedFfn) -> Work:
     return memory_pass("elementwise", moved_bytes=moved, rows=s.tokens)
 
 
-def dispatch(s: StepInput, rank: BusiestRank) -> Work:
+def expert_latent_down(s: StepInput, ffn: RoutedFfn) -> Work:
+    """The group's own tokens into the width that their routed experts see: H x latent, whole on every rank."""
+    return matmul(s, rows=s.tokens, inner=s.model.hidden_size, outer=ffn.expert_width(s.model.hidden_size))
+
+
+def expert_latent_up(s: StepInput, ffn: RoutedFfn) -> Work:
+    """The routed experts' sums back to the residual stream, latent x H, on every rank for its own partial sums.
+
+    Without the norm that some models have between: the all-reduce behind it adds up what a norm would see whole.
+    """
+    return matmul(s, rows=s.tokens, inner=ffn.expert_width(s.model.hidden_size), outer=s.model.hidden_size)
+
+
+def dispatch(s: StepInput, rank: BusiestRank, width: int | None = None) -> Work:
     """Tokens of other attention groups that picked an expert here arrive, each once per rank, at the busiest of ep.
 
-    Without their expert numbers and gates, top_k of each beside H values.
+    Without their expert numbers and gates, top_k of each beside H values (or `width`, where experts see a latent).
     """
-    return routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"))
+    return routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"), width)
 
 
-def combine(s: StepInput, rank: BusiestRank) -> Work:
+def combine(s: StepInput, rank: BusiestRank, width: int | None = None) -> Work:
     """Partial sums of other groups' tokens go back, each to one rank of the group that owns the token.
 
     The sums themselves, and the gates' weighting, ride in the kernels around it.
     """
-    return routed_exchange(s, rank, "combine", s.wire_bytes)
+    return routed_exchange(s, rank, "combine", s.wire_bytes, width)
 
 
-def routed_exchange(s: StepInput, rank: BusiestRank, op_class: str, value_bytes: Column) -> Work:
+def routed_exchange(
+    s: StepInput, rank: BusiestRank, op_class: str, value_bytes: Column, width: int | None = None
+) -> Work:
     """All-to-all among the ranks of the FFN grid: `foreign` tokens of H values come to, or leave, the busiest rank."""
     x = s.layout
     return sent(
         op_class,
         "all-to-all",
-        rank.foreign * s.model.hidden_size * value_bytes,
+        rank.foreign * (width or s.model.hidden_size) * value_bytes,
         1 + (x.ffn_group - 1) * (x.dp > 1),
         blocks=x.pp,
         rows=s.tokens,
@@ -97,7 +112,7 @@ def routed_exchange(s: StepInput, rank: BusiestRank, op_class: str, value_bytes:
 
 def routed_up(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
     """Gate and up projection of the local experts, a grouped matrix multiply."""
-    return _experts(s, rank, s.model.hidden_size, 2 * ceil_div(ffn.intermediate_size, s.layout.tpf))
+    return _experts(s, rank, ffn.expert_width(s.model.hidden_size), 2 * ceil_div(ffn.intermediate_size, s.layout.tpf))
 
 
 def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
@@ -107,7 +122,7 @@ def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 
 def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
     """Down projection of the local experts, a grouped matrix multiply."""
-    return _experts(s, rank, ceil_div(ffn.intermediate_size, s.layout.tpf), s.model.hidden_size)
+    return _experts(s, rank, ceil_div(ffn.intermediate_size, s.layout.tpf), ffn.expert_width(s.model.hidden_size))
 
 
 def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:

@@ -12,8 +12,7 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, chosen, larger, smaller, total
 from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
-from helix_sim.ops.attention import kv_bytes_per_layer
-from helix_sim.ops.layers import Half
+from helix_sim.ops.layers import Half, kv_bytes_per_layer
 from helix_sim.ops.stages import Stage
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.machine import Machine

@@ -26,7 +26,7 @@ from helix_sim.silicon.fit import Measured, held_out
 from helix_sim.silicon.systems import borrowed, check_names, machine_of, tables_of
 from helix_sim.specs import kernel_parameters
 from helix_sim.specs.load import load_framework, load_model, load_timing, shipped
-from helix_sim.specs.model import GqaAttention, Model, RoutedFfn
+from helix_sim.specs.model import GqaAttention, MlaAttention, Model, RoutedFfn
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.public_tables import Borrowed, LentNetwork, TableName
 from helix_sim.specs.timing import KernelClass
@@ -126,6 +126,7 @@ def row_step(
 def mla_work(kv: str, math: str, batch: Any, context: Any, heads: Any) -> Work:
     """The core of DeepSeek's latent attention on a rank that holds `heads` of its query heads."""
     mla = load_model("deepseek-r1").attention["mla"].model_copy(update={"q_heads": heads})
+    assert isinstance(mla, MlaAttention)
     return attention_core(row_step(kv=kv, attention_math=math, batch=batch, context=context), mla)
 
 

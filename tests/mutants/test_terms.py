@@ -21,14 +21,15 @@ from witness.counted import busiest
 from witness.helix_layer import HelixLayer
 from witness.test_witness import (
     GQA,
+    LATENT,
     MIXED,
-    MLA,
     SHARDED,
+    SMALL,
     check_residency,
     compare,
     layer_of,
     legal_layouts,
-    picking_every_expert,
+    picking_everything,
     run_step,
     step_input,
 )
@@ -42,7 +43,17 @@ from helix_sim.specs.model import AttentionKind, FfnKind
 FACTOR = 1.5
 TERMS = ("flops", "weight_bytes", "kv_bytes", "activation_bytes", "idle_weight_bytes", "payload")
 """What an op asks for, by name; the payload is that of its collective."""
-MODELS = {"gqa": (GQA, "dense"), "mla": (MLA, "dense"), "dense": (GQA, "dense"), "routed": (GQA, "moe")}
+MODELS = {
+    "gqa": (SMALL["gqa with sinks and a gate"], "dense"),
+    "mla": (SMALL["mla with a gate"], "dense"),
+    "window": (SMALL["window"], "dense"),
+    "block-sparse": (SMALL["block-sparse"], "dense"),
+    "sparse": (SMALL["sparse"], "dense"),
+    "compressed": (SMALL["compressed and picked"], "dense"),
+    "linear": (SMALL["kda"], "dense"),
+    "dense": (GQA, "dense"),
+    "routed": (LATENT, "moe"),
+}
 """A small model, and its FFN, in whose layer each kind runs."""
 CONTEXT, NEW = 83, 5
 """Of every step here: five new tokens of each request, across the edge of a block of 16."""
@@ -69,8 +80,8 @@ def witnessed(kind: str) -> tuple[Ran, ...]:
     """A kind on one GPU, and on each way to shard."""
     model, ffn = MODELS[kind]
     layer = layer_of(model, ffn)
-    every = picking_every_expert(layer)
-    half = "attention" if kind in ("gqa", "mla") else "ffn"
+    every = picking_everything(layer)
+    half = "ffn" if kind in ("dense", "routed") else "attention"
     found = []
     for sizes in ({}, *SHARDED.values()):
         s = step_input(model, Layout(batch=3, **sizes), MIXED, CONTEXT, NEW)
@@ -137,7 +148,7 @@ def mutants() -> Iterator[tuple[str, str, str]]:
         shapes = legal_layouts(model, CONTEXT, 12)
         x = Layout(batch=3, pp=2, **{axis: np.array([shape[axis] for shape in shapes]) for axis in shapes[0]})
         layer, s = layer_of(model, ffn), step_input(model, x, MIXED, CONTEXT, NEW)
-        spec = layer.attention if kind in ("gqa", "mla") else layer.ffn
+        spec = layer.ffn if kind in ("dense", "routed") else layer.attention
         ops: OpTable = ENDS[kind].ops(s, None) if kind in ENDS else KINDS[kind].ops(s, spec)
         for op, work in ops.items():
             yield from ((kind, op, term) for term, amount in terms_of(work).items() if np.any(amount))

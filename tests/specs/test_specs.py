@@ -30,7 +30,7 @@ def test_parameters_equal_the_published_count(name, published):
 def test_every_shipped_model_equals_its_own_published_count():
     for name in shipped("model"):
         model = load_model(name)
-        assert model.total_parameters / 1e9 == pytest.approx(model.published_parameters_B, rel=5e-3), name
+        assert model.total_parameters / 1e9 == pytest.approx(model.published_parameters_B, rel=1e-2), name
 
 
 @pytest.mark.parametrize(("name", "values"), [("deepseek-r1", 61 * (512 + 64)), ("llama-3.1-405b", 126 * 2 * 8 * 128)])

@@ -50,17 +50,17 @@ class Rank:
         return bytes_per_value("fp32" if tensor == "lse" else self.precision.format_of(tensor))
 
     def product(self, op: str, a: Array, b: Array) -> Array:
-        """a [rows, inner] x b [inner, outer]: 2·rows·inner·outer FLOP."""
-        self.counts[op].flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        """a [rows, inner] x b [inner, outer]: 2·rows·inner·outer FLOP; of several, if both have axes before these."""
+        self.counts[op].flops += 2 * a.size * b.shape[-1]
         return a @ b
 
     def moves(self, op: str, *values: npt.NDArray[np.generic], tensor: str = "activations") -> None:
         """Activations read from or written to HBM, each once."""
         self.counts[op].activation_bytes += sum(v.size for v in values) * self.bytes_of(tensor)
 
-    def moves_kv(self, op: str, values: Array) -> None:
-        """Cached values read or written."""
-        self.counts[op].kv_bytes += values.size * self.bytes_of("kv")
+    def moves_kv(self, op: str, values: Array, each: float | None = None) -> None:
+        """Cached values read or written, of `each` bytes where they are not in the KV cache's format."""
+        self.counts[op].kv_bytes += values.size * (self.bytes_of("kv") if each is None else each)
 
     def linear(self, op: str, x: Array, w: Array, tensor: str = "weights") -> Array:
         """x [rows, inner] through the weights w [inner, outer], which are read once."""

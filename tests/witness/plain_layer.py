@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from witness.counted import Array
 
-from helix_sim.specs.model import AttentionKind, FfnKind, GqaAttention, MlaAttention, RoutedFfn
+from helix_sim.specs.model import AttentionKind, FfnKind, GqaAttention, LinearAttention, MlaAttention, RoutedFfn
 
 Weights: TypeAlias = dict[str, Array]
 """Tensors of one layer by name; `attention_shapes` and its neighbours say which, and their shapes."""
@@ -25,7 +25,7 @@ NORM_EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """What one layer of a model is made of."""
+    """What one layer of a model is made of; `plain_kinds` has the attentions but GQA and MLA."""
 
     hidden_size: int
     attention: AttentionKind
@@ -57,11 +57,13 @@ def ffn_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     if not isinstance(layer.ffn, RoutedFfn):
         return {"gate": (h, f), "up": (h, f), "down": (f, h)}
     routed, wide = layer.ffn.routed, layer.ffn.shared * layer.ffn.shared_intermediate_size
-    return {
+    seen = layer.ffn.expert_width(h)
+    latent = {"latent_down": (h, seen), "latent_up": (seen, h)} if layer.ffn.latent_size else {}
+    return latent | {
         "router": (h, routed),
-        "gate": (routed, h, f),
-        "up": (routed, h, f),
-        "down": (routed, f, h),
+        "gate": (routed, seen, f),
+        "up": (routed, seen, f),
+        "down": (routed, f, seen),
         "shared_gate": (h, wide),
         "shared_up": (h, wide),
         "shared_down": (wide, h),
@@ -103,17 +105,19 @@ def gated(gate: Array, up: Array) -> Array:
 def choose_experts(scores: Array, top_k: int) -> tuple[npt.NDArray[np.int64], Array]:
     """The top_k experts of each row of scores [rows, E], and their gates, softmax over the chosen: [rows, top_k]."""
     chosen = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
-    return chosen, _softmax(np.take_along_axis(scores, chosen, axis=-1))
+    return chosen, softmax(np.take_along_axis(scores, chosen, axis=-1))
 
 
 def score_scale(attention: AttentionKind) -> float:
     """1 / sqrt of the dimensions that a published score sums over; absorption does not change it."""
-    if isinstance(attention, GqaAttention):
+    assert not isinstance(attention, LinearAttention)
+    if hasattr(attention, "head_size"):
         return float(attention.head_size**-0.5)
     return float((attention.nope_width + attention.rope_width) ** -0.5)
 
 
-def _softmax(scores: Array) -> Array:
+def softmax(scores: Array) -> Array:
+    """Shares of the last axis."""
     raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares: Array = raised / raised.sum(axis=-1, keepdims=True)
     return shares
@@ -135,7 +139,7 @@ def plain_attention(a: AttentionKind, w: Weights, x: Array, cache: Array) -> tup
     query, keys, values = heads(a, w, x, grown, positions)
     scores = np.einsum("bnqd,bsqd->bnqs", query, keys) * score_scale(a)
     seen = np.arange(grown.shape[1]) <= positions[:, None]
-    shares = _softmax(np.where(seen[:, None], scores, -np.inf))
+    shares = softmax(np.where(seen[:, None], scores, -np.inf))
     output: Array = np.einsum("bnqs,bsqd,qdh->bnh", shares, values, w["o"], optimize=True)
     return output, grown
 
@@ -181,8 +185,10 @@ def plain_ffn(f: FfnKind, w: Weights, x: Array) -> Array:
     chosen, gates = choose_experts(x @ w["router"], f.top_k)
     share = np.zeros((len(x), f.routed))
     np.put_along_axis(share, chosen, gates, axis=-1)
-    inner = gated(np.einsum("bh,ehf->bef", x, w["gate"]), np.einsum("bh,ehf->bef", x, w["up"]))
+    seen = x @ w["latent_down"] if f.latent_size else x
+    inner = gated(np.einsum("bh,ehf->bef", seen, w["gate"]), np.einsum("bh,ehf->bef", seen, w["up"]))
     routed: Array = np.einsum("be,bef,efh->bh", share, inner, w["down"], optimize=True)
+    routed = routed @ w["latent_up"] if f.latent_size else routed
     shared = gated(x @ w["shared_gate"], x @ w["shared_up"]) @ w["shared_down"]
     return routed + shared
 
