@@ -129,7 +129,7 @@ def _attention_tiles(p: Placed) -> Any:
         if a.kind == "mla":
             widths: tuple[Any, ...] = (a.nope_width + a.rope_width, a.nope_width + a.output_width)
             found += [_off_tile(a.q_heads * width, ranks, multiple) for width in widths]
-        elif getattr(a, "q_heads", None):
+        elif isinstance(a, GqaAttention):
             found.append(_off_tile(a.q_heads * a.head_size, ranks, multiple))
             kept = np.maximum(a.kv_heads // ranks, 1) * a.head_size
             found.append((multiple > 1) & (kept % multiple != 0))

@@ -12,7 +12,7 @@ from ops.random_models import model_of, models
 from helix_sim.core.layout import Layout
 from helix_sim.ops.stages import heavy_stages, largest_stage, layers_dealt, stage_layers
 from helix_sim.specs.load import load_timing
-from helix_sim.specs.precision import Precision
+from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import decode_step, evaluate_step
 
@@ -136,7 +136,7 @@ def test_a_round_of_queues_waits_for_the_busiest_stage(seconds):
 
 def test_the_ends_are_charged_to_the_stages_that_have_them():
     # 61 layers on 31 stages: thirty of two, and one on the last, beside the head
-    step = decode_step(R1, GB200, Layout(batch=1, kvp=2, tpf=2, pp=31), 100_000, precision=None)
+    step = decode_step(R1, GB200, Layout(batch=1, kvp=2, tpf=2, pp=31), 100_000, precision=narrowest_precision(GB200))
     assert [len(layers) for layers in stage_layers(R1, 31)] == [2] * 30 + [1]
     assert (step.repeats["attention_core"], step.repeats["head"], step.repeats["embedding"]) == (2, 0, 0)
     assert (step.repeats["routed_up"], step.repeats["stage_handover"]) == (2, 1)
