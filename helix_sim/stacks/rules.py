@@ -19,7 +19,7 @@ from helix_sim.core.numeric import Column
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.feasibility import Candidate, Reason, Rule
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import DenseFfn, Model
+from helix_sim.specs.model import DenseFfn, GqaAttention, Model
 from helix_sim.specs.precision import Precision
 from helix_sim.stacks.stack import NAMES, Stack, Support, load_stack
 
