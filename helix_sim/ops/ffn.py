@@ -12,7 +12,7 @@ from typing import Any
 
 from helix_sim.core.numeric import Column, ceil_div, larger
 from helix_sim.core.work import Work
-from helix_sim.ops.elementwise import activation, memory_pass
+from helix_sim.ops.elementwise import gated_activation, memory_pass
 from helix_sim.ops.exchange import sent
 from helix_sim.ops.matmul import DENSE, SHARED, grouped_matmul, matmul
 from helix_sim.ops.routing import BusiestRank
@@ -35,7 +35,8 @@ def dense_up(s: StepInput, ffn: DenseFfn) -> Work:
 
 def dense_activation(s: StepInput, ffn: DenseFfn) -> Work:
     """SiLU(gate)·up on the local shard of a dense FFN; of up alone where nothing gates."""
-    return activation(s, pooled_tokens(s), ceil_div(ffn.intermediate_size, s.layout.dense_group), ffn.projections_in)
+    shard = ceil_div(ffn.intermediate_size, s.layout.dense_group)
+    return gated_activation(s, pooled_tokens(s), shard, read=ffn.projections_in)
 
 
 def dense_down(s: StepInput, ffn: DenseFfn) -> Work:
@@ -119,7 +120,7 @@ def routed_up(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
     """SiLU(gate)·up of the routed tokens; of up alone where nothing gates."""
     shard = ceil_div(ffn.intermediate_size, s.layout.tpf)
-    return activation(s, rank.pairs, shard, ffn.projections_in, "grouped-pointwise")
+    return gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
 
 
 def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
@@ -140,7 +141,7 @@ def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:
 
 def shared_activation(s: StepInput, ffn: RoutedFfn) -> Work:
     """SiLU(gate)·up of the shared experts; of up alone where nothing gates."""
-    return activation(s, s.tokens, _shared_shard(s, ffn), ffn.projections_in)
+    return gated_activation(s, s.tokens, _shared_shard(s, ffn), read=ffn.projections_in)
 
 
 def shared_down(s: StepInput, ffn: RoutedFfn) -> Work:
