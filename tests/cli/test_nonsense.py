@@ -53,7 +53,7 @@ def test_no_shipped_model_is_doubtful() -> None:
 def test_a_reserve_above_the_memory_is_refused(tmp_path: Path) -> None:
     reserve = {"value": 100, "source": "assumed: more than there is"}
     machine = changed("hardware_profiles", "h100-hgx", tmp_path, memory_reserve_GB=reserve)
-    assert "memory_reserve_GB 100 leaves nothing of memory_GB 80" in problems("check", machine)
+    assert "memory_reserve_GB 100 leaves nothing of memory_GB" in problems("check", machine)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "0", "-1", "1_0", "0x10", "١", "", " 5", "1:30"])
