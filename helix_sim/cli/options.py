@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Options, Picked
     from helix_sim.specs.precision import Precision
 
-from helix_sim.cli.base import remark, size
+from helix_sim.cli.base import remark, remark_on, size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,6 +206,7 @@ class LayoutOptions(FormatOptions):
         picked = pick(self.source, self.machine, self.options())
         for text in picked.remarks:
             remark(text)
+        remark_on(picked.step.model)
         return picked
 
     def options(self) -> Options:

@@ -33,6 +33,7 @@ from helix_sim.cli.base import (
     print_json,
     refuse,
     remark,
+    remark_on,
     say,
     show,
     size,
@@ -74,7 +75,7 @@ def sweep(
     Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
     from helix_sim.output.sweep_folder import write_sweep
-    from helix_sim.specs.load import load_sweep
+    from helix_sim.specs.load import load_model, load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
@@ -83,6 +84,7 @@ def sweep(
     if executor == "serial" or scheduler:
         refuse({"--workers": workers}, "is for processes that this command starts; leave it out")
     spec = load_sweep(sweep).with_timing(timing.name())
+    remark_on(load_model(spec.name_of("model")))
     with _progress(progress) as on_progress:
         summary = write_sweep(
             spec,
@@ -92,7 +94,7 @@ def sweep(
             workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,
             resume=resume,
-            layouts_per_block=size(block, "--block") if block else None,
+            layouts_per_block=size(block, "--block") if block is not None else None,
             on_progress=on_progress,
         )
     for text in summary.get("remarks", ()):
@@ -200,6 +202,8 @@ def reproduce(
 
     if figure not in CHOICES:
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
+    if figure in ("fig1", "fig3"):
+        refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
     written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark)
     if as_json:
         print_json([claim.record() for claim in written.claims])
@@ -295,9 +299,11 @@ def report(
 ) -> None:
     """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
     from helix_sim.output.report import write_report
-    from helix_sim.specs.load import load_sweep
+    from helix_sim.specs.load import load_model, load_sweep
 
-    written = write_report(load_sweep(sweep).with_timing(timing.name()), out)
+    spec = load_sweep(sweep).with_timing(timing.name())
+    remark_on(load_model(spec.name_of("model")))
+    written = write_report(spec, out)
     if as_json:
         print_json(written)
     else:

@@ -47,9 +47,10 @@ MIXED = Precision(
 )
 
 
-def model_of(attention, *, hidden, dense, experts=None):
+def model_of(attention, *, hidden, dense, experts=None, gated=True):
     """A model of one dense layer and, where it has experts, one MoE layer."""
-    ffn = {"dense": {"kind": "dense", "intermediate_size": dense}} | ({"moe": experts} if experts else {})
+    kinds = {"dense": {"kind": "dense", "intermediate_size": dense}} | ({"moe": experts} if experts else {})
+    ffn = {name: {**kind, "gated": gated} for name, kind in kinds.items()}
     return Model.model_validate(
         {
             "kind": "model",
@@ -326,12 +327,12 @@ def models(draw):
     )
     hidden, dense = draw(st.integers(3, 12)), draw(st.integers(1, 20))
     if draw(st.booleans()):
-        return model_of(attention, hidden=hidden, dense=dense)
+        return model_of(attention, hidden=hidden, dense=dense, gated=draw(st.booleans()))
     routed = draw(st.integers(1, 8))
     moe = experts_of(
         routed, draw(st.integers(1, routed)), draw(st.integers(1, 8)), draw(st.integers(0, 2)), draw(small)
     )
-    return model_of(attention, hidden=hidden, dense=dense, experts=moe)
+    return model_of(attention, hidden=hidden, dense=dense, experts=moe, gated=draw(st.booleans()))
 
 
 @st.composite
