@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from helix_sim import validate_measurements
 from helix_sim.core.errors import SpecError
 from helix_sim.silicon import servings
 from helix_sim.specs.load import load_timing
@@ -163,3 +164,10 @@ def test_a_row_whose_formats_or_model_are_none_is_a_sentence(tmp_path, change, s
     with pytest.raises(SpecError) as error:
         judged(tmp_path, {name: value for name, value in (ROW | change).items() if value is not None})
     assert any(sentence in problem for problem in error.value.problems)
+
+
+def test_one_call_judges_a_file_and_writes_every_row(tmp_path):
+    found = validate_measurements(file_of(tmp_path, ROW, ROW), tmp_path / "out", timing="gb200-trtllm")
+    assert found.tables["all rows"]["count"].tolist() == [2]
+    written = pd.read_csv(found.files[0])
+    assert written["predicted_s"].between(written["low_s"], written["high_s"]).all()
