@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 
-from helix_sim.core.collectives import Collective, Form, direct
+from helix_sim.core.collectives import Collective, Form, direct, narrowest_piece
 
 
 def form(nvlink, network, phases, network_phases) -> Form:
@@ -67,3 +70,31 @@ def test_the_least_that_a_rank_sends_is_the_rings_or_the_payload():
     assert direct("all-gather", 12.0, 4).link_bytes == 12
     assert (all_reduce(12.0, 4).calls, direct("send", 1.0, 2).calls) == (1, 1)
     assert (all_reduce(12.0, 4).stride, all_reduce(12.0, 4, 3).stride) == (1, 3)
+
+
+def smallest_piece(width: int, blocks: int, domain: int) -> int:
+    """The smallest piece of any block, found by laying the blocks out and cutting them at every edge."""
+    edges = range(0, width * blocks + 1, domain)
+    cuts = [
+        sorted({j * width, (j + 1) * width, *(e for e in edges if j * width < e < (j + 1) * width)})
+        for j in range(blocks)
+    ]
+    return min(b - a for ends in cuts for a, b in itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("domain", [1, 4, 8, 9, 72])
+def test_the_smallest_piece_is_the_one_that_laying_all_blocks_out_finds(domain):
+    width, blocks = np.meshgrid(np.arange(1, 90), np.arange(1, 16))
+    laid = np.vectorize(smallest_piece)(width, blocks, domain)
+    assert np.array_equal(narrowest_piece(width, blocks, domain), laid)
+    assert np.array_equal(narrowest_piece(width * 1.0, blocks * 1.0, domain), laid)
+    assert float(narrowest_piece(20, 4, 72)) == 8
+
+
+def test_the_network_phases_of_a_ring_are_two_between_as_many_domains_as_it_touches():
+    # 12 neighbours on domains of 8 are a piece of 8 and one of 4; two blocks of 12 may touch three domains each
+    _, ring = all_reduce(24.0, 12).forms(8, switch_reduces=False)
+    assert ring == form(2 * 7 / 8 * 24, 2 * 1 / 2 * 24 / 4, 2, 2)
+    _, ring, switch = all_reduce(24.0, 9).forms(8, switch_reduces=True)
+    assert ring == form(2 * 7 / 8 * 24, 2 * 1 / 2 * 24 / 1, 2, 2)
+    assert switch == form(3 / 2 * 24, 24, 1, 2)  # a rank is alone: the others count as two

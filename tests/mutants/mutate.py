@@ -29,7 +29,7 @@ import itertools
 import json
 import os
 import random
-import signal
+import resource
 import sys
 import time
 from collections import Counter
@@ -66,11 +66,11 @@ SLOW = ("tests/search/test_durable.py",)
 LONGEST_S = 3.0
 """What a test may take to be called fast, coverage included."""
 
-BUDGET_S = 40.0
+BUDGET_S = 20.0
 """How long a mutant's tests may take together, the quickest of them; what they let live counts as a survivor."""
 
-TIMEOUT_S = 600
-"""After which a mutant counts as killed: it does not end."""
+MOST_CPU_S = 60
+"""After so much of a processor's time a mutant counts as killed: it does not end."""
 
 AIM = 0.95
 
@@ -355,7 +355,7 @@ def coverage_now() -> Coverage:
     """Which tests run which lines of the code of today."""
     paths = test_files()
     if (missing := [path for path in paths if not kept(path).exists()]) and (
-        status := run_forked(lambda: measure(missing), timeout_s=3600, quiet=False)
+        status := run_forked(lambda: measure(missing), most_cpu_s=None, quiet=False)
     ) != 0:
         sys.exit(status)
     found = Coverage(seconds={}, tests={})
@@ -388,7 +388,7 @@ class Wrong(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(ast.fix_missing_locations(self.tree), str(ROOT / self.path), "exec"), module.__dict__)
 
 
-def run_forked(work: Callable[[], None], *, timeout_s: float, quiet: bool = True) -> int:
+def run_forked(work: Callable[[], None], *, most_cpu_s: int | None = MOST_CPU_S, quiet: bool = True) -> int:
     """What a function ends with in a process of its own; a signal's number, below zero, where one ended it."""
     child = os.fork()
     if child == 0:
@@ -399,7 +399,8 @@ def run_forked(work: Callable[[], None], *, timeout_s: float, quiet: bool = True
                 nothing = os.open(os.devnull, os.O_RDWR)
                 for stream in (0, 1, 2):
                     os.dup2(nothing, stream)
-            signal.alarm(int(timeout_s))
+            if most_cpu_s:
+                resource.setrlimit(resource.RLIMIT_CPU, (most_cpu_s, most_cpu_s))
             work()
             code = 0
         except SystemExit as stop:
@@ -483,7 +484,7 @@ def survivors(
     later: list[tuple[Mutant, list[tuple[CodeType, CodeType]]]] = []
 
     def judge(mutant: Mutant, work: Callable[[], None]) -> None:
-        if not covered.of(mutant) or run_forked(work, timeout_s=TIMEOUT_S) == 0:
+        if not covered.of(mutant) or run_forked(work) == 0:
             alive.append(mutant)
             say(mutant)
 
