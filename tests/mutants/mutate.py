@@ -315,8 +315,8 @@ def kept(path: str) -> Path:
     return CACHE / f"{path.replace('/', '.')}-{found.hexdigest()[:16]}.json"
 
 
-def measure(paths: Sequence[str]) -> None:
-    """In a process of its own: run files of tests under coverage.py, and keep which lines each test runs."""
+def measure(places: Mapping[str, Path]) -> None:
+    """In a process of its own: run files of tests under coverage.py, and keep in a place each which lines they run."""
     import coverage
     import pytest
 
@@ -335,7 +335,7 @@ def measure(paths: Sequence[str]) -> None:
             return result
 
     watched.start()
-    code = pytest.main([*OPTIONS, "-x", *paths], plugins=[Watch()])
+    code = pytest.main([*OPTIONS, "-x", *places], plugins=[Watch()])
     watched.stop()
     if code not in (0, 5):
         sys.exit(f"the tests do not pass as they are (pytest ends with {int(code)})")
@@ -346,21 +346,21 @@ def measure(paths: Sequence[str]) -> None:
         for line, contexts in data.contexts_by_lineno(path).items():
             for test in set(contexts) & seconds.keys():
                 lines.setdefault(test, {}).setdefault(Path(path).relative_to(ROOT).as_posix(), []).append(line)
-    for path in paths:
+    for path, place in places.items():
         mine = [test for test in seconds if test.startswith(f"{path}::")]
-        kept(path).write_text(json.dumps({test: {"s": seconds[test], "lines": lines.get(test, {})} for test in mine}))
+        place.write_text(json.dumps({test: {"s": seconds[test], "lines": lines.get(test, {})} for test in mine}))
 
 
 def coverage_now() -> Coverage:
     """Which tests run which lines of the code of today."""
-    paths = test_files()
-    if (missing := [path for path in paths if not kept(path).exists()]) and (
+    places = {path: kept(path) for path in test_files()}
+    if (missing := {path: place for path, place in places.items() if not place.exists()}) and (
         status := run_forked(lambda: measure(missing), most_cpu_s=None, quiet=False)
     ) != 0:
         sys.exit(status)
     found = Coverage(seconds={}, tests={})
-    for path in paths:
-        for test, each in json.loads(kept(path).read_text()).items():
+    for place in places.values():
+        for test, each in json.loads(place.read_text()).items():
             found.seconds[test] = each["s"]
             for subject, lines in each["lines"].items():
                 for line in (0, *lines):

@@ -7,10 +7,13 @@ H = 16384, 128 heads and 8 KV heads of 128, a dense FFN of 53248.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from cases import LLAMA, R1, decode
 
 from helix_sim.core.work import Work
+from helix_sim.ops.attention import keys_seen_per_rank, kv_tokens_per_rank
 from helix_sim.specs.precision import Precision
 from helix_sim.step import step_ops
 
@@ -186,3 +189,14 @@ def test_rope_touches_every_query_and_appends_to_the_cache():
     assert r1()["rope_and_append"].kv_bytes == 6 * 576
     assert r1()["rope_and_append"].activation_bytes == (2 * 6 * 32 * 576 + 6 * 576) * 2
     assert llama()["rope_and_append"].kv_bytes == 6 * 2 * 256
+
+
+@pytest.mark.parametrize("kvp", [1, 2, 3])
+@pytest.mark.parametrize("new", [1, 2, 17, 50, 200])
+def test_keys_seen_are_those_of_each_new_token_on_the_first_shard(kvp, new):
+    # dealt one by one in blocks of 16: how many of the first t tokens lie on the first of the shards
+    for context in (200, 207, 216, 333, 1000):
+        first = [sum(token // 16 % kvp == 0 for token in range(t)) for t in range(context - new + 1, context + 1)]
+        s = replace(decode(LLAMA, context=context, batch=6, kvp=kvp, tpf=kvp), query_tokens=new)
+        assert keys_seen_per_rank(s) == sum(first)
+        assert kv_tokens_per_rank(s) == first[-1]
