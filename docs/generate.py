@@ -610,6 +610,34 @@ def servings(_: str) -> str:
     return "\n\n".join(parts)
 
 
+def mutants(_: str) -> str:
+    """The score of `make mutants` by file, and the mutants that are no different, with why."""
+    import csv
+
+    import yaml
+
+    folder = ROOT / "tests" / "mutants"
+    head, *lines = (folder / "score.csv").read_text(encoding="utf-8").splitlines()
+    found = list(csv.DictReader(lines))
+    counts = ("mutants", "killed", "equal", "survived")
+    total = {name: sum(int(row[name]) for row in found) for name in counts}
+    rows = [(f"`{row['path']}`", *(row[name] for name in counts)) for row in found]
+    rows.append(("all", *(total[name] for name in counts)))
+    equal = [
+        (f"`{each['path'].removeprefix('helix_sim/')}`", f"`{each['where']}`", f"`{each['change']}`", each["why"])
+        for each in yaml.safe_load((folder / "equal.yaml").read_text(encoding="utf-8"))
+    ]
+    share = 100 * total["killed"] / (total["mutants"] - total["equal"])
+    return "\n\n".join(
+        [
+            f"Printed by `{head.removeprefix('# ')}`. Killed, of those that differ: {share:.1f} %.",
+            table(("file", *(f">{name}" for name in counts)), rows),
+            "### No different",
+            table(("file", "where", "change", "why nothing can tell"), equal),
+        ]
+    )
+
+
 def speed(_: str) -> str:
     """How long the searches of the paper and one step take here: medians of rounds that take turns."""
     from statistics import median
@@ -660,6 +688,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "exits": exits,
     "reasons": reasons,
     "knobs": knobs,
+    "mutants": mutants,
     "servings-columns": servings_columns,
 }
 MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed}
