@@ -190,13 +190,14 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
 @spread
 def reproduce(
     timing: TimingOptions,
-    figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims or all")] = "all",
+    figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
     out: OutFolder = Path("out/reproduce"),
+    draws: Annotated[int, typer.Option(help="random timings of `variants`", min=1)] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
     from helix_sim.core.errors import SpecError
-    from helix_sim.output.paper_files import CHOICES, redraw
+    from helix_sim.output.paper_files import CHOICES, redraw, stretch_text
     from helix_sim.paper.reproduce import MEASURED
     from helix_sim.specs.load import load_timing
 
@@ -204,7 +205,7 @@ def reproduce(
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
     if figure in ("fig1", "fig3"):
         refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark)
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=draws)
     if as_json:
         print_json([claim.record() for claim in written.claims])
         return
@@ -215,6 +216,11 @@ def reproduce(
             accepted = f"{claim.low:g} to {claim.high:g}"
             table.add_row(claim.id, claim.claim, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held)
         show(console(), table)
+        for claim in written.claims:
+            if claim.largest is not None:
+                console().print(f"{claim.id}: median {claim.ours:.1%}, largest {claim.largest:.1%} over the frontier")
+            if claim.stretched:
+                console().print(f"{claim.id}, if Helix's TTL were longer or shorter: {stretch_text(claim)}")
         console().print("claims.md names the layouts, and the assumption that decides each number")
     for name, off in written.without_hop_b.items():
         measured = MEASURED[name]
