@@ -23,10 +23,12 @@ from helix_sim.answers.recommend import Mix, Recommendation, Request, recommend
 from helix_sim.core.units import format_size
 from helix_sim.output.export import Launch, launch
 from helix_sim.search.layout_source import Picked
-from helix_sim.specs.load import shipped
 from helix_sim.specs.model import Model
 from helix_sim.stacks.rules import StackRule
 
+MODELS = (
+    "deepseek-r1", "deepseek-v3.2", "kimi-k2.5", "llama-3.1-405b", "llama-3.1-70b", "qwen3-235b-a22b", "gpt-oss-120b",
+)  # fmt: skip
 MACHINES = ("h100-hgx", "h200-hgx", "b200-hgx", "gb200-nvl72")
 BUDGETS = ((5, 8_000), (10, 32_000), (20, 128_000), (50, 128_000), (50, 1_000_000))
 """Milliseconds a token, and tokens of context."""
@@ -69,7 +71,7 @@ def odd_models(folder: Path) -> list[str]:
 
 def questions(folder: Path) -> list[Request]:
     """Ten models on four machines under five budgets."""
-    models = [*shipped("model")[:7], *odd_models(folder)]
+    models = [*MODELS, *odd_models(folder)]
     return [
         Request(
             model=model, machine=machine, mix=Mix(contexts=(context,), shares=(1.0,)), ttl_s=ttl_ms / 1e3,
@@ -128,7 +130,7 @@ def complaints(written: Launch) -> Iterator[str]:
     for attention in model.attention.values():
         if attention.q_heads % heads_over:
             yield f"{attention.q_heads} heads over {heads_over}"
-        if attention.kind == "gqa":
+        if attention.kind in ("gqa", "window"):
             few, many = sorted((attention.kv_heads, kv_over))
             if many % few:
                 yield f"{attention.kv_heads} KV heads over {kv_over}"

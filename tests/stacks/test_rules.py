@@ -89,6 +89,7 @@ CASES: dict[str, list[Case]] = {
         ("trtllm", gqa(24, 6), BOARD, BF16, {"tpa": 6}, {"tpa": 4}),
         ("vllm", gqa(32, 4), BOARD, BF16, {"tpa": 8}, {"tpa": 6}),
     ],
+    "KVP_KIND": [("trtllm vllm sglang", "gpt-oss-120b", RACK, NVFP4, {"tpa": 8}, {"tpa": 8, "kvp": 2})],
     "KVP_HEADS": [("vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8, "kvp": 4}, {"tpa": 4, "kvp": 4})],
     "KVP_QUERIES": [
         ("vllm", QWEN, RACK, NVFP4, {"tpa": 4, "kvp": 16, "ep": 64}, {"tpa": 4, "kvp": 3, "ep": 12}),
