@@ -199,7 +199,6 @@ class StackRule(Enum):
         title="a KV cache format without kernels on the machine, or for the kind of attention",
         holds=lambda p: _whole(_unsupported(p.stack.kv.get(p.precision.kv), p.machine, _kinds(p.model)), p),
     )
-    HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
     IDLE_GPUS = Refusal(
         title="GPUs that idle through the FFN", holds=lambda p: np.asarray(p.layout.ffn_group != p.stage)
     )
@@ -283,6 +282,7 @@ class StackRule(Enum):
     )
     ATTENTION_TILES = Refusal(title="projections of a rank that cut quantised tiles", holds=_attention_tiles)
     VOCABULARY = Refusal(title="a vocabulary that does not divide over tensor parallelism", holds=_vocabulary)
+    HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
     NO_ONE_STACK = Refusal(
         title="every stack refuses it, each by another rule",
         holds=lambda p: np.zeros(np.shape(p.layout.gpus), dtype=bool),
