@@ -469,6 +469,26 @@ def stack_answers(_: str) -> str:
                         table(asking.COLUMNS, asking.rows(found))])  # fmt: skip
 
 
+def stack_choices(_: str) -> str:
+    """The first choices for two models of production, at three contexts, that some stack starts."""
+    import helix_sim as hs
+    from helix_sim.answers.recommend import Mix
+
+    rows = []
+    for model, machine in itertools.product(("deepseek-r1", "kimi-k2.5"), ("h200-hgx", "gb200-nvl72")):
+        for context in (8_000, 128_000, 1_000_000):
+            mix = Mix(contexts=(context,), shares=(1.0,))
+            found = hs.recommend(
+                hs.Request(model=model, machine=machine, mix=mix, ttl_s=50e-3, gpus=(1, 72), choices=1)
+            )
+            for choice in found.choices:
+                step = choice.step
+                rows.append((f"`{model}`", f"`{machine}`", f"{context:,}", step.layout, step.layout.gpus,
+                             f"{float(step.ttl_s) * 1e3:.1f}", ", ".join(choice.stacks)))  # fmt: skip
+    columns = ("model", "machine", ">context", "first choice within 50 ms", ">GPUs", ">TTL ms", "starts on")
+    return table(columns, rows)
+
+
 def knobs(_: str) -> str:
     """Every knob that a setting can be scaled by."""
     from helix_sim.specs.setting import KNOBS
@@ -736,7 +756,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "servings-columns": servings_columns,
 }
 MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed,
-                                            "stack-answers": stack_answers}  # fmt: skip
+                                            "stack-answers": stack_answers, "stack-choices": stack_choices}  # fmt: skip
 """What takes minutes: written on request alone, with the command and the day."""
 
 
