@@ -36,8 +36,10 @@ from typer.testing import CliRunner
 
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
 from helix_sim.specs.import_hf import import_config, import_file, number_in_name, parse_changes
-from helix_sim.specs.load import load_model
+from helix_sim.specs.load import load_machine, load_model
+from helix_sim.step import decode_step
 
 
 def read(config: dict[str, Any], name: str = "model", **options: Any) -> Any:
@@ -444,6 +446,23 @@ def test_an_expression_that_could_run_away_matches_nothing() -> None:
         "ignore": ["re:(a+)+$", "re:.*.*.*.*.*.*x", "re:(", "lm_head"],
     }
     assert weights(LLAMA_70B, scheme)["attention"] == "nvfp4"
+
+
+def test_shared_experts_that_are_kept_take_3_8_gb_more() -> None:
+    scheme = {"quant_algo": "NVFP4", "ignore": ["lm_head", "model.layers.*.self_attn*"]}
+    kept = [f"model.layers.{i}.mlp.shared_experts*" for i in range(1, 61)]
+    stored = [
+        read(KIMI | {"quantization_config": scheme | {"ignore": scheme["ignore"] + more}}).stored_bytes
+        for more in ([], kept)
+    ]
+    assert stored[1] - stored[0] == pytest.approx(3.8e9, rel=0.01)
+
+
+def test_gpt_oss_takes_65_gb_and_73_728_bytes_of_cache_a_token() -> None:
+    model = read(GPT_OSS, full_attention=True).model
+    step = decode_step(model, load_machine("b200-hgx"), Layout(), 78_384)
+    assert float(step.memory.weights) == pytest.approx(65.249e9, rel=0.003)
+    assert float(step.memory.kv_cache) == 73_728 * 78_384
 
 
 # --- Real configs ----------------------------------------------------------------------------------------------------
