@@ -134,7 +134,7 @@ def modules(model: Model, most_layers: int | None = None) -> Iterator[tuple[str,
         parts = _projections(a, h)
         for name, parameters in parts.items():
             yield "attention", f"layers.{i}.self_attn.{name}", parameters
-        yield "output", f"layers.{i}.self_attn.o_proj", output
+        yield "output", f"layers.{i}.self_attn.{'out_proj' if a.kind == 'linear' else 'o_proj'}", output
         if isinstance(f, DenseFfn):
             yield from _ffn("dense", f"layers.{i}.mlp", h * f.intermediate_size)
         if isinstance(f, RoutedFfn):
@@ -147,6 +147,8 @@ def modules(model: Model, most_layers: int | None = None) -> Iterator[tuple[str,
 
 def _projections(a: Any, h: int) -> dict[str, int]:
     """Parameters of attention's projections but the last, by module."""
+    if a.kind == "linear":
+        return {"in_proj_qkv": h * a.channels, "in_proj_z": h * a.q_heads * a.output_width}
     if not hasattr(a, "kv_lora_rank"):
         keys = h * a.kv_heads * a.output_width
         return {"q_proj": h * a.q_heads * a.output_width, "k_proj": keys, "v_proj": keys}
