@@ -255,9 +255,9 @@ class SparseAttention(LatentAttention):
 class CompressedAttention(Record):
     """One shared key-value vector per token, seen as it is in a window and compressed beyond it (DeepSeek-V4).
 
-    Every `ratio` tokens leave one compressed vector, or none do. With an indexer (CSA) a query attends to those that it picks, by
-    index keys that are compressed alike; without (HCA) to all of them. The output projection is low-rank, in groups of
-    heads. Queries come from a latent; keys are values.
+    Every `ratio` tokens leave one compressed vector, or none do. With an indexer (CSA) a query attends to those that it
+    picks, by index keys that are compressed alike; without (HCA) to all of them. The output projection is low-rank, in
+    groups of heads. Queries come from a latent; keys are values.
     """
 
     kind: Literal["compressed"] = Field(description="type of the attention: compressed [name]")

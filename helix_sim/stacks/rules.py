@@ -19,7 +19,7 @@ from helix_sim.core.numeric import Column
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.feasibility import Candidate, Reason, Rule
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import DenseFfn, Model
+from helix_sim.specs.model import DenseFfn, HeadAttention, LatentAttention, Model
 from helix_sim.specs.precision import Precision
 from helix_sim.stacks.stack import NAMES, Stack, Support, load_stack
 
@@ -121,10 +121,10 @@ def _attention_tiles(p: Placed) -> Any:
     multiple, ranks = p.multiple_of("attention_weights", of_attention=True), np.asarray(p.layout.attention_group)
     found = []
     for a in p.model.attention.values():
-        if a.kind == "mla":
+        if isinstance(a, LatentAttention):
             widths: tuple[Any, ...] = (a.nope_width + a.rope_width, a.nope_width + a.output_width)
             found += [_off_tile(a.q_heads * width, ranks, multiple) for width in widths]
-        elif getattr(a, "q_heads", None):
+        elif isinstance(a, HeadAttention):
             found.append(_off_tile(a.q_heads * a.head_size, ranks, multiple))
             kept = np.maximum(a.kv_heads // ranks, 1) * a.head_size
             found.append((multiple > 1) & (kept % multiple != 0))
