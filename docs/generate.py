@@ -706,6 +706,8 @@ def mutants(_: str) -> str:
     import yaml
 
     folder = ROOT / "tests" / "mutants"
+    if not (folder / "score.csv").exists():
+        return 'Not yet counted: `make mutants ARGS="--write"` does it.'
     head, *lines = (folder / "score.csv").read_text(encoding="utf-8").splitlines()
     found = list(csv.DictReader(lines))
     counts = ("mutants", "killed", "equal", "survived")

@@ -93,6 +93,7 @@ def test_what_is_listed_as_no_different_is_still_a_mutant_and_says_why():
     assert all(a != b for a, b in itertools.pairwise(listed))
 
 
+@pytest.mark.skipif(not mutate.SCORE.exists(), reason='not yet counted: make mutants ARGS="--write"')
 def test_the_score_that_the_documentation_shows_reaches_the_aim():
     head, *lines = mutate.SCORE.read_text(encoding="utf-8").splitlines()
     assert head.startswith("# python tests/mutants/mutate.py")
