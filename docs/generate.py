@@ -464,9 +464,8 @@ def stack_answers(_: str) -> str:
     spec.loader.exec_module(asking)
     with tempfile.TemporaryDirectory() as folder:
         found = asking.asked(asking.questions(Path(folder)))
-    day = datetime.date.today().isoformat()
-    return "\n\n".join([f"{asking.summary(found)} `python tests/stacks/questions.py`, {day}.",
-                        table(asking.COLUMNS, asking.rows(found))])  # fmt: skip
+    printed = _by("python docs/generate.py --measured --page reference/stacks.md")
+    return "\n\n".join([printed, asking.summary(found), table(asking.COLUMNS, asking.rows(found))])
 
 
 def stack_choices(_: str) -> str:
@@ -486,7 +485,8 @@ def stack_choices(_: str) -> str:
                 rows.append((f"`{model}`", f"`{machine}`", f"{context:,}", step.layout, step.layout.gpus,
                              f"{float(step.ttl_s) * 1e3:.1f}", ", ".join(choice.stacks)))  # fmt: skip
     columns = ("model", "machine", ">context", "first choice within 50 ms", ">GPUs", ">TTL ms", "starts on")
-    return table(columns, rows)
+    printed = _by("python docs/generate.py --measured --page reference/stacks.md")
+    return f"{printed}\n\n{table(columns, rows)}"
 
 
 def knobs(_: str) -> str:
