@@ -361,6 +361,9 @@ def tree(_: str) -> str:
             if path.stem not in ("__init__", "__main__"):
                 indent = "    " * depth
                 lines.append(f"{indent}{path.name:<{28 - len(indent)}}{_purpose(path)}".rstrip())
+        inner = (path for path in folder.iterdir() if folder != package and (path / "__init__.py").exists())
+        for path in sorted(inner):
+            lines.append(f"        {path.name + '/':<20}{_purpose(path / '__init__.py')}".rstrip())
     return code("\n".join(lines))
 
 

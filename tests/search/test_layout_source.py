@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -222,8 +223,8 @@ def test_a_number_of_ones_own_sweep_loads_by_its_file_its_digest_and_its_folder(
 ) -> None:
     path = own_sweep()
     summary = write_sweep(load_sweep(path), tmp_path / "out")
-    row = (tmp_path / "out" / "frontier.csv").read_text().splitlines()
-    number = dict(zip(row[0].split(","), row[1].split(","), strict=True))["id"]
+    with (tmp_path / "out" / "frontier.csv").open(newline="") as table:
+        number = next(csv.DictReader(table))["id"]
     found = [pick(f"{source}:{number}") for source in (path, f"{tmp_path}/out")]
     held = pick(f"{path}:{number}@{summary['digest']}")
     assert len({each.step.ttl_s for each in (*found, held)}) == 1
