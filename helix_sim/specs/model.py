@@ -647,6 +647,11 @@ class Model(Record):
         return {name: ffn for name, ffn in self.ffn.items() if isinstance(ffn, RoutedFfn)}
 
     @property
+    def has_indexer(self) -> bool:
+        """Whether some attention has an indexer, whose cache a layout can shard."""
+        return any(getattr(a, "indexer", None) for a in self.attention.values())
+
+    @property
     def fewest_q_heads(self) -> int:
         """Query heads of the attention that has the fewest: more ranks than these would leave some without."""
         return min(a.q_heads for a in self.attention.values())

@@ -74,6 +74,9 @@ def steps():
                     tpf=grid // ep,
                     pp=random.choice((1, 1, 2, 4)),
                     batch=batch,
+                    index_kvp=random.choice([n for n in (1, 2, x["kvp"]) if x["kvp"] % n == 0])
+                    if model.has_indexer
+                    else 1,
                     chunks=random.randint(1, batch) if x["kvp"] > 1 else 1,
                 ).as_floats(),
                 context=float(random.randint(200, 100_000)),

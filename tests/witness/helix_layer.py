@@ -99,7 +99,7 @@ class Widths:
     tpf: int
     ep: int
     chunks: int
-    index_kvp: int = 1
+    index_kvp: int
 
     @classmethod
     def of(cls, layout: Layout) -> Widths:
