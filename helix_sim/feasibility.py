@@ -130,6 +130,20 @@ class Reason(Enum):
         ),
     )
 
+    INDEX_SHARDS = Rule(
+        title="shards of an index cache that there is not, or that do not divide the KV shards",
+        holds=lambda c: np.logical_and(
+            c.layout.index_kvp > 1,
+            np.logical_or(not c.model.has_indexer, np.asarray(c.layout.kvp) % c.layout.index_kvp != 0),
+        ),
+        sentence=lambda c: (
+            f"index_kvp = {c.layout.index_kvp} does not divide kvp = {c.layout.kvp}"
+            if c.model.has_indexer
+            else f"index_kvp = {c.layout.index_kvp} shards an index cache, and {c.model.name} has no indexer"
+        ),
+        change=lambda c: "set --index-kvp to a divisor of kvp" if c.model.has_indexer else "leave --index-kvp out",
+    )
+
     @property
     def flag(self) -> int:
         """The reason's bit in a layout's flags; 0 is a layout that runs."""

@@ -177,8 +177,13 @@ class Step(Shown):
     @property
     def deviations(self) -> list[Deviation]:
         """What may move the TTL, an entry for each op and cause; empty without measured kernels."""
+        halves = {name: half.half for half, names in self.kinds for name in names}
         exposed = (
-            (work, self.layout.pp * self.repeats[name] * (self.times[name].seconds - self.hidden_s.get(name, 0.0)))
+            (
+                work,
+                self.layout.pp * self.repeats[name] * (self.times[name].seconds - self.hidden_s.get(name, 0.0)),
+                halves.get(name, ""),
+            )
             for name, work in self.ops.items()
         )
         return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from helix_sim import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step, op_rows
+from helix_sim.timing.roofline import borrowed_kernels
+from helix_sim.timing.uncertainty import residual_range
 
 
 def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int) -> dict[str, Any]:
@@ -52,6 +56,21 @@ def known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
+    """Ops of one layout that run on kernels which stand in for the framework's own, by name.
+
+    reason: whose they are, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, work in step.ops.items():
+        if not float(step.repeats[name] * step.times[name].seconds):
+            continue
+        for kernel, reason in borrowed_kernels(work, step.machine, step.timing).items():
+            low, high = residual_range(kernel.partition("/")[0], step.timing)
+            found[name] = {"reason": reason, "low": float(np.exp(low)), "high": float(np.exp(high))}
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """A layout taken apart: `picked.step` has each op's work and time, the memory, the latency and the throughput."""
@@ -71,6 +90,7 @@ class Explanation:
             "ttl_low_s": low,
             "ttl_high_s": high,
             "extrapolated": [name for name, beyond in step.extrapolated.items() if beyond],
+            "borrowed": borrowed_ops(step),
         }
         return {
             **answer_record(step, self.picked.inputs, self.picked.longest_context),

@@ -31,6 +31,7 @@ from helix_sim.cli.base import (
     print_text,
     refuse,
     remark,
+    remark_on,
     say,
     show,
     size,
@@ -62,7 +63,7 @@ def import_hf(
     from helix_sim.core.files import write_text
     from helix_sim.specs.import_hf import import_file, parse_changes
 
-    published_B = number(published_parameters, "--published-parameters") if published_parameters else None
+    published_B = number(published_parameters, "--published-parameters") if published_parameters is not None else None
     found = import_file(
         config,
         name=name,
@@ -134,6 +135,7 @@ def recommend(
     )
     for text in found.plan.remarks:
         remark(text)
+    remark_on(found.plan.model)
     if as_json:
         print_json(found.record())
     else:
@@ -308,9 +310,11 @@ def sensitivity(
         return
     refuse({f"--{name}": width for name, width in layout.widths().items()},
             "is of one layout, and a search tries them all; leave it, or --frontier and --set, out")  # fmt: skip
+    refuse({"--query-tokens": layout.query_tokens}, "is of one layout, and a search decodes; leave it out")
     planned = _searched(layout, gpus_at_most, family)
     for remarked in planned.remarks:
         remark(remarked)
+    remark_on(planned.model)
     ttl_s = number(ttl_ms, "--ttl-ms") / 1e3 if ttl_ms is not None else None
     if change:
         refuse({"--out": out}, "is for the tornado plot, and a what-if has none; leave it out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
+
+    from helix_sim.specs.model import Model
 
 
 app = typer.Typer(
@@ -222,6 +225,12 @@ def remark(text: str) -> None:
     print(terminal_line(text), file=sys.stderr)
 
 
+def remark_on(model: Model) -> None:
+    """To stderr, what makes a model's file doubtful; nothing where all is well."""
+    if model.doubt:
+        remark(model.doubt)
+
+
 def print_text(text: str) -> None:
     """A file's text to stdout."""
     print(terminal_lines(text), end="")
@@ -258,7 +267,7 @@ def number(text: str, option: str) -> float:
     from helix_sim.core.text import said
 
     try:
-        found = float(text)
+        found = float(text) if re.fullmatch(r"[0-9.eE+-]+", text) else nan
     except ValueError:
         found = nan
     if not isfinite(found) or found <= 0:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Options, Picked
     from helix_sim.specs.precision import Precision
 
-from helix_sim.cli.base import remark, size
+from helix_sim.cli.base import remark, remark_on, size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -191,13 +191,16 @@ class LayoutOptions(FormatOptions):
     ep: Annotated[str | None, _width("expert-parallel width of the FFN")] = None
     pp: Annotated[str | None, _width("pipeline stages")] = None
     chunks: Annotated[str | None, _width("HOP-B pieces of the batch; 1 is off")] = None
+    index_kvp: Annotated[
+        str | None, _width("sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank")
+    ] = None
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""
         from helix_sim.core.layout import AXES
 
         given = {name: getattr(self, name) for name in AXES}
-        return {name: size(text, f"--{name}") for name, text in given.items() if text is not None}
+        return {name: size(text, f"--{name.replace('_', '-')}") for name, text in given.items() if text is not None}
 
     def pick(self) -> Picked:
         """The layout, wherever it comes from; what is to be said of it goes to stderr."""
@@ -206,6 +209,7 @@ class LayoutOptions(FormatOptions):
         picked = pick(self.source, self.machine, self.options())
         for text in picked.remarks:
             remark(text)
+        remark_on(picked.step.model)
         return picked
 
     def options(self) -> Options:

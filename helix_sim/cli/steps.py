@@ -145,6 +145,8 @@ def _print_step(out: Console, picked: Picked) -> None:
 
 def _print_interval(out: Console, step: Step) -> None:
     """The 80 % interval on measured kernels, and what lies beyond the measured sizes."""
+    from helix_sim.answers.explain import borrowed_ops
+
     low, high = (float(end) for end in step.ttl_interval_s)
     users, gpus = step.layout.users, step.layout.gpus
     out.print(
@@ -153,3 +155,5 @@ def _print_interval(out: Console, step: Step) -> None:
     )
     if beyond := [name for name, outside in step.extrapolated.items() if outside]:
         out.print(f"extrapolated beyond the measured sizes: {', '.join(beyond)}")
+    for name, lent in borrowed_ops(step).items():
+        out.print(f"borrowed: {name}, {lent['low']:.2g} to {lent['high']:.2g} times what it says: {lent['reason']}")

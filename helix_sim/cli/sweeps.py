@@ -33,6 +33,7 @@ from helix_sim.cli.base import (
     print_json,
     refuse,
     remark,
+    remark_on,
     say,
     show,
     size,
@@ -74,7 +75,7 @@ def sweep(
     Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
     from helix_sim.output.sweep_folder import write_sweep
-    from helix_sim.specs.load import load_sweep
+    from helix_sim.specs.load import load_model, load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
@@ -83,6 +84,7 @@ def sweep(
     if executor == "serial" or scheduler:
         refuse({"--workers": workers}, "is for processes that this command starts; leave it out")
     spec = load_sweep(sweep).with_timing(timing.name())
+    remark_on(load_model(spec.name_of("model")))
     with _progress(progress) as on_progress:
         summary = write_sweep(
             spec,
@@ -92,7 +94,7 @@ def sweep(
             workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,
             resume=resume,
-            layouts_per_block=size(block, "--block") if block else None,
+            layouts_per_block=size(block, "--block") if block is not None else None,
             on_progress=on_progress,
         )
     for text in summary.get("remarks", ()):
@@ -188,19 +190,22 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
 @spread
 def reproduce(
     timing: TimingOptions,
-    figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims or all")] = "all",
+    figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
     out: OutFolder = Path("out/reproduce"),
+    draws: Annotated[int, typer.Option(help="random timings of `variants`", min=1)] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
     from helix_sim.core.errors import SpecError
-    from helix_sim.output.paper_files import CHOICES, redraw
+    from helix_sim.output.paper_files import CHOICES, redraw, stretch_text
     from helix_sim.paper.reproduce import MEASURED
     from helix_sim.specs.load import load_timing
 
     if figure not in CHOICES:
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark)
+    if figure in ("fig1", "fig3"):
+        refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=draws)
     if as_json:
         print_json([claim.record() for claim in written.claims])
         return
@@ -211,6 +216,11 @@ def reproduce(
             accepted = f"{claim.low:g} to {claim.high:g}"
             table.add_row(claim.id, claim.claim, f"{claim.paper:g}", f"{claim.ours:.3g}", accepted, held)
         show(console(), table)
+        for claim in written.claims:
+            if claim.largest is not None:
+                console().print(f"{claim.id}: median {claim.ours:.1%}, largest {claim.largest:.1%} over the frontier")
+            if claim.stretched:
+                console().print(f"{claim.id}, if Helix's TTL were longer or shorter: {stretch_text(claim)}")
         console().print("claims.md names the layouts, and the assumption that decides each number")
     for name, off in written.without_hop_b.items():
         measured = MEASURED[name]
@@ -295,9 +305,11 @@ def report(
 ) -> None:
     """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
     from helix_sim.output.report import write_report
-    from helix_sim.specs.load import load_sweep
+    from helix_sim.specs.load import load_model, load_sweep
 
-    written = write_report(load_sweep(sweep).with_timing(timing.name()), out)
+    spec = load_sweep(sweep).with_timing(timing.name())
+    remark_on(load_model(spec.name_of("model")))
+    written = write_report(spec, out)
     if as_json:
         print_json(written)
     else:

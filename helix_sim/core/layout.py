@@ -28,6 +28,7 @@ class Layout:
     | ep     | EP    | expert-parallel width of the FFN |
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
+    | index_kvp |    | sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank |
 
     >>> x = Layout(batch=8, tpa=8, kvp=8)
     >>> x.gpus, x.users, x.tpf, x.token_group
@@ -42,6 +43,7 @@ class Layout:
     ep: Column = 1
     pp: Column = 1
     chunks: Column = 1
+    index_kvp: Column = 1
 
     def __post_init__(self) -> None:
         for name, value in self.columns().items():

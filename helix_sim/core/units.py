@@ -18,7 +18,7 @@ GIBI = 2**30
 MICRO = 1e-6
 
 _PREFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_SIZE = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)\s*([KMGT]i?|[kmgt])?")
+_SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([KMGT]i?|[kmgt])?")
 
 FORMAT_BITS = {
     "fp4": 4.0,  # plain 4-bit values, as the Helix paper counts them

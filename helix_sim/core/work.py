@@ -45,7 +45,8 @@ class Work:
     |            |                    |                    |                 | tokens: of all groups; arrived: those |
     |            |                    |                    |                 | of them that picked an expert here    |
     | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
-    | collective | tokens             |                    |                 | needed: share of others' that is sent |
+    | collective | tokens             |                    |                 | needed: share of others' that is sent;|
+    |            |                    |                    |                 | heads: whose partial outputs are sent |
     """
 
     op_class: str

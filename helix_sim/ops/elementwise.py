@@ -28,6 +28,6 @@ def hidden_norm(s: StepInput) -> Work:
     return row_norm(s, width=s.model.hidden_size, tensors=2, kernels=(s.layout.token_group == 1) * 1)
 
 
-def gated_activation(s: StepInput, rows: Column, width: Column, op_class: str = "pointwise") -> Work:
-    """SiLU(gate)·up: two rows of that width read, one written."""
-    return memory_pass(op_class, moved_bytes=3 * rows * width * s.activation_bytes, rows=rows)
+def gated_activation(s: StepInput, rows: Column, width: Column, op_class: str = "pointwise", read: int = 2) -> Work:
+    """SiLU(gate)·up: two rows of that width read, one written; where nothing gates, `read` 1: one row of up alone."""
+    return memory_pass(op_class, moved_bytes=(read + 1) * rows * width * s.activation_bytes, rows=rows)

@@ -41,13 +41,14 @@ def partial_exchange(s: StepInput, a: Heads) -> Work:
     head_bytes = a.value_width * s.wire_bytes + LSE_BYTES
     payload = (x.kvp - 1) * s.tokens * output_heads_per_rank(s, a) * head_bytes
     return sent(
-        "all-to-all",
+        "partial-exchange",
         "all-to-all",
         payload,
         x.kvp,
         stride=x.tpa,
         blocks=x.attention_groups,
         rows=s.tokens,
+        heads=output_heads_per_rank(s, a),
         pieces=x.chunks,
     )
 

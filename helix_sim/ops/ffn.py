@@ -28,14 +28,15 @@ def pooled_tokens(s: StepInput) -> Any:
 
 
 def dense_up(s: StepInput, ffn: DenseFfn) -> Work:
-    """Gate and up projection: H x 2·F/TPF for all pooled tokens."""
+    """Gate and up projection: H x 2·F/TPF for all pooled tokens; up alone, H x F/TPF, where nothing gates."""
     shard = ceil_div(ffn.intermediate_size, s.layout.dense_group)
-    return matmul(s, rows=pooled_tokens(s), inner=s.model.hidden_size, outer=2 * shard, **DENSE)
+    return matmul(s, rows=pooled_tokens(s), inner=s.model.hidden_size, outer=ffn.projections_in * shard, **DENSE)
 
 
 def dense_activation(s: StepInput, ffn: DenseFfn) -> Work:
-    """SiLU(gate)·up on the local shard of a dense FFN."""
-    return gated_activation(s, pooled_tokens(s), ceil_div(ffn.intermediate_size, s.layout.dense_group))
+    """SiLU(gate)·up on the local shard of a dense FFN; of up alone where nothing gates."""
+    shard = ceil_div(ffn.intermediate_size, s.layout.dense_group)
+    return gated_activation(s, pooled_tokens(s), shard, read=ffn.projections_in)
 
 
 def dense_down(s: StepInput, ffn: DenseFfn) -> Work:
@@ -111,13 +112,15 @@ def routed_exchange(
 
 
 def routed_up(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
-    """Gate and up projection of the local experts, a grouped matrix multiply."""
-    return _experts(s, rank, ffn.expert_width(s.model.hidden_size), 2 * ceil_div(ffn.intermediate_size, s.layout.tpf))
+    """Gate and up projection of the local experts, a grouped matrix multiply; up alone where nothing gates."""
+    outer = ffn.projections_in * ceil_div(ffn.intermediate_size, s.layout.tpf)
+    return _experts(s, rank, ffn.expert_width(s.model.hidden_size), outer)
 
 
 def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
-    """SiLU(gate)·up of the routed tokens."""
-    return gated_activation(s, rank.pairs, ceil_div(ffn.intermediate_size, s.layout.tpf), "grouped-pointwise")
+    """SiLU(gate)·up of the routed tokens; of up alone where nothing gates."""
+    shard = ceil_div(ffn.intermediate_size, s.layout.tpf)
+    return gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
 
 
 def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
@@ -131,13 +134,14 @@ def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
 
 
 def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:
-    """Gate and up projection of the shared experts, sharded over the token group, for its own tokens."""
-    return matmul(s, rows=s.tokens, inner=s.model.hidden_size, outer=2 * _shared_shard(s, ffn), **SHARED)
+    """Gate and up projection of the shared experts, or up alone, over the token group, for its own tokens."""
+    outer = ffn.projections_in * _shared_shard(s, ffn)
+    return matmul(s, rows=s.tokens, inner=s.model.hidden_size, outer=outer, **SHARED)
 
 
 def shared_activation(s: StepInput, ffn: RoutedFfn) -> Work:
-    """SiLU(gate)·up of the shared experts."""
-    return gated_activation(s, s.tokens, _shared_shard(s, ffn))
+    """SiLU(gate)·up of the shared experts; of up alone where nothing gates."""
+    return gated_activation(s, s.tokens, _shared_shard(s, ffn), read=ffn.projections_in)
 
 
 def shared_down(s: StepInput, ffn: RoutedFfn) -> Work:

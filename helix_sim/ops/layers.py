@@ -254,18 +254,18 @@ ATTENTION: dict[str, Any] = {
     "streamed": STREAMED,
 }
 """What attention over KV shards has in common."""
+INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp)}
+"""What attention with an indexer has in common."""
 HEAD_PARALLEL: dict[str, Any] = {"sees": lambda x: (x.token_group,), "streamed": STREAMED}
 """What attention without KV shards has in common."""
 
 KINDS: dict[str, Kind] = {
     "gqa": Kind(title="grouped-query attention", ops=gqa_ops, cached=attention.cached_bytes, **ATTENTION),
     "window": Kind(title="windowed attention", ops=window_ops, cached=attention.window_bytes, **HEAD_PARALLEL),
-    "block-sparse": Kind(
-        title="block-sparse attention", ops=block_sparse_ops, cached=sparse.indexed_bytes, **ATTENTION
-    ),
+    "block-sparse": Kind(title="block-sparse attention", ops=block_sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
     "mla": Kind(title="multi-head latent attention", ops=mla_ops, cached=attention.cached_bytes, **ATTENTION),
-    "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **ATTENTION),
-    "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **ATTENTION),
+    "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
+    "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **INDEXED),
     "linear": Kind(title="linear attention", ops=linear_ops, cached=linear.state_bytes, **HEAD_PARALLEL),
     "dense": Kind(
         title="dense",

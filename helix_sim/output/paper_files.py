@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-CHOICES = (*reproduce.FIGURES, "claims", "all")
+CHOICES = (*reproduce.FIGURES, "claims", "variants", "all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,13 @@ class Redrawn:
     """On measured kernels: the claims that TensorRT-LLM measured without HOP-B, ours without it too."""
 
 
-def redraw(figure: str, out: Path, timing: Timing, say: Callable[[str], None] = lambda _: None) -> Redrawn:
-    """Draw one figure, the claims, or all of both into `out`."""
+def redraw(
+    figure: str, out: Path, timing: Timing, say: Callable[[str], None] = lambda _: None, draws: int = 100
+) -> Redrawn:
+    """Draw one figure, the claims, or all of both into `out`; `variants`: a table of so many random timings."""
+    if figure == "variants":
+        say(f"drawing {draws} timings, about a second each …")
+        return _write_variants(reproduce.variants(timing, draws), out, say)
     from helix_sim.output import plot
 
     chosen = {*reproduce.FIGURES, "claims"} if figure == "all" else {figure}
@@ -62,7 +67,7 @@ def redraw(figure: str, out: Path, timing: Timing, say: Callable[[str], None] = 
     if "fig7" in chosen:
         own = reproduce.search(timing, reproduce.VARIATIONS[reproduce.OWN_LATENCY])
         other = reproduce.measure(own)
-        losses = {key: (ours[f"hopb_off_{key}"].value, other[f"hopb_off_{key}"].value) for key in searches.on}
+        losses = {key: tuple(of[f"hopb_off_{key}"].others["largest"] for of in (ours, other)) for key in searches.on}
         curves = {"hop-b on": searches.on, "hop-b off": searches.off, "hop-b on, chunks pay latency": own.on}
         drawn = plot.figure_7(searches.on, searches.off, own.on, losses)
         write("fig7", reproduce.hop_b_table(curves, searches), drawn)
@@ -77,10 +82,22 @@ def redraw(figure: str, out: Path, timing: Timing, say: Callable[[str], None] = 
     return Redrawn(files=files, claims=report.claims, without_hop_b=off)
 
 
+def _write_variants(table: pd.DataFrame, out: Path, say: Callable[[str], None]) -> Redrawn:
+    """The table of random timings, and how many of them have both of the paper's losses."""
+    for name, count in reproduce.both_losses(table).items():
+        say(f"{count} of {len(table)} have R1's loss without HOP-B at 3 % or less and Llama's at 8 % or more ({name})")
+    return Redrawn(files=[write_csv(out / "variants.csv", table)], claims=[])
+
+
 def write_claims(report: ClaimsReport, out: Path, searches: Searches) -> list[Path]:
     """claims.json, a list of records, and claims.md, a table with its notes and every variation."""
     path = write_json(out / "claims.json", [claim.record() for claim in report.claims])
     return [path, write_text(out / "claims.md", claims_markdown(report, searches))]
+
+
+def stretch_text(claim: Claim) -> str:
+    """What a ratio at a latency would be if Helix's TTL were longer or shorter, as one line."""
+    return ", ".join(f"{ratio:.3g} at {share}" for share, ratio in (claim.stretched or {}).items())
 
 
 def claims_markdown(report: ClaimsReport, searches: Searches) -> str:
@@ -97,6 +114,10 @@ def claims_markdown(report: ClaimsReport, searches: Searches) -> str:
     for c in report.claims:
         held = "yes" if c.held else f"no, by {c.missed_by:.3g}"
         lines.append(f"| {c.id} | {c.claim} | {c.paper:g} | {c.ours:.3g} | {c.low:g} to {c.high:g} | {held} |")
+    lines += ["", "## Losses without HOP-B, over the whole frontier", "", "| id | median | largest |", "|---|---|---|"]
+    lines += [f"| {c.id} | {c.ours:.2%} | {c.largest:.2%} |" for c in report.claims if c.largest is not None]
+    lines += ["", "## Ratios at a latency, if Helix's TTL were longer or shorter", ""]
+    lines += [f"- **{c.id}**: {c.ours:.3g}; {stretch_text(c)}" for c in report.claims if c.stretched]
     lines += ["", "## Where each number comes from, and what decides it", ""]
     for c in report.claims:
         lines += [f"- **{c.id}**: {c.layout}; against {c.baseline_layout}. {c.note}"]

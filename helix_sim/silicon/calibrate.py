@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables as silicon
@@ -15,6 +17,7 @@ from helix_sim.silicon.composition import borrowed_composition, composition
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
 from helix_sim.silicon.measured_kernels import SECTIONS, apart, lent_class, measurements
 from helix_sim.silicon.systems import machine_of
+from helix_sim.specs import kernel_parameters
 from helix_sim.specs.load import load_framework, load_timing, parse
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.timing import KernelClass, Timing
@@ -94,6 +97,7 @@ def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing
     classes = {name: each.record for name, each in fitted.items()}
     classes["grouped-pointwise"] = _inside_grouped(classes)
     classes |= _between_domains(system, framework, classes)
+    classes["partial-exchange"] = _partial_exchange(machine_of(system), framework, classes)
     package = f"{silicon.DISTRIBUTION} {silicon.VERSION}"
     content = {
         "kind": "timing",
@@ -134,6 +138,40 @@ def _between_domains(system: str, framework: str, classes: Mapping[str, KernelCl
             }
         )
     return found
+
+
+def _partial_exchange(machine: Machine, framework: str, classes: Mapping[str, KernelClass]) -> KernelClass:
+    """The KV shards' exchange of partial outputs: a fused kernel as published, or NCCL's all-to-all in its place.
+
+    Of the fused kernel the floor was published; more ranks and bytes cost what the framework's dispatch pays for them.
+    """
+    facts = load_framework(framework).exchange.partials
+    _, _, tray = machine.kernel_facts
+    fused = facts.fused if machine.domain > tray else None
+    of = classes["dispatch"] if fused else classes["all-to-all"]
+    taken = {name: of.parameters[name] for name in kernel_parameters.EXCHANGE}
+    wide = float(f"{np.log(facts.uncertainty.value):.4g}")
+    spread: dict[str, float] = {"low": -wide, "median": 0.0, "high": wide}
+    largest = of.largest
+    if fused:
+        median_us = float(np.median(fused.published_us))
+        floor_us = median_us - np.log2(fused.ranks.value) * taken["doubling_us"].value
+        taken["latency_us"] = Quantity(
+            value=float(f"{floor_us:.4g}"), source=f"{fused.source}; their median, less what the doublings cost"
+        )
+        errors = np.abs(median_us / np.array(fused.published_us) - 1)
+        median_error, mean_error = (float(f"{each:.4g}") for each in (np.median(errors), errors.mean()))
+        spread |= {"count": len(errors), "median_error": median_error, "mean_error": mean_error}
+        largest = {"ranks": float(fused.ranks.value)}
+    collectives = Quantity(value=1, source="measured: one kernel carries both") if fused else facts.collectives
+    extra = {"collectives": collectives.model_dump(), "statistics_bytes": facts.statistics_bytes.model_dump()}
+    parameters = {name: each.model_dump() for name, each in taken.items()} | extra
+    reason = fused.reason if fused else facts.reason
+    content = of.model_dump() | {"shape": "partial-exchange", "parameters": parameters, "largest": largest}
+    content |= {"residuals": of.residuals.model_dump() | spread, "borrowed": reason}
+    source = f"{fused.source}; ranks and bytes, {of.source}" if fused else of.source
+    content |= {"source": f"{source}; {reason}; uncertain by a factor of {facts.uncertainty.value:g}"}
+    return KernelClass.model_validate(content)
 
 
 def _inside_grouped(classes: Mapping[str, KernelClass]) -> KernelClass:

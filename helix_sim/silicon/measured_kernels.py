@@ -421,9 +421,11 @@ def _expert_works(weights: str, frame: pd.DataFrame) -> tuple[Work, ...]:
 def nccl_classes(system: str, framework: str) -> list[Measured]:
     """all-gather, reduce-scatter and all-to-all of NCCL; each also in the other roles that a decode step has for it."""
     frame = silicon.nccl(system)
-    roles = {"all_gather": ("all-gather", "broadcast", "send"), "reduce_scatter": ("reduce-scatter",)}
-    if not (load_framework(framework).exchange.attention.value and len(_exchange_rows(system, framework))):
-        roles["all_to_all"] = ("all-to-all",)
+    roles = {
+        "all_gather": ("all-gather", "broadcast", "send"),
+        "reduce_scatter": ("reduce-scatter",),
+        "all_to_all": ("all-to-all",),
+    }
     found = []
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
@@ -505,7 +507,7 @@ def _nccl_latency_us(system: str) -> float:
 
 
 def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
-    """dispatch and combine, and the all-to-all of partial attention outputs where it runs on the same kernels.
+    """dispatch and combine.
 
     A framework of whose exchange kernels none was measured here gathers all tokens and scatters their sums with NCCL,
     where its file says so.
@@ -525,8 +527,6 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     frame = frame[frame["tokens"] <= DECODE_TOKENS]
     found = []
     roles = {"dispatch": ["dispatch"], "combine": ["combine"]}
-    if exchange.attention.value:
-        roles["dispatch"] += ["all-to-all"]
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
         ranks, tokens, top_k, hidden = _floats(rows, "ranks", "tokens", "top_k", "hidden")

@@ -22,7 +22,7 @@ from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables, validate
 from helix_sim.silicon.calibrate import as_served
 from helix_sim.silicon.systems import machine_of, systems
-from helix_sim.specs.load import decoded, load_model, load_timing, read_bytes, shipped
+from helix_sim.specs.load import decoded, load_model, load_timing, parse, read_bytes, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
@@ -272,7 +272,11 @@ def _step(row: Any, timing: Timing | None) -> Step:
 def _precision(row: Any, timing: Timing) -> Precision:
     """The formats of a published checkpoint, or the model's first, and in their place those that the row says."""
     given = {name: value for name in Precision.model_fields if isinstance(value := getattr(row, name), str)}
-    if row.precision in ("fp8", "fp4") and row.model in HUB:
+    if isinstance(row.precision, str):
+        if row.model not in HUB or row.precision not in CHECKPOINTS:
+            known = f"{' or '.join(CHECKPOINTS)}, of {', '.join(HUB)}"
+            asked = f"precision: there is no checkpoint {said(row.precision)} of {row.model}"
+            raise SpecError([f"{asked}; known: {known}; or say the formats in their columns, such as weights and kv"])
         published = SimpleNamespace(
             system=row.system, framework=row.framework, precision=row.precision, model=HUB[row.model]
         )
@@ -280,10 +284,12 @@ def _precision(row: Any, timing: Timing) -> Precision:
         if given.get("kv") == "fp8" and aic_tables.multiplies_in_fp8(row.system) and row.model in LATENT:
             formats["attention_math"] = "fp8"
     else:
-        formats = default_precision(load_model(row.model), machine_of(row.system)).model_dump(exclude_none=True)
-    return Precision.model_validate(formats | given)
+        chosen = default_precision(load_model(row.model), machine_of(row.system), timing)
+        formats = chosen.model_dump(exclude_none=True)
+    return parse(Precision, formats | given, f"{row.system} {row.framework}")
 
 
+CHECKPOINTS = ("fp8", "fp4")
 LATENT = tuple(name for path, name in validate.MODELS.items() if path.startswith(("deepseek-ai", "moonshotai")))
 """Models whose attention core multiplies in its cache's format."""
 

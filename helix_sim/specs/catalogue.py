@@ -10,6 +10,7 @@ from typing import Any
 from helix_sim.core.errors import SpecError
 from helix_sim.core.units import GIGA
 from helix_sim.specs.load import check_content, load_machine, load_model, read_yaml, shipped
+from helix_sim.specs.model import Model
 from helix_sim.specs.older_words import older_words
 from helix_sim.specs.values import Positive, Record
 
@@ -45,7 +46,8 @@ def _checked(path: Path) -> Checked:
         record = check_content(content, str(path), path.parent)
     except SpecError as error:
         return Checked(path=path, record=None, problems=error.problems, remarks=[])
-    remarks = [f"{path}: {text}" for text in older_words(content)]
+    doubt = record.doubt if isinstance(record, Model) else None
+    remarks = [f"{path}: {text}" for text in (*older_words(content), *([doubt] if doubt else []))]
     return Checked(path=path, record=record, problems=[], remarks=remarks)
 
 

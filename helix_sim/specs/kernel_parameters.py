@@ -161,6 +161,21 @@ SHAPES: dict[str, ShapeParameters] = {
     "exchange": ShapeParameters(parameters=EXCHANGE, collective=True),
     "network-exchange": ShapeParameters(parameters={**EXCHANGE, **NETWORK}, collective=True),
     "gather": ShapeParameters(parameters=EXCHANGE, collective=True),
+    "partial-exchange": ShapeParameters(
+        parameters={
+            **EXCHANGE,
+            "collectives": Parameter(
+                meaning="collectives that carry it: one, or another for the statistics [1]",
+                start=1.0,
+                low=1.0,
+                high=3.0,
+            ),
+            "statistics_bytes": Parameter(
+                meaning="softmax statistics of a head and token on the wire [bytes]", start=4.0, low=0.0, high=64.0
+            ),
+        },
+        collective=True,
+    ),
     "all-reduce": ShapeParameters(
         collective=True,
         parameters={

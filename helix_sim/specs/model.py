@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from helix_sim.core.text import said
+from helix_sim.core.units import GIGA
 from helix_sim.specs.precision import StoredFormats
 from helix_sim.specs.values import (
     LIMIT,
@@ -434,8 +435,23 @@ class LinearAttention(Record):
         return hidden_size * (into + values) + rank * keys + convolution + 2 * self.value_heads + self.value_width
 
 
-class DenseFfn(Record):
-    """A gated feed-forward network that every token passes: gate, up and down projection."""
+class FeedForward(Record):
+    """What feed-forward networks have in common: projections into the inner width, and one out of it."""
+
+    gated: bool | None = Field(
+        default=None,
+        description="whether a gate projection stands beside the one up, as SwiGLU has it and squared ReLU has not; "
+        "yes if absent [yes or no]",
+    )
+
+    @property
+    def projections_in(self) -> int:
+        """Matrices from the residual stream into the inner width: gate and up, or up alone."""
+        return 1 if self.gated is False else 2
+
+
+class DenseFfn(FeedForward):
+    """A feed-forward network that every token passes: gate and up projection, or up alone, and down projection."""
 
     kind: Literal["dense"] = Field(description="type of the feed-forward network: dense [name]")
     intermediate_size: Count = Field(description="inner width, F in the paper [values]")
@@ -447,11 +463,11 @@ class DenseFfn(Record):
 
     def parameters(self, hidden_size: int) -> dict[str, int]:
         """Weights of one layer's FFN, by group."""
-        return {"dense FFN": 3 * hidden_size * self.intermediate_size}
+        return {"dense FFN": (self.projections_in + 1) * hidden_size * self.intermediate_size}
 
 
-class RoutedFfn(Record):
-    """Routed and shared experts of a mixture-of-experts (MoE) layer, each a gated feed-forward network."""
+class RoutedFfn(FeedForward):
+    """Routed and shared experts of a mixture-of-experts (MoE) layer, each a feed-forward network."""
 
     kind: Literal["routed"] = Field(description="type of the feed-forward network: routed [name]")
     routed: Count = Field(description="experts among which the router chooses [count]")
@@ -483,9 +499,10 @@ class RoutedFfn(Record):
 
     def parameters(self, hidden_size: int) -> dict[str, int]:
         """Weights of one layer's FFN, by group."""
+        matrices = self.projections_in + 1
         return {
-            "routed experts": self.routed * 3 * self.expert_width(hidden_size) * self.intermediate_size,
-            "shared experts": self.shared * 3 * hidden_size * self.shared_intermediate_size,
+            "routed experts": self.routed * matrices * self.expert_width(hidden_size) * self.intermediate_size,
+            "shared experts": self.shared * matrices * hidden_size * self.shared_intermediate_size,
             "router": self.routed * hidden_size + 2 * hidden_size * (self.latent_size or 0),
         }
 
@@ -547,6 +564,10 @@ Entry = Annotated[Annotated[Run, Tag("run")] | Annotated[Pattern, Tag("pattern")
 
 MOST_LAYERS = 10_000
 """Layers of a model, at most: more than any, and few enough to list."""
+
+
+FAR_FROM_PUBLISHED = 0.1
+"""From this share on, a count is remarked upon: names round to two digits, and the shipped models are within 0.005."""
 
 
 class Model(Record):
@@ -626,6 +647,11 @@ class Model(Record):
         return {name: ffn for name, ffn in self.ffn.items() if isinstance(ffn, RoutedFfn)}
 
     @property
+    def has_indexer(self) -> bool:
+        """Whether some attention has an indexer, whose cache a layout can shard."""
+        return any(getattr(a, "indexer", None) for a in self.attention.values())
+
+    @property
     def fewest_q_heads(self) -> int:
         """Query heads of the attention that has the fewest: more ranks than these would leave some without."""
         return min(a.q_heads for a in self.attention.values())
@@ -662,6 +688,17 @@ class Model(Record):
     def total_parameters(self) -> int:
         """All parameters, without multi-token-prediction modules."""
         return sum(self.parameters().values())
+
+    @property
+    def doubt(self) -> str | None:
+        """A sentence for the user where the count is far from what the publisher says; None where it is near."""
+        counted, published = self.total_parameters / GIGA, self.published_parameters_B
+        if abs(counted / published - 1) <= FAR_FROM_PUBLISHED:
+            return None
+        return (
+            f"{self.name} has {counted:.4g} B parameters by its widths, and its published_parameters_B says "
+            f"{published:.4g}: one of the two is wrong, or something of the model is not in its file"
+        )
 
     @property
     def kv_values_per_token(self) -> int:

@@ -6,11 +6,23 @@ table lacks rows that a framework needs, a `Borrowed` record names whose rows st
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from helix_sim.specs.values import Flag, Name, NumberFormat, Quantity, Record, Share, Source, Text
+from helix_sim.specs.values import (
+    Flag,
+    Name,
+    Number,
+    NumberFormat,
+    Positive,
+    Quantity,
+    Record,
+    Share,
+    Source,
+    Text,
+    WholeQuantity,
+)
 
 TableName = Literal[
     "attention_mla", "gemm", "grouped_gemm", "dispatched_experts", "all_reduce", "expert_exchange", "mla_module"
@@ -75,6 +87,29 @@ class LentKernels(Record):
     reason: Text = Field(description="why its kernels stand in; the classes say it too [text]")
 
 
+class FusedExchange(Record):
+    """A fused kernel that exchanges partial attention outputs, as it was published."""
+
+    published_us: list[Annotated[Number, Field(gt=0)]] = Field(
+        min_length=1, description="its time as published, at rising numbers of tokens [list of µs]"
+    )
+    source: Source = Field(description="where it was published, and of what [text]")
+    ranks: WholeQuantity = Field(description="ranks that it was measured over [GPUs]")
+    reason: Text = Field(description="what was published, and its doubts; the class says it too [text]")
+
+
+class PartialExchange(Record):
+    """How KV shards exchange partial attention outputs and their softmax statistics."""
+
+    collectives: WholeQuantity = Field(description="collectives that carry it where no kernel fuses them [1]")
+    statistics_bytes: Quantity = Field(description="softmax statistics of a head and token on the wire [bytes]")
+    uncertainty: Positive = Field(description="factor by which its time may be too high or too low [1]")
+    reason: Text = Field(description="what stands in for it where no kernel fuses it; the class says it too [text]")
+    fused: FusedExchange | None = Field(
+        None, description="the kernel that fuses it inside an NVLink domain of several boards [mapping]"
+    )
+
+
 class WireFormat(Record):
     """A number format and where it is known from."""
 
@@ -88,9 +123,7 @@ class Exchange(Record):
     kernels: list[Text] = Field(
         min_length=1, description="the kernels it runs, as the public tables spell them [list of names]"
     )
-    attention: Flag = Field(
-        description="whether the all-to-all of partial attention outputs runs on them as well [yes or no]"
-    )
+    partials: PartialExchange = Field(description="how KV shards exchange partial attention outputs [mapping]")
     empty_rows: Flag = Field(
         description="whether behind a dispatch the experts' kernel passes over a row for every token of the group, "
         "empty where the token went elsewhere, or over those that arrived [yes or no]"

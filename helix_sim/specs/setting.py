@@ -117,7 +117,7 @@ class Setting(Shown):
 def hop_b_doubt(timing: Timing) -> str | None:
     """A sentence on why a timing's kernels cannot run an exchange behind attention; None where they can."""
     searched = timing.hop_b.searched
-    return None if searched.value else f"on timing {timing.name} it is {searched.source}"
+    return None if searched.value else f"timing {timing.name} says, {searched.source}"
 
 
 def require_measured_here(machine: Machine, timing: Timing) -> str | None:

@@ -25,6 +25,11 @@ class Family(Record):
     dp: Axis = Field(default=1, description="data-parallel attention groups [count, or free, or many]")
     pp: Axis = Field(default=1, description="pipeline stages [count, or free, or many]")
     ep: Axis = Field(default=1, description="expert-parallel width of the FFN [GPUs, or free, or many]")
+    index_kvp: Axis | None = Field(
+        default=None,
+        description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
+        "[count, or free, or many]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",

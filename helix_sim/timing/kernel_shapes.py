@@ -19,6 +19,7 @@ import numpy as np
 from helix_sim.core.numeric import Column, ceil_div
 from helix_sim.core.units import MICRO, bytes_per_value
 from helix_sim.core.work import Work
+from helix_sim.ops.attention import LSE_BYTES
 from helix_sim.specs.machine import Machine
 
 NANO = 1e-9
@@ -272,6 +273,22 @@ def gather(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> 
     return _collective(work, gpu, p, np.maximum(work.needed, 1e-9))
 
 
+def partial_exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """The KV shards' exchange of partial outputs: an exchange whose latency each of its collectives pays.
+
+    A stack may send the softmax statistics in a collective of their own, and more of them than one log-sum-exp a head:
+    what they have beyond its four bytes joins the payload.
+    """
+    sent = work.collective
+    assert sent is not None
+    more = (sent.group - 1) * work.rows * work.heads * (p["statistics_bytes"] - LSE_BYTES)
+    carried = replace(work, collective=replace(sent, payload=sent.payload + more))
+    once = _collective(carried, gpu, p, 1.0)
+    (form,) = sent.forms(gpu.domain, False)
+    latency_s = form.phases * _hops(work, gpu, p, "latency_us") + form.network_phases * gpu.network_latency_s
+    return once._replace(latency_s=once.latency_s + (p["collectives"] - 1) * latency_s)
+
+
 def _collective(work: Work, gpu: Gpu, p: Mapping[str, float], needed: Column) -> Terms:
     assert work.collective is not None
     (form,) = work.collective.forms(gpu.domain, False)
@@ -321,6 +338,7 @@ SHAPES: dict[str, ShapeTime] = {
     "exchange": exchange,
     "network-exchange": network_exchange,
     "gather": gather,
+    "partial-exchange": partial_exchange,
     "all-reduce": all_reduce,
 }
 """Each shape's equation by its name in a timing's file; its parameters are in `specs.kernel_parameters`."""

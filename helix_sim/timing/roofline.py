@@ -99,6 +99,18 @@ def measured_classes(work: Work, timing: Timing) -> list[str]:
     return []
 
 
+def borrowed_kernels(work: Work, machine: Machine, timing: Timing) -> dict[str, str]:
+    """Why other kernels stand in for an op's own, by the name of the class, for one layout; none where its own ran."""
+    found = {}
+    for name in measured_classes(work, timing):
+        assert timing.calibration is not None
+        measured = timing.calibration.classes[name]
+        chosen_by_size = measured.domains or measured.dispatched
+        if measured.borrowed and (not chosen_by_size or bool(_serves(work, machine, measured))):
+            found[name] = measured.borrowed
+    return found
+
+
 def _fastest(times: list[OpTime]) -> OpTime:
     """The fastest kernel of several, layout by layout."""
     best = times[0]

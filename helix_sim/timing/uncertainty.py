@@ -8,7 +8,7 @@ fit serves them). Different causes know nothing of each other: their deviations 
 | kernels of a class | its ops | centiles of the residuals of cells kept out of its fit |
 | beyond | the ops of a class | a width for each doubling beyond the largest size measured |
 | borrowed | the ops of a class | a width where another format's or framework's kernel, or an assumed one, stands in |
-| summing | all kernels | whole measured modules over the sum of their kernels |
+| summing | the kernels of a half of a layer, or of the ends | whole measured modules over the sum of their kernels |
 | collectives | all collectives | a width: they were measured alone, not in a step |
 | routing | routed experts on several ranks | measured between even and skewed loads |
 
@@ -39,21 +39,25 @@ class Deviation:
     high: Any
 
 
-def step_deviations(ops: Iterable[tuple[Work, Any]], timing: Timing, *, ranks_of_experts: Any = 1) -> list[Deviation]:
+def step_deviations(
+    ops: Iterable[tuple[Work, Any, str]], timing: Timing, *, ranks_of_experts: Any = 1
+) -> list[Deviation]:
     """What may move a step whose ops, with the seconds that each adds, are these; nothing without measured kernels.
 
-    ranks_of_experts: over how many ranks the routed experts are spread, for one layout or a column of them.
+    ops: work, seconds, and the half of a layer that the op is in, whose kernels share how they add up: halves are
+    modules of their own. ranks_of_experts: over how many ranks the routed experts are spread, for one layout or a
+    column of them.
     """
     if timing.calibration is None:
         return []
     found: list[Deviation] = []
-    for work, seconds in ops:
+    for work, seconds, half in ops:
         if work.op_class != HOST:
-            found += _op_deviations(work, seconds, timing, ranks_of_experts)
+            found += _op_deviations(work, seconds, half, timing, ranks_of_experts)
     return found
 
 
-def _op_deviations(work: Work, seconds: Any, timing: Timing, ranks_of_experts: Any) -> list[Deviation]:
+def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of_experts: Any) -> list[Deviation]:
     calibration, unknowns = timing.calibration, timing.unknowns
     assert calibration is not None
     names = measured_classes(work, timing)
@@ -75,7 +79,7 @@ def _op_deviations(work: Work, seconds: Any, timing: Timing, ranks_of_experts: A
         width = unknowns.beyond_per_doubling.value * beyond
         add(f"beyond {served}", -width, width)
     if work.collective is None:
-        add("summing", *composition_range(timing))
+        add(f"summing {half}", *composition_range(timing))
     elif unknowns:
         add("collectives", -unknowns.collective.value, unknowns.collective.value)
     if unknowns and served.startswith("grouped"):

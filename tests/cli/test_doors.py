@@ -55,7 +55,7 @@ def test_every_format_of_a_precision_is_an_option() -> None:
 
 
 @pytest.mark.parametrize(("verbs", "names"), [
-    (OF_LAYOUTS, [f"--{name}" for name in AXES] + ["--context", "--query-tokens"]),
+    (OF_LAYOUTS, [option(name) for name in AXES] + ["--context", "--query-tokens"]),
     (OF_FORMATS, [option(name) for name in FORMATS] + ["--formats"]),
     (OF_TIMINGS, ["--timing", "--clock"]),
 ])  # fmt: skip

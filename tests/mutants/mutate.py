@@ -10,8 +10,8 @@ module is imported (constants, bodies of classes) is forked before that, and imp
 found by coverage.py, and kept under out/. Recorded numbers (`held_still`, the gate's baselines) are left out: they kill
 almost all, and cannot say which of two numbers is right.
 
-mutmut 3 was tried first: it leaves out decorated functions, lambdas and class bodies, which is where most equations,
-properties and rules of this package are.
+A tool of our own, for mutmut 3 leaves out decorated functions, lambdas and class bodies by its documentation, which is
+where most equations, properties and rules of this package are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import itertools
 import json
 import os
 import random
-import signal
+import resource
 import sys
 import time
 from collections import Counter
@@ -66,11 +66,11 @@ SLOW = ("tests/search/test_durable.py",)
 LONGEST_S = 3.0
 """What a test may take to be called fast, coverage included."""
 
-BUDGET_S = 40.0
+BUDGET_S = 20.0
 """How long a mutant's tests may take together, the quickest of them; what they let live counts as a survivor."""
 
-TIMEOUT_S = 600
-"""After which a mutant counts as killed: it does not end."""
+MOST_CPU_S = 60
+"""After so much of a processor's time a mutant counts as killed: it does not end."""
 
 AIM = 0.95
 
@@ -315,8 +315,8 @@ def kept(path: str) -> Path:
     return CACHE / f"{path.replace('/', '.')}-{found.hexdigest()[:16]}.json"
 
 
-def measure(paths: Sequence[str]) -> None:
-    """In a process of its own: run files of tests under coverage.py, and keep which lines each test runs."""
+def measure(places: Mapping[str, Path]) -> None:
+    """In a process of its own: run files of tests under coverage.py, and keep in a place each which lines they run."""
     import coverage
     import pytest
 
@@ -335,7 +335,7 @@ def measure(paths: Sequence[str]) -> None:
             return result
 
     watched.start()
-    code = pytest.main([*OPTIONS, "-x", *paths], plugins=[Watch()])
+    code = pytest.main([*OPTIONS, "-x", *places], plugins=[Watch()])
     watched.stop()
     if code not in (0, 5):
         sys.exit(f"the tests do not pass as they are (pytest ends with {int(code)})")
@@ -346,21 +346,21 @@ def measure(paths: Sequence[str]) -> None:
         for line, contexts in data.contexts_by_lineno(path).items():
             for test in set(contexts) & seconds.keys():
                 lines.setdefault(test, {}).setdefault(Path(path).relative_to(ROOT).as_posix(), []).append(line)
-    for path in paths:
+    for path, place in places.items():
         mine = [test for test in seconds if test.startswith(f"{path}::")]
-        kept(path).write_text(json.dumps({test: {"s": seconds[test], "lines": lines.get(test, {})} for test in mine}))
+        place.write_text(json.dumps({test: {"s": seconds[test], "lines": lines.get(test, {})} for test in mine}))
 
 
 def coverage_now() -> Coverage:
     """Which tests run which lines of the code of today."""
-    paths = test_files()
-    if (missing := [path for path in paths if not kept(path).exists()]) and (
-        status := run_forked(lambda: measure(missing), timeout_s=3600, quiet=False)
+    places = {path: kept(path) for path in test_files()}
+    if (missing := {path: place for path, place in places.items() if not place.exists()}) and (
+        status := run_forked(lambda: measure(missing), most_cpu_s=None, quiet=False)
     ) != 0:
         sys.exit(status)
     found = Coverage(seconds={}, tests={})
-    for path in paths:
-        for test, each in json.loads(kept(path).read_text()).items():
+    for place in places.values():
+        for test, each in json.loads(place.read_text()).items():
             found.seconds[test] = each["s"]
             for subject, lines in each["lines"].items():
                 for line in (0, *lines):
@@ -388,7 +388,7 @@ class Wrong(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(ast.fix_missing_locations(self.tree), str(ROOT / self.path), "exec"), module.__dict__)
 
 
-def run_forked(work: Callable[[], None], *, timeout_s: float, quiet: bool = True) -> int:
+def run_forked(work: Callable[[], None], *, most_cpu_s: int | None = MOST_CPU_S, quiet: bool = True) -> int:
     """What a function ends with in a process of its own; a signal's number, below zero, where one ended it."""
     child = os.fork()
     if child == 0:
@@ -399,7 +399,8 @@ def run_forked(work: Callable[[], None], *, timeout_s: float, quiet: bool = True
                 nothing = os.open(os.devnull, os.O_RDWR)
                 for stream in (0, 1, 2):
                     os.dup2(nothing, stream)
-            signal.alarm(int(timeout_s))
+            if most_cpu_s:
+                resource.setrlimit(resource.RLIMIT_CPU, (most_cpu_s, most_cpu_s))
             work()
             code = 0
         except SystemExit as stop:
@@ -483,7 +484,7 @@ def survivors(
     later: list[tuple[Mutant, list[tuple[CodeType, CodeType]]]] = []
 
     def judge(mutant: Mutant, work: Callable[[], None]) -> None:
-        if not covered.of(mutant) or run_forked(work, timeout_s=TIMEOUT_S) == 0:
+        if not covered.of(mutant) or run_forked(work) == 0:
             alive.append(mutant)
             say(mutant)
 

@@ -23,7 +23,11 @@ def mla(draw):
 
 @st.composite
 def dense(draw):
-    return {"kind": "dense", "intermediate_size": draw(st.integers(128, 20_000))}
+    return {
+        "kind": "dense",
+        "intermediate_size": draw(st.integers(128, 20_000)),
+        "gated": draw(st.sampled_from([None, False])),
+    }
 
 
 @st.composite
@@ -37,6 +41,7 @@ def routed(draw):
         "shared": draw(st.integers(0, 2)),
         "shared_intermediate_size": 512,
         "routing_skew": draw(st.sampled_from([0.0, 0.8])),
+        "gated": draw(st.sampled_from([None, False])),
     }
 
 

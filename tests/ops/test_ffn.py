@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import MOE, R1, decode
+from cases import DENSE, LLAMA, MOE, R1, decode
 from scipy.stats import binom
 
 from helix_sim.ops import ffn, routing
@@ -79,3 +79,18 @@ def test_without_a_dispatch_every_token_is_already_there():
     d = decode(R1, batch=32, kvp=8, tpf=1, ep=8)
     work = ffn.routed_up(d, MOE, routing.busiest_rank(d, MOE))
     assert work.arrived == work.tokens == 32
+
+
+def test_a_squared_relu_has_two_matrices_and_a_gated_ffn_three():
+    # Llama 405B on TPF 8: F/8 = 6,656 columns of up, at batch 2
+    plain, s = DENSE.model_copy(update={"gated": False}), decode(LLAMA, batch=2, tpa=8, tpf=8)
+    assert ffn.dense_up(s, plain).flops == 2 * 2 * 16_384 * 6_656
+    assert ffn.dense_activation(s, plain).activation_bytes == 2 * (6_656 + 6_656) * 2
+    assert plain.parameters(16_384) == {"dense FFN": 2 * 16_384 * 53_248}
+    assert DENSE.parameters(16_384) == {"dense FFN": 3 * 16_384 * 53_248}
+    experts, busiest = MOE.model_copy(update={"gated": False}), routing.busiest_rank(decode(R1, batch=2, tpf=1), MOE)
+    r = decode(R1, batch=2, tpf=1)
+    assert 2 * ffn.routed_up(r, experts, busiest).flops == ffn.routed_up(r, MOE, busiest).flops
+    assert 2 * ffn.shared_up(r, experts).flops == ffn.shared_up(r, MOE).flops
+    assert 3 * ffn.shared_activation(r, experts).activation_bytes == 2 * ffn.shared_activation(r, MOE).activation_bytes
+    assert 3 * experts.parameters(7168)["routed experts"] == 2 * MOE.parameters(7168)["routed experts"]

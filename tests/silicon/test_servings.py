@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from helix_sim import validate_measurements
 from helix_sim.core.errors import SpecError
 from helix_sim.silicon import servings
 from helix_sim.specs.load import load_timing
@@ -148,3 +149,25 @@ def test_an_empty_file_is_a_sentence(tmp_path):
     path.write_text("", encoding="utf-8")
     with pytest.raises(SpecError, match="is no CSV file"):
         servings.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kv": "fp9"}, "kv: 'fp9' is not one of"),
+        ({"precision": "int4"}, "there is no checkpoint 'int4' of deepseek-r1; known: fp8 or fp4"),
+        ({"model": "llama-3.1-8b"}, "there is no checkpoint 'fp4' of llama-3.1-8b"),
+        ({"model": "nomodel", "precision": None}, "there is no model named 'nomodel'"),
+    ],
+)
+def test_a_row_whose_formats_or_model_are_none_is_a_sentence(tmp_path, change, sentence):
+    with pytest.raises(SpecError) as error:
+        judged(tmp_path, {name: value for name, value in (ROW | change).items() if value is not None})
+    assert any(sentence in problem for problem in error.value.problems)
+
+
+def test_one_call_judges_a_file_and_writes_every_row(tmp_path):
+    found = validate_measurements(file_of(tmp_path, ROW, ROW), tmp_path / "out", timing="gb200-trtllm")
+    assert found.tables["all rows"]["count"].tolist() == [2]
+    written = pd.read_csv(found.files[0])
+    assert written["predicted_s"].between(written["low_s"], written["high_s"]).all()

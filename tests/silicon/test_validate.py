@@ -109,7 +109,7 @@ def test_an_interval_widens_with_the_share_of_communication_and_of_unknown_routi
         8192,
     )
     causes = {each.cause for each in step.deviations}
-    assert {"summing", "collectives", "routing"} <= causes
+    assert {"summing attention", "summing ffn", "collectives", "routing"} <= causes
     for cause in ("collectives", "routing"):
         without = [each for each in step.deviations if each.cause != cause]
         assert all(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helix_sim.core.collectives import all_reduce, direct
+from helix_sim.core.collectives import Collective, direct
 from helix_sim.core.work import Work
 from helix_sim.timing import kernel_shapes as shapes
 from helix_sim.timing.kernel_shapes import Gpu, Terms
@@ -21,6 +21,7 @@ GPU = Gpu(
     hbm_bytes_per_s=1e12,
     nvlink_bytes_per_s=1e11,
     network_bytes_per_s=1e10,
+    network_peak_bytes_per_s=1e10,
     network_latency_s=10e-6,
     domain=8,
     tray=4,
@@ -373,7 +374,8 @@ SUM |= {"one_shot_share": 0.5, "two_shot_share": 0.8}
 
 def summed(group: int, payload: float, stride: int = 1) -> Terms:
     """The terms of an all-reduce."""
-    return shapes.all_reduce(Work(op_class="all-reduce", collective=all_reduce(payload, group, stride)), GPU, 1.0, SUM)
+    collective = Collective(kind="all-reduce", payload=payload, group=group, stride=stride)
+    return shapes.all_reduce(Work(op_class="all-reduce", collective=collective), GPU, 1.0, SUM)
 
 
 def test_a_small_sum_is_one_shot_and_a_large_one_two():

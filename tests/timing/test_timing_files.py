@@ -141,6 +141,7 @@ def works(seed, timing, formats):
         "all-gather",
         "reduce-scatter",
         "all-to-all",
+        "partial-exchange",
         "broadcast",
         "send",
         "dispatch",
@@ -149,7 +150,12 @@ def works(seed, timing, formats):
         sizes = (10 ** rng.uniform(0, 9), rng.choice([1, 2, 3, 4, 8, 12, 16, 64, 100, 128]))
         sent = all_reduce(*sizes) if kind == "all-reduce" else direct(kind, *sizes)
         work = Work(
-            op_class=kind, kernels=0, collective=replace(sent, stride=rng.choice([1, 2, 8])), needed=rng.random()
+            op_class=kind,
+            kernels=0,
+            collective=replace(sent, stride=rng.choice([1, 2, 8])),
+            needed=rng.random(),
+            rows=size(4),
+            heads=size(2),
         )
         assert kind in known or not known
         yield work

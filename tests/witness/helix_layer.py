@@ -21,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from witness.counted import Array, Rank, ring_all_reduce, send
 from witness.plain_kinds import FIXED_DECAY, compressed_entry, places, sigmoid
-from witness.plain_layer import LayerSpec, Weights, choose_experts, gated, rms_norm, rotate, score_scale
+from witness.plain_layer import (
+    LayerSpec,
+    Weights,
+    activated,
+    choose_experts,
+    rms_norm,
+    rotate,
+    score_scale,
+    tensors_in,
+)
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import bytes_per_value
@@ -90,7 +99,7 @@ class Widths:
     tpf: int
     ep: int
     chunks: int
-    index_kvp: int = 1
+    index_kvp: int
 
     @classmethod
     def of(cls, layout: Layout) -> Widths:
@@ -501,17 +510,20 @@ def _recur(
 # --- Feed-forward shards ---------------------------------------------------------------------------------------------
 
 
-def hold_ffn(gate: Array, up: Array, down: Array, columns: range) -> Weights:
-    """A shard of a gated FFN: its columns of gate and up side by side, its rows of down."""
+def hold_ffn(inward: list[Array], down: Array, columns: range) -> Weights:
+    """A shard of an FFN: its columns of gate and up side by side, or of up alone, and its rows of down."""
     mine = list(columns)
-    return {"up": np.concatenate([gate[:, mine], up[:, mine]], axis=1), "down": down[mine]}
+    return {"up": np.concatenate([tensor[:, mine] for tensor in inward], axis=1), "down": down[mine]}
 
 
-def run_ffn(rank: Rank, name: str, x: Array, w: Weights) -> Array:
-    """x [rows, H] through a shard of a gated FFN: a partial sum [rows, H]; `name` starts the names of its three ops."""
-    gate, up = np.split(rank.linear(f"{name}_up", x, w["up"], f"{name}_weights"), 2, axis=1)
-    inner = gated(gate, up)
-    rank.moves(f"{name}_activation", gate, up, inner)
+def run_ffn(rank: Rank, name: str, x: Array, w: Weights, count: int) -> Array:
+    """x [rows, H] through a shard of an FFN: a partial sum [rows, H]; `name` starts the names of its three ops.
+
+    count: projections into the inner width, two where it is gated.
+    """
+    inward = np.split(rank.linear(f"{name}_up", x, w["up"], f"{name}_weights"), count, axis=1)
+    inner = activated(*inward)
+    rank.moves(f"{name}_activation", *inward, inner)
     return rank.linear(f"{name}_down", inner, w["down"], f"{name}_weights")
 
 
@@ -534,6 +546,7 @@ class HelixLayer:
     ) -> None:
         self.spec, self.attention, self.widths = layer, layer.attention, Widths.of(layout)
         self.experts = layer.ffn if isinstance(layer.ffn, RoutedFfn) else None
+        self.inward = layer.ffn.projections_in
         self.seats = seats_of(layer.attention, self.widths)
         self.ranks = [Rank(precision) for _ in self.seats]
         self.weights = [hold_attention(layer.attention, attention, seat) for seat in self.seats]
@@ -575,17 +588,17 @@ class HelixLayer:
         self.local_experts: dict[int, range] = {}
         if self.experts is None:
             for pool in self.pools():
-                self._shard_ffn(pool, ffn["gate"], ffn["up"], ffn["down"])
+                self._shard_ffn(pool, tensors_in(ffn), ffn["down"])
             return
         self.router = ffn["router"]
         self.latent = {name: ffn[f"latent_{name}"] for name in ("down", "up") if self.experts.latent_size}
         for group in self.groups:
-            self._shard_ffn(group, ffn["shared_gate"], ffn["shared_up"], ffn["shared_down"])
+            self._shard_ffn(group, tensors_in(ffn, "shared_"), ffn["shared_down"])
         self._shard_experts(ffn)
 
-    def _shard_ffn(self, members: list[int], gate: Array, up: Array, down: Array) -> None:
+    def _shard_ffn(self, members: list[int], inward: list[Array], down: Array) -> None:
         for rank, columns in zip(members, deal(down.shape[0], len(members)), strict=True):
-            self.ffn[rank] = hold_ffn(gate, up, down, columns)
+            self.ffn[rank] = hold_ffn(inward, down, columns)
 
     def _shard_experts(self, ffn: Weights) -> None:
         """tpf neighbours of the grid share a group of experts, each with a slice of every expert's width."""
@@ -596,8 +609,8 @@ class HelixLayer:
         for place, rank in enumerate(self.grid):
             self.local_experts[rank] = shares[place // x.tpf]
             for e in self.local_experts[rank]:
-                tensors = ffn["gate"][e], ffn["up"][e], ffn["down"][e]
-                self.expert_weights[rank, e] = hold_ffn(*tensors, widths[place % x.tpf])
+                inward = [tensor[e] for tensor in tensors_in(ffn)]
+                self.expert_weights[rank, e] = hold_ffn(inward, ffn["down"][e], widths[place % x.tpf])
 
     def pools(self) -> list[list[int]]:
         """Ranks that share a dense FFN: whole token groups, equally many, as wide as tpf or one group at least."""
@@ -1013,7 +1026,9 @@ class HelixLayer:
             inner: dict[int, list[Array]] = {}
             for r in pool:
                 rows = [send("dense_gather", self.ranks[p], self.ranks[r], normed[p]) for p in self._peers(r, pool)]
-                inner[r] = np.split(run_ffn(self.ranks[r], "dense", np.concatenate(rows), self.ffn[r]), len(rows))
+                inner[r] = np.split(
+                    run_ffn(self.ranks[r], "dense", np.concatenate(rows), self.ffn[r], self.inward), len(rows)
+                )
             for r in pool:
                 peers = self._peers(r, pool)
                 mine = peers.index(r)
@@ -1044,7 +1059,7 @@ class HelixLayer:
                 sums_of[p][picked[p]] += send("combine", rank, self.ranks[p], answer)
         partial = {r: self._latent(r, "up", sums) for r, sums in sums_of.items()}
         for r in self.grid if moe.shared else ():
-            partial[r] = partial[r] + run_ffn(self.ranks[r], "shared", normed[r], self.ffn[r])
+            partial[r] = partial[r] + run_ffn(self.ranks[r], "shared", normed[r], self.ffn[r], self.inward)
         return partial
 
     def _latent(self, r: int, way: str, x: Array) -> Array:
@@ -1064,6 +1079,6 @@ class HelixLayer:
         for e in self.local_experts[r]:
             rows, slot = np.nonzero(chosen == e)
             if rows.size:
-                out = run_ffn(self.ranks[r], "routed", x[rows], self.expert_weights[r, e])
+                out = run_ffn(self.ranks[r], "routed", x[rows], self.expert_weights[r, e], self.inward)
                 sums[rows] += gates[rows, slot][:, None] * out
         return sums

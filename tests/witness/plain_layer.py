@@ -52,7 +52,15 @@ def attention_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def ffn_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
-    """Tensors of the FFN: gate and up H x F, down F x H; of every expert, and of the shared ones side by side."""
+    """Tensors of the FFN: gate and up H x F, down F x H; of every expert, and of the shared ones side by side.
+
+    An FFN that is not gated has no gate.
+    """
+    shapes = _gated_shapes(layer)
+    return {name: shape for name, shape in shapes.items() if layer.ffn.gated is not False or not name.endswith("gate")}
+
+
+def _gated_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     h, f = layer.hidden_size, layer.ffn.intermediate_size
     if not isinstance(layer.ffn, RoutedFfn):
         return {"gate": (h, f), "up": (h, f), "down": (f, h)}
@@ -96,10 +104,16 @@ def rotate(x: Array, positions: npt.NDArray[np.int64]) -> Array:
     return np.concatenate(turned, axis=-1)
 
 
-def gated(gate: Array, up: Array) -> Array:
-    """SiLU(gate)·up."""
-    opened: Array = gate / (1 + np.exp(-gate)) * up
+def activated(*inward: Array) -> Array:
+    """SiLU(gate)·up of (gate, up); the square of ReLU(up) of up alone."""
+    *gate, up = inward
+    opened: Array = gate[0] / (1 + np.exp(-gate[0])) * up if gate else np.maximum(up, 0) ** 2
     return opened
+
+
+def tensors_in(w: Weights, of: str = "") -> list[Array]:
+    """The projections into an FFN's inner width: gate and up, or up alone; `of` starts their names."""
+    return [w[name] for name in (f"{of}gate", f"{of}up") if name in w]
 
 
 def choose_experts(scores: Array, top_k: int) -> tuple[npt.NDArray[np.int64], Array]:
@@ -179,17 +193,17 @@ def _mla_heads(
 
 
 def plain_ffn(f: FfnKind, w: Weights, x: Array) -> Array:
-    """Gated FFN of [rows, H]: dense, or of every expert times its gate, plus the shared ones."""
+    """FFN of [rows, H]: dense, or of every expert times its gate, plus the shared ones."""
     if not isinstance(f, RoutedFfn):
-        return gated(x @ w["gate"], x @ w["up"]) @ w["down"]
+        return activated(*(x @ tensor for tensor in tensors_in(w))) @ w["down"]
     chosen, gates = choose_experts(x @ w["router"], f.top_k)
     share = np.zeros((len(x), f.routed))
     np.put_along_axis(share, chosen, gates, axis=-1)
     seen = x @ w["latent_down"] if f.latent_size else x
-    inner = gated(np.einsum("bh,ehf->bef", seen, w["gate"]), np.einsum("bh,ehf->bef", seen, w["up"]))
+    inner = activated(*(np.einsum("bh,ehf->bef", seen, tensor) for tensor in tensors_in(w)))
     routed: Array = np.einsum("be,bef,efh->bh", share, inner, w["down"], optimize=True)
     routed = routed @ w["latent_up"] if f.latent_size else routed
-    shared = gated(x @ w["shared_gate"], x @ w["shared_up"]) @ w["shared_down"]
+    shared = activated(*(x @ tensor for tensor in tensors_in(w, "shared_"))) @ w["shared_down"]
     return routed + shared
 
 

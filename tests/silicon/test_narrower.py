@@ -1,0 +1,39 @@
+"""A narrower format is slower only where the tables say so too."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import numpy as np
+import pytest
+from silicon.narrower import KINDS, MEASURED, SLOWER, pairs
+
+from helix_sim.silicon import aic_tables
+
+try:
+    installed = metadata.version(aic_tables.DISTRIBUTION)
+except metadata.PackageNotFoundError:
+    installed = None
+
+NEEDED = f"{aic_tables.DISTRIBUTION} {aic_tables.VERSION} (pip install 'helix-sim[silicon]')"
+pytestmark = pytest.mark.skipif(installed != aic_tables.VERSION, reason=f"needs {NEEDED}, found {installed}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("timing", MEASURED)
+def test_where_a_narrower_format_is_modelled_slower_it_was_measured_slower(timing: str, kind: str) -> None:
+    for pair in pairs(timing, kind):
+        slower = pair.modelled > SLOWER
+        what = f"{timing}: {kind} in {pair.narrow} beside {pair.wide}"
+        if slower.sum() >= 20:
+            assert np.mean(pair.measured[slower] > 1) > 0.8, what
+        assert pair.slower_modelled <= pair.slower_measured + 0.1, what
+
+
+@pytest.mark.parametrize("timing", ["h100-vllm", "h200-vllm", "h100-sglang", "h200-sglang"])
+def test_latent_attention_in_fp8_is_measured_several_times_slower_there(timing: str) -> None:
+    (pair,) = pairs(timing, "attention-mla")
+    assert pair.slower_measured > 0.99
+    assert np.median(pair.measured) == pytest.approx(2.0, abs=0.1)
+    assert np.quantile(pair.measured, 0.9) > 5
+    assert np.median(pair.modelled) == pytest.approx(2.9, abs=0.3)
