@@ -17,7 +17,7 @@ The widths are a timing's `unknowns`, each from tables of kernels; no serving se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of
     return found
 
 
-def stands_in(work: Work, names: list[str], classes: Mapping[str, KernelClass]) -> bool:
+def stands_in(work: Work, names: Sequence[str], classes: Mapping[str, KernelClass]) -> bool:
     """Whether an op is timed by a kernel that is not its own: assumed, another format's, or a borrowed class's."""
     if not names:
         return True
@@ -126,7 +126,7 @@ def size_of(work: Work, name: str) -> Any:
 def residual_range(name: str, timing: Timing) -> tuple[float, float]:
     """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
     assert timing.calibration is not None
-    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
+    found = [timing.calibration.classes[key].residuals for key in timing.calibration.kernels[name]]
     return min(each.low for each in found), max(each.high for each in found)
 
 
