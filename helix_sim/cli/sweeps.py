@@ -65,6 +65,9 @@ def sweep(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
     block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="draw nothing, which takes longer than most searches")
+    ] = False,
     progress: Annotated[
         str, typer.Option(help="auto: a bar on a terminal; json: lines for programs on stderr; none")
     ] = "auto",
@@ -90,6 +93,7 @@ def sweep(
             spec,
             out,
             every_point=points == "all",
+            plots=not no_plots,
             executor=executor,
             workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,
