@@ -229,7 +229,7 @@ def best_of_each_shape(
         if len(columns["id"]):
             found.append(_best_batches(planned, columns, score))
 
-    run_plan(planned, on_points=on_points)
+    run_plan(planned, on_points=on_points, within_s=limits.ttl_s)
     if not found:
         return {}
     table = {name: np.concatenate([part[name] for part in found]) for name in found[0]}

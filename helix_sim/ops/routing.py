@@ -69,8 +69,8 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
     Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
-    z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades with
-    a spread below one count.
+    z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades
+    with a spread below one count.
 
     >>> float(largest_binomial(32, 1.0, ranks=8))
     32.0
