@@ -29,6 +29,7 @@ class Layout:
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
     | index_kvp |    | sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank |
+    | q_shards |     | KV shards that share a projection of queries and gather them, a divisor of kvp; 1 repeats it |
 
     >>> x = Layout(batch=8, tpa=8, kvp=8)
     >>> x.gpus, x.users, x.tpf, x.token_group
@@ -44,6 +45,7 @@ class Layout:
     pp: Column = 1
     chunks: Column = 1
     index_kvp: Column = 1
+    q_shards: Column = 1
 
     def __post_init__(self) -> None:
         for name, value in self.columns().items():

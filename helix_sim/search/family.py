@@ -16,7 +16,7 @@ from helix_sim.specs.sweep import Family, Sweep
 WIDTH = np.int16
 """What a width is kept as: a sweep has at most 4096 GPUs, and may have millions of shapes."""
 
-SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp")
+SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "q_shards")
 
 
 @functools.cache
@@ -41,6 +41,7 @@ def allowed(axis: str | int, n: int) -> tuple[int, ...]:
 def _shapes_of(family: Family, gpus: int, most_tpa: int, indexed: bool) -> Iterator[tuple[int, ...]]:
     for kvp in allowed(family.kvp, gpus):
         index = allowed(family.index_kvp or "free", kvp) if indexed else (1,)
+        shards = list(itertools.product(index, allowed(family.q_shards or 1, kvp)))
         for tpa in allowed(family.tpa, gpus // kvp):
             if tpa > most_tpa:
                 continue
@@ -50,11 +51,11 @@ def _shapes_of(family: Family, gpus: int, most_tpa: int, indexed: bool) -> Itera
                     continue
                 grid = dp * tpa * (kvp if family.ffn_on == "all" else 1)
                 for ep in allowed(family.ep, grid):
-                    yield from ((tpa, kvp, dp, pp, grid // ep, ep, index_kvp) for index_kvp in index)
+                    yield from ((tpa, kvp, dp, pp, grid // ep, ep, *each) for each in shards)
 
 
 def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]:
-    """Columns tpa, kvp, dp, pp, tpf, ep, index_kvp of a family, one row a shape; the order is the same in every run.
+    """Columns `SHAPE_AXES` of a family, one row a shape; the order is the same in every run.
 
     Rows are sorted by kvp, so that neighbours hold about as much KV cache per request.
     """

@@ -353,7 +353,7 @@ def _problems(record: dict[str, Any]) -> list[str]:
         if not isinstance(part, dict):
             problems.append(f"{key} is {said(part)}, not {key} by name" if key in record else f"{key} is missing")
             continue
-        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, "index_kvp")]
+        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, "index_kvp", "q_shards")]
         problems += [f"{key}.{name} is not known" for name in part if name not in names]
         if key == "precision":
             problems += format_problems({k: v for k, v in part.items() if k in FORMATS}, lambda n: f"precision.{n}")

@@ -30,6 +30,11 @@ class Family(Record):
         description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
         "[count, or free, or many]",
     )
+    q_shards: Axis | None = Field(
+        default=None,
+        description="KV shards that share a projection of queries and gather them, a divisor of kvp; 1, which repeats "
+        "it on each, if absent [count, or free, or many]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",

@@ -104,7 +104,9 @@ def test_what_an_answer_does_not_say_is_an_error_and_no_default(key: str, tmp_pa
         pick(answer_of(tmp_path, "llama-3.1-8b", "h100-hgx", HALF_MEMORY, **{key: None}))
 
 
-NEEDED = [("layout", name) for name in AXES if name != "index_kvp"] + [("precision", name) for name in REQUIRED]
+NEEDED = [("layout", name) for name in AXES if name not in ("index_kvp", "q_shards")] + [
+    ("precision", name) for name in REQUIRED
+]
 """What an answer must say; a layout of before indexers were sharded has no index_kvp, and means 1."""
 
 
