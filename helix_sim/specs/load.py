@@ -403,14 +403,15 @@ def no_family(name: Any) -> str:
     return f"there is no family named {said(name)}{_nearest(str(name), list(shipped_families()))}"
 
 
-TAGGED = ("attention", "ffn", "layers")
-"""Keys below which pydantic puts the kind that it checked against into a place; the file has no such level."""
+TAGGED = {"attention": 2, "ffn": 2, "layers": 2, "gpus": 1}
+"""Keys below which pydantic puts the kind that it checked against into a place, and where; the file has no such level.
+"""
 
 
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
-    place = [part for level, part in enumerate(problem["loc"])
-             if part != "[key]" and (level != 2 or problem["loc"][0] not in TAGGED)]  # fmt: skip
+    tag = TAGGED.get(problem["loc"][0]) if problem["loc"] else None
+    place = [part for level, part in enumerate(problem["loc"]) if part != "[key]" and level != tag]
     path, kind, given, context = (
         ".".join(map(str, place)),
         problem["type"],

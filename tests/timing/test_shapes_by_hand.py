@@ -21,6 +21,7 @@ GPU = Gpu(
     hbm_bytes_per_s=1e12,
     nvlink_bytes_per_s=1e11,
     network_bytes_per_s=1e10,
+    network_peak_bytes_per_s=1e10,
     network_latency_s=10e-6,
     domain=8,
     tray=4,
