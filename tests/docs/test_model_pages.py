@@ -104,6 +104,8 @@ def letters(s: StepInput, a, ffn):
         given |= {"E": ffn.routed, "k": ffn.top_k, "Fe": ffn.intermediate_size, "He": ffn.latent_size or m.hidden_size}
         given |= {"Ns": ffn.shared, "Fs": ffn.shared_intermediate_size}
         given |= {name: float(getattr(rank, name)) for name in ("held", "read", "pairs", "foreign")}
+    if ffn.kind != "none":
+        given |= {"U": ffn.projections_in}
     found = equations.with_letters("index.md", given)
     if a.kind in ("window", "linear"):
         alone = {"TPA": x.token_group, "KVP": 1.0, "chunks": 1.0}
