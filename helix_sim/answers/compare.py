@@ -16,7 +16,7 @@ from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.comparison import Comparison
-from helix_sim.specs.load import load_machine, load_model, load_timing, shipped, shipped_families
+from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped, shipped_families
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
@@ -155,7 +155,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, str, Machine, str]]:
             machine = load_machine(name)
             for timing in dict.fromkeys(t for asked in comparison.timings for t in timings_of(machine, asked)):
                 load_timing(timing)
-                found.append((model, name, _at_price(machine, comparison.usd_per_gpu_hour.get(name)), timing))
+                found.append((model, name, machine.at_price(comparison.usd_per_gpu_hour.get(name)), timing))
         except SpecError as error:
             problems += error.problems
     if problems:
@@ -163,19 +163,12 @@ def _settings(comparison: Comparison) -> list[tuple[str, str, Machine, str]]:
     return found
 
 
-def _at_price(machine: Machine, price: float | None) -> Machine:
-    if price is None:
-        return machine
-    quantity = {"value": price, "source": "assumed: given for this comparison"}
-    return Machine.model_validate(machine.model_dump(exclude_none=True) | {"usd_per_gpu_hour": quantity})
-
-
 def _search(comparison: Comparison, model: str, name: str, machine: Machine, timing: str) -> SweepResult:
     """Every layout of a model on a machine under a timing, at all contexts."""
     families, stacks = shipped_families(), names_of(comparison.stack)
     names = comparison.families or list(families)
     if unknown := [name for name in names if name not in families]:
-        raise SpecError([f"families: there is no family named {unknown[0]}; known: {', '.join(families)}"])
+        raise SpecError([f"families: {no_family(name)}" for name in unknown])
     formats = precision_of(load_model(model), machine, {}, named=comparison.formats)
     sweep = Sweep(
         kind="sweep",

@@ -38,11 +38,26 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "gpus": step.layout.gpus,
         "users": step.layout.users,
         "kv_tokens": kv_tokens(step),
+        "memory_bytes": memory_record(step),
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
         "usd_per_million_tokens": known(step.usd_per_million_tokens),
         "joules_per_token": known(step.joules_per_token),
+    }
+
+
+def memory_record(step: Step) -> dict[str, float]:
+    """Memory of a layout's fullest GPU by kind, as plain data [B]."""
+    memory = step.memory
+    return {
+        "weights": float(memory.weights),
+        "kv_cache": float(memory.kv_cache),
+        "activations": float(memory.activations),
+        "resident": float(memory.resident_bytes),
+        "reserve": float(memory.reserve),
+        "free": float(memory.left_bytes),
+        "capacity": float(memory.capacity),
     }
 
 
@@ -71,6 +86,23 @@ def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
     return found
 
 
+def extrapolated_ops(step: Step) -> list[str]:
+    """Ops of one layout that are larger than anything their class was measured at, by name."""
+    return [name for name, beyond in step.extrapolated.items() if beyond]
+
+
+def uncertainty_record(step: Step) -> dict[str, Any]:
+    """What a measured timing knows of its own errors on a layout, as plain data; nothing of another timing.
+
+    The TTL's 80 % interval [s], the ops beyond measured sizes, and those on borrowed kernels.
+    """
+    if step.timing.calibration is None:
+        return {}
+    low, high = (float(end) for end in step.ttl_interval_s)
+    beyond, borrowed = extrapolated_ops(step), borrowed_ops(step)
+    return {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": beyond, "borrowed": borrowed}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """A layout taken apart: `picked.step` has each op's work and time, the memory, the latency and the throughput."""
@@ -85,25 +117,10 @@ class Explanation:
     def record(self) -> dict[str, Any]:
         """The explanation as plain data: what `explain --json` prints."""
         step = self.step
-        low, high = (float(end) for end in step.ttl_interval_s)
-        measured = {
-            "ttl_low_s": low,
-            "ttl_high_s": high,
-            "extrapolated": [name for name, beyond in step.extrapolated.items() if beyond],
-            "borrowed": borrowed_ops(step),
-        }
         return {
             **answer_record(step, self.picked.inputs, self.picked.longest_context),
-            **(measured if step.timing.calibration else {}),
+            **uncertainty_record(step),
             "pass_s": float(step.pass_s),
-            "memory_bytes": {
-                "weights": float(step.memory.weights),
-                "kv_cache": float(step.memory.kv_cache),
-                "activations": float(step.memory.activations),
-                "resident": float(step.memory.resident_bytes),
-                "reserve": float(step.memory.reserve),
-                "capacity": step.memory.capacity,
-            },
             "ops": op_rows(step),
         }
 

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -229,6 +229,24 @@ def remark_on(model: Model) -> None:
     """To stderr, what makes a model's file doubtful; nothing where all is well."""
     if model.doubt:
         remark(model.doubt)
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal's stderr that says what is done now, and for how long, until it is done; nothing elsewhere.
+
+    Yields the function that changes what comes after `what`.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda now: shown.update(task, description=terminal_line(f"{what} {now}"))
 
 
 def print_text(text: str) -> None:

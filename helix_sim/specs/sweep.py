@@ -39,6 +39,16 @@ class Family(Record):
         default=False, description="no tpa above the model's KV heads, where it would duplicate the cache [yes or no]"
     )
 
+    @property
+    def is_conventional(self) -> bool:
+        """Whether no layout of it shards a KV cache by sequence: tensor, data, expert and pipeline parallelism."""
+        return self.kvp == 1
+
+    @property
+    def is_helix(self) -> bool:
+        """Whether its layouts shard a KV cache by sequence, and the FFN over all GPUs of a stage."""
+        return self.kvp != 1 and self.ffn_on == "all"
+
 
 class Families(Record):
     """A file of families by name, which sweeps list; the shipped one is sweeps/families.yaml."""
