@@ -201,8 +201,8 @@ def console() -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(terminal_line(text), **options)
 
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdecimal() and 20 <= int(columns) <= 1000 else 160
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isdecimal() and 20 <= int(asked) <= 1000 else 160
     shown = {} if sys.stdout.isatty() else {"width": width, "no_color": True}
     return Literal(markup=False, emoji=False, **shown)  # type: ignore[arg-type]
 

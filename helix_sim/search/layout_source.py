@@ -46,7 +46,8 @@ class Options:
 
     context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
     name or the path of a YAML file. widths: batch, tpa, kvp, dp, tpf, ep, pp, chunks by name. formats: number formats
-    by the name of a field of Precision.
+    by the name of a field of Precision. named_formats: what the rest are, a name of the model's formats, `checkpoint`,
+    `narrowest`, or a file of formats.
     """
 
     context: int | None = None

@@ -60,10 +60,11 @@ class HeadAttention(Record):
     kv_heads: Count = Field(description="heads of keys and values, K in the paper; 1 is multi-query attention [count]")
     head_size: Count = Field(description="dimensions of one head's query, key and value, Hsz in the paper [values]")
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent"
+        default=None, description="whether each query head has a learned sink beside its scores; no if absent [yes or no]"
     )
     output_gate: bool | None = Field(
-        default=None, description="whether a gate of the layer's input multiplies the heads' output; no if absent"
+        default=None,
+        description="whether a gate of the layer's input multiplies the heads' output; no if absent [yes or no]",
     )
 
     @model_validator(mode="after")
@@ -120,7 +121,8 @@ class WindowAttention(HeadAttention):
     kind: Literal["window"] = Field(description="type of the attention: window [name]")
     window_tokens: Count = Field(description="tokens that a query sees, itself among them [tokens]")
     chunked: bool | None = Field(
-        default=None, description="whether a query sees its chunk from its start instead of a window; no if absent"
+        default=None,
+        description="whether a query sees its chunk from its start instead of a window; no if absent [yes or no]",
     )
 
     @property
@@ -173,7 +175,8 @@ class LatentAttention(Record):
     nope_width: Count = Field(description="width of a head's query and key without position [values]")
     output_width: Count = Field(description="width of a head's value, its input to the output projection [values]")
     output_gate: bool | None = Field(
-        default=None, description="whether a gate of the layer's input multiplies the heads' output; no if absent"
+        default=None,
+        description="whether a gate of the layer's input multiplies the heads' output; no if absent [yes or no]",
     )
 
     @property
@@ -272,14 +275,15 @@ class CompressedAttention(Record):
         default=None, description="tokens that leave one compressed vector; there are none if absent [tokens]"
     )
     overlapping: bool | None = Field(
-        default=None, description="whether a compressed vector draws on twice as many tokens; no if absent"
+        default=None,
+        description="whether a compressed vector draws on twice as many tokens; no if absent [yes or no]",
     )
     output_groups: Count = Field(description="groups of heads that the output projection takes apart [count]")
     output_lora_rank: Count = Field(
         description="width that the output projection has between its parts, a group [values]"
     )
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent"
+        default=None, description="whether each query head has a learned sink beside its scores; no if absent [yes or no]"
     )
     indexer: Indexer | None = Field(
         default=None, description="what picks compressed vectors; a query attends to all of them if absent [mapping]"
