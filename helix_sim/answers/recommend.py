@@ -31,9 +31,9 @@ from helix_sim.core.numeric import ceil_div
 from helix_sim.core.text import said
 from helix_sim.core.units import GIGA, format_size, parse_size
 from helix_sim.feasibility import Reason, memory_reason
+from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
-from helix_sim.search.identity import Input
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped_families
@@ -215,7 +215,9 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
     if request.objective is not None and request.objective not in OBJECTIVES:
         return [f"--objective: {said(request.objective)} is not one of {', '.join(OBJECTIVES)}"]
     if total is None:
-        return ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        return (
+            ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]
     if first > total:
@@ -266,8 +268,8 @@ def score_of(request: Request, domain: int) -> Score:
     fleet = request.fleet(domain)
     if fleet is None or not request.counts_fleet:
         return throughput
-    return lambda columns: columns["tokens_per_s_gpu"] * (
-        fleet.replicas(columns["gpus"]) * columns["gpus"] / fleet.total
+    return lambda columns: (
+        columns["tokens_per_s_gpu"] * (fleet.replicas(columns["gpus"]) * columns["gpus"] / fleet.total)
     )
 
 
@@ -723,9 +725,7 @@ def _why_none_starts(request: Request, planned: Plan, rows: Columns) -> str:
     return f"no stack starts one of its {len(flags):,} layouts within the limits; {most} stands against most"
 
 
-def _that_start(
-    planned: Plan, table: Columns, stacks: Sequence[str], score: Score
-) -> tuple[Columns, Stacked | None]:
+def _that_start(planned: Plan, table: Columns, stacks: Sequence[str], score: Score) -> tuple[Columns, Stacked | None]:
     """The rows of a table, best first, that one of the stacks starts, and what becomes of the others."""
     if not stacks or not table:
         return table, None
@@ -752,7 +752,9 @@ def _that_start(
         if not started[row := first_without(rule)] and any(mine[row] & ~rule.flag == 0 for mine in each)
     ]
     physics = without(0, tuple(rule.name for rule in StackRule if int(flags[0]) & rule.flag)) if flags[0] else None
-    costliest = max((gain for gain in alone if gain.adds > 0), key=lambda gain: (gain.adds, gain.tokens_per_s_gpu), default=None)
+    costliest = max(
+        (gain for gain in alone if gain.adds > 0), key=lambda gain: (gain.adds, gain.tokens_per_s_gpu), default=None
+    )
     rows = _rows(table, started) if started.any() else {}
     return rows, Stacked(kept=len(flags), refused=refused, physics=physics, costliest=costliest)
 

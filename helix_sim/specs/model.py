@@ -60,7 +60,8 @@ class HeadAttention(Record):
     kv_heads: Count = Field(description="heads of keys and values, K in the paper; 1 is multi-query attention [count]")
     head_size: Count = Field(description="dimensions of one head's query, key and value, Hsz in the paper [values]")
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent [yes or no]"
+        default=None,
+        description="whether each query head has a learned sink beside its scores; no if absent [yes or no]",
     )
     output_gate: bool | None = Field(
         default=None,
@@ -283,7 +284,8 @@ class CompressedAttention(Record):
         description="width that the output projection has between its parts, a group [values]"
     )
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent [yes or no]"
+        default=None,
+        description="whether each query head has a learned sink beside its scores; no if absent [yes or no]",
     )
     indexer: Indexer | None = Field(
         default=None, description="what picks compressed vectors; a query attends to all of them if absent [mapping]"

@@ -130,7 +130,7 @@ def size_of(work: Work, name: str) -> Any:
 def residual_range(name: str, timing: Timing) -> tuple[float, float]:
     """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
     assert timing.calibration is not None
-    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
+    found = [timing.calibration.classes[key].residuals for key in timing.calibration.kernels[name]]
     return min(each.low for each in found), max(each.high for each in found)
 
 
