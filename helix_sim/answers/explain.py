@@ -14,6 +14,7 @@ from helix_sim import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
+from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
 from helix_sim.timing.roofline import borrowed_kernel
 
@@ -25,6 +26,7 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
     """
     return {
         "helix_sim": __version__,
+        "answer_version": ANSWER_VERSION,
         "model": step.model.name,
         "machine": step.machine.name,
         "timing": step.timing.name,
@@ -34,8 +36,8 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "query_tokens": int(step.query_tokens),
         "precision": step.precision.model_dump(exclude_none=True),
         "layout": step.layout.columns(),
-        "gpus": step.layout.gpus,
-        "users": step.layout.users,
+        "gpus": int(step.layout.gpus),
+        "users": int(step.layout.users),
         "kv_tokens": kv_tokens(step),
         "memory_bytes": memory_record(step),
         "ttl_s": float(step.ttl_s),
@@ -56,6 +58,7 @@ def memory_record(step: Step) -> dict[str, float]:
         "resident": float(memory.resident_bytes),
         "reserve": float(memory.reserve),
         "free": float(memory.left_bytes),
+        "kv_cache_room": float(memory.kv_room_bytes),
         "capacity": float(memory.capacity),
     }
 
@@ -99,7 +102,7 @@ def uncertainty_record(step: Step) -> dict[str, Any]:
         return {}
     low, high = (float(end) for end in step.ttl_interval_s)
     beyond, borrowed = extrapolated_ops(step), borrowed_ops(step)
-    return {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": beyond, "borrowed": borrowed}
+    return {"ttl_low_s": low, "ttl_high_s": high, "extrapolated_ops": beyond, "borrowed_ops": borrowed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped_families
 from helix_sim.specs.precision import Precision
+from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 from helix_sim.stacks.rules import StackRule, formats_on_stacks, names_of, stack_flags, start_flags
 from helix_sim.stacks.stack import NAMES
@@ -78,6 +79,11 @@ class Mix:
         [1000000, 455500, 274726]
         """
         return np.ceil(self.mean + (max(self.contexts) - self.mean) / batch).astype(np.int64)
+
+    def record(self) -> list[dict[str, Any]]:
+        """The mix as plain data, a row a context."""
+        parts = zip(self.contexts, self.shares, strict=True)
+        return [{"context": context, "share": share} for context, share in parts]
 
     def scaled(self, factor: float) -> Mix:
         """Every context times a factor."""
@@ -401,7 +407,7 @@ class Choice:
             "family": self.family,
             "title": self.title,
             "throughput_lost": self.throughput_lost,
-            "binds": self.binds,
+            "largest": self.binds,
             "stopped_by": self.stopped_by,
             "stacks": list(self.stacks),
             **({"fleet": self.filled.record()} if self.filled else {}),
@@ -482,7 +488,7 @@ class Helix:
 
     def record(self) -> dict[str, Any]:
         """The same as plain data."""
-        pair = {"helix": self.choice, "conventional": self.conventional}
+        pair = {"sharded": self.choice, "conventional": self.conventional}
         return {"gain": self.gain} | {
             name: {"family": each.family, "layout": each.step.layout.columns()} for name, each in pair.items()
         }
@@ -495,7 +501,7 @@ class Relaxation:
     limit: str
     given: float
     needed: float
-    layout: str
+    layout: Layout
 
     @property
     def factor(self) -> float:
@@ -509,7 +515,7 @@ class Relaxation:
             "given": self.given,
             "needed": self.needed,
             "factor": self.factor,
-            "layout": self.layout,
+            "layout": self.layout.columns(),
         }
 
 
@@ -518,18 +524,18 @@ class WithoutRules:
     """What the best layout would add if some rules of the stacks were no hindrance.
 
     rules: the rules left out, by name; those against that layout where all are. adds: throughput above the best layout
-    that starts, as a share of it; infinite where none starts. layout: the layout in words. tokens_per_s_gpu: its
-    throughput.
+    that starts, as a share of it; infinite where none starts. layout, tokens_per_s_gpu: the layout and its throughput.
     """
 
     rules: tuple[str, ...]
     adds: float
-    layout: str
+    layout: Layout
     tokens_per_s_gpu: float
 
     def record(self) -> dict[str, Any]:
         """The gain as plain data; `adds` is missing where no layout starts."""
-        found = {"rules": list(self.rules), "layout": self.layout, "tokens_per_s_gpu": self.tokens_per_s_gpu}
+        layout, rate = self.layout.columns(), self.tokens_per_s_gpu
+        found: dict[str, Any] = {"rules": list(self.rules), "layout": layout, "tokens_per_s_gpu": rate}
         return found | ({"adds": self.adds} if np.isfinite(self.adds) else {})
 
 
@@ -588,19 +594,21 @@ class Recommendation:
         sweep, mix = planned.sweep, request.mix
         return {
             "helix_sim": __version__,
+            "answer_version": ANSWER_VERSION,
             "model": planned.model.name,
             "machine": planned.machine.name,
             "timing": planned.timing.name,
             "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
-            "contexts": dict(zip(map(str, mix.contexts), mix.shares, strict=True)),
+            "mix": mix.record(),
             "ttl_s": request.ttl_s,
             "confidence": request.confidence,
             "min_users": request.min_users,
-            "gpus": [sweep.gpu_counts[0], sweep.most_gpus],
+            "gpus_from": sweep.gpu_counts[0],
+            "gpus_to": sweep.most_gpus,
             "total_gpus": request.total_gpus,
             "objective": "fleet" if request.counts_fleet else "per-gpu",
             "stack": request.stack,
-            "stacks": self.stacked.record() if self.stacked else None,
+            "stack_rules": self.stacked.record() if self.stacked else None,
             "families": list(sweep.families),
             "families_without": dict(self.without),
             "layouts": planned.layouts,
@@ -739,7 +747,7 @@ def _that_start(planned: Plan, table: Columns, stacks: Sequence[str], score: Sco
 
     def without(row: int, rules: tuple[str, ...]) -> WithoutRules:
         rate = float(table["tokens_per_s_gpu"][row])
-        layout = str(Layout(**{name: int(table[name][row]) for name in AXES}))
+        layout = Layout(**{name: int(table[name][row]) for name in AXES})
         adds = float(scores[row]) / best - 1 if best else np.inf
         return WithoutRules(rules=rules, adds=adds, layout=layout, tokens_per_s_gpu=rate)
 
@@ -837,7 +845,7 @@ def _relaxations(request: Request, planned: Plan, physics: Columns) -> list[Rela
 
     def add(limit: str, given: float, needed: float, row: Columns) -> None:
         widths = Layout(**{name: int(row[name]) for name in AXES})
-        found.append(Relaxation(limit=limit, given=given, needed=needed, layout=str(widths)))
+        found.append(Relaxation(limit=limit, given=given, needed=needed, layout=widths))
 
     smallest = _smallest_batches(planned, limits)
     if row := first(smallest, replace(limits, ttl_s=np.inf), lambda c: -c.get("held_s", c["ttl_s"])):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Picked
     from helix_sim.step import Step
 
-from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, remark, show, styled
+from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_answer, remark, show, styled
 from helix_sim.cli.options import LayoutOptions, spread
 
 
@@ -26,7 +26,7 @@ def explain(layout: LayoutOptions, as_json: JsonOption = False) -> None:
 
     found = explain(layout.pick())
     if as_json:
-        print_json(found.record())
+        print_answer("explain", found.record())
     else:
         _print_step(console(), found.picked)
 
@@ -49,7 +49,7 @@ def capacity(
     for text in found.remarks:
         remark(text)
     if as_json:
-        print_json(found.record())
+        print_answer("capacity", found.record())
     else:
         _print_capacity(console(), found)
 

@@ -28,6 +28,7 @@ from helix_sim.specs.load import (
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, narrowest_precision
+from helix_sim.specs.quantities import require_readable
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
@@ -319,6 +320,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
     """An answer, or one of its choices, with every key that a layout needs; SpecError with all that is wrong."""
+    require_readable(content, shown)
     record: Any = content
     if "choices" in content:
         choices = content["choices"]
