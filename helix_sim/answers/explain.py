@@ -14,6 +14,7 @@ from helix_sim import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
+from helix_sim.specs.model import RoutedFfn
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
 from helix_sim.timing.roofline import borrowed_kernel
@@ -73,6 +74,21 @@ def known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def routing_of(step: Step) -> dict[str, str]:
+    """How tokens are taken to choose experts and how those lie on ranks, in words, by kind of FFN with experts."""
+    return {name: _routing(ffn, int(step.layout.redundant_experts)) for name, ffn in step.model.routed_kinds.items()}
+
+
+def _routing(ffn: RoutedFfn, copies: int) -> str:
+    popularity = f"the n-th of {ffn.routed} experts is picked as n^-{ffn.routing_skew:g}"
+    if not ffn.routing_skew:
+        popularity = f"uniform over {ffn.routed} experts, of which it reads the most"
+    place = "packed by popularity" if copies or ffn.balanced else "on ranks at random"
+    source = ffn.placement.source if ffn.placement and (ffn.balanced or not copies) else "assumed"
+    held = f"experts and {copies} copies of the busiest" if copies else "experts"
+    return f"{popularity} ({ffn.routing_source or 'assumed'}); {held} {place} ({source})"
+
+
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
     """Ops of one layout that run on kernels which stand in for the framework's own, by name.
 
@@ -123,6 +139,7 @@ class Explanation:
             **answer_record(step, self.picked.inputs, self.picked.longest_context),
             **uncertainty_record(step),
             "pass_s": float(step.pass_s),
+            **({"routing": routing} if (routing := routing_of(step)) else {}),
             "ops": op_rows(step),
         }
 

@@ -84,7 +84,7 @@ WIDE = 118
 
 
 def _print_step(out: Console, picked: Picked) -> None:
-    from helix_sim.answers.explain import kv_tokens
+    from helix_sim.answers.explain import kv_tokens, routing_of
     from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
 
@@ -139,6 +139,8 @@ def _print_step(out: Console, picked: Picked) -> None:
             f"{step.layout.pp} batches go round {step.layout.pp} stages at the pace of the busiest, shown above; "
             f"one alone would pass all stages in {float(step.pass_s) * 1e3:.3f} ms"
         )
+    for name, text in routing_of(step).items():
+        out.print(f"routing{f' of {name}' if len(step.model.routed_kinds) > 1 else ''}: {text}")
     if step.timing.calibration:
         _print_interval(out, step)
 
