@@ -186,7 +186,7 @@ class Step(Shown):
             )
             for name, work in self.ops.items()
         )
-        return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)
+        return step_deviations(exposed, self.machine, self.timing, ranks_of_experts=self.layout.ep)
 
     @property
     def extrapolated(self) -> dict[str, Any]:

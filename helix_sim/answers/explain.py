@@ -15,8 +15,7 @@ from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step, op_rows
-from helix_sim.timing.roofline import borrowed_kernels
-from helix_sim.timing.uncertainty import residual_range
+from helix_sim.timing.roofline import borrowed_kernel
 
 
 def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int) -> dict[str, Any]:
@@ -80,9 +79,9 @@ def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
     for name, work in step.ops.items():
         if not float(step.repeats[name] * step.times[name].seconds):
             continue
-        for kernel, reason in borrowed_kernels(work, step.machine, step.timing).items():
-            low, high = residual_range(kernel.partition("/")[0], step.timing)
-            found[name] = {"reason": reason, "low": float(np.exp(low)), "high": float(np.exp(high))}
+        if runs := borrowed_kernel(work, step.machine, step.timing):
+            low, high = (float(np.exp(end)) for end in (runs.residuals.low, runs.residuals.high))
+            found[name] = {"reason": runs.borrowed, "low": low, "high": high}
     return found
 
 

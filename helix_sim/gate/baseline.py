@@ -125,6 +125,7 @@ class Measured:
     tokens_per_s_user: npt.NDArray[Any]
     tokens_per_s_gpu: npt.NDArray[Any]
     resident_GB: npt.NDArray[Any]
+    fillable_GB: npt.NDArray[Any]
     terms: Mapping[str, npt.NDArray[Any]]
 
 
@@ -147,6 +148,7 @@ def measure(planned: Plan, context: int, x: Layout) -> Measured:
         tokens_per_s_user=spread(step.tokens_per_s_user),
         tokens_per_s_gpu=spread(step.tokens_per_s_gpu),
         resident_GB=spread(step.memory.resident_bytes / GIGA),
+        fillable_GB=spread(step.memory.fillable / GIGA),
         terms={name: spread(values) for name, values in terms_of(step).items()},
     )
 
@@ -183,11 +185,20 @@ def snapshot(result: SweepResult, source: str, date: str) -> Baseline:
         "date": date,
         "sweep": source,
         **provenance(planned),
+        "memory_to_fill_GB": f"{_memory_to_fill(planned, rows) / GIGA:.9g}",
         **runs(result),
         "terms": " ".join(names),
         "rows": str(len(rows)),
     }
     return Baseline(header=header, rows=rows)
+
+
+def _memory_to_fill(planned: Plan, rows: Sequence[Row]) -> float:
+    """The most that weights, KV cache and activations may fill of a GPU of these rows' layouts [B]."""
+    if not rows:
+        return planned.machine.memory_bytes
+    step = evaluate_step(planned.setting, stacked([row.layout for row in rows]), max(planned.sweep.contexts))
+    return float(np.max(step.memory.fillable))
 
 
 def _spread_over(count: int) -> set[int]:
@@ -216,12 +227,11 @@ def _rows(
 
 
 def provenance(planned: Plan) -> dict[str, str]:
-    """What a frontier rests on: digests and values of each input, digests of the code, memory that a GPU may fill."""
+    """What a frontier rests on: digests and values of each input, and digests of the code."""
     values: dict[str, str] = {f"digest.{part}": text for part, text in planned.digests.items()}
     for part in ("sweep", "model", "machine", "timing"):
         values |= {f"{part}.{key}": text for key, text in _flat(getattr(planned, part)).items()}
-    values |= {f"code.{name}": text for name, text in code_digests().items()}
-    return values | {"memory_to_fill_GB": f"{planned.machine.memory_bytes / GIGA:.9g}"}
+    return values | {f"code.{name}": text for name, text in code_digests().items()}
 
 
 def _flat(record: Record) -> dict[str, str]:
@@ -447,7 +457,7 @@ def parse(text: str, shown: str) -> Baseline:
     if not problems and header["format"] != FORMAT:
         problems = [f"its format is {header['format']}, and this helix_sim reads {FORMAT}"]
     columns = table[0].split(",") if table else []
-    missing = [name for name in COLUMNS if name not in (*columns, "index_kvp")]
+    missing = [name for name in COLUMNS if name not in (*columns, "index_kvp", "q_shards")]
     if missing:
         problems.append(f"it has no column {', '.join(missing)}" if table else "it has no table")
     if problems:

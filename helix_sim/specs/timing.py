@@ -80,6 +80,11 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
+    widened: bool = Field(
+        False,
+        description="whether its residuals hold what standing in for another adds, as its source says it; else the "
+        "timing's unknowns do [yes or no]",
+    )
     dispatched: bool | None = Field(
         None, description="whether it serves experts behind a dispatch alone; all experts where not said [yes or no]"
     )

@@ -99,16 +99,25 @@ def measured_classes(work: Work, timing: Timing) -> list[str]:
     return []
 
 
-def borrowed_kernels(work: Work, machine: Machine, timing: Timing) -> dict[str, str]:
-    """Why other kernels stand in for an op's own, by the name of the class, for one layout; none where its own ran."""
-    found = {}
-    for name in measured_classes(work, timing):
-        assert timing.calibration is not None
-        measured = timing.calibration.classes[name]
-        chosen_by_size = measured.domains or measured.dispatched
-        if measured.borrowed and (not chosen_by_size or bool(_serves(work, machine, measured))):
-            found[name] = measured.borrowed
-    return found
+def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[list[str], Any]:
+    """Names of an op's measured classes and, for each layout of a column, the place of the one that runs, the fastest.
+
+    No names, and place 0, where nothing was measured for the op.
+    """
+    names = measured_classes(work, timing)
+    if len(names) < 2:
+        return names, 0
+    seconds = np.broadcast_arrays(*(_measured_time(work, machine, timing, name).seconds for name in names))
+    return names, np.argmin(seconds, axis=0)
+
+
+def borrowed_kernel(work: Work, machine: Machine, timing: Timing) -> KernelClass | None:
+    """The class that an op of one layout runs on, where it stands in for the op's own; None where its own runs."""
+    names, place = running_kernel(work, machine, timing)
+    if not names or timing.calibration is None:
+        return None
+    runs = timing.calibration.classes[names[int(place)]]
+    return runs if runs.borrowed else None
 
 
 def _fastest(times: list[OpTime]) -> OpTime:
