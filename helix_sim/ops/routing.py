@@ -37,7 +37,7 @@ def _picked(ffn: RoutedFfn) -> npt.NDArray[np.float64]:
     """Probability (experts,) that a token picks each expert, from hot to cold."""
     rank = np.arange(1, ffn.routed + 1)
     weight = rank**-ffn.routing_skew
-    picked = np.minimum(1.0, ffn.top_k * weight / weight.sum())
+    picked: npt.NDArray[np.float64] = np.minimum(1.0, ffn.top_k * weight / weight.sum())
     for _ in range(ffn.top_k):  # what the cap takes from the hottest goes to the rest
         free = picked < 1
         if not free.any():

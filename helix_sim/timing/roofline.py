@@ -100,7 +100,7 @@ def measured_classes(work: Work, timing: Timing) -> tuple[str, ...]:
     return kernels.get(work.op_class, ())
 
 
-def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[list[str], Any]:
+def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[str, ...], Any]:
     """Names of an op's measured classes and, for each layout of a column, the place of the one that runs, the fastest.
 
     No names, and place 0, where nothing was measured for the op.
