@@ -49,6 +49,10 @@ EDGES = {
         (LLAMA, {"kvp": 6, "tpf": 6, "q_shards": 3}),
         (LLAMA, {"kvp": 6, "tpf": 6, "q_shards": 4}),
     ),
+    "REDUNDANT_EXPERTS": (
+        (R1, {"dp": 32, "ep": 32, "redundant_experts": 32}),
+        (R1, {"dp": 32, "ep": 32, "redundant_experts": 33}),
+    ),
     "FFN_GRID": (
         (LLAMA, {"tpa": 2, "kvp": 2, "tpf": 2}),
         (LLAMA, {"tpa": 2, "kvp": 2, "tpf": 3}),

@@ -197,13 +197,20 @@ class LayoutOptions(FormatOptions):
     q_shards: Annotated[
         str | None, _width("KV shards that share a projection of queries and gather them; 1 repeats it on each")
     ] = None
+    redundant_experts: Annotated[
+        str | None, _width("copies of busy experts beside the model's own, over all of ep; 0, unless said, is none")
+    ] = None
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""
-        from helix_sim.core.layout import AXES
+        from helix_sim.core.layout import AXES, NONE
 
         given = {name: getattr(self, name) for name in AXES}
-        return {name: size(text, f"--{name.replace('_', '-')}") for name, text in given.items() if text is not None}
+        return {
+            name: 0 if text == "0" and NONE.get(name) == 0 else size(text, f"--{name.replace('_', '-')}")
+            for name, text in given.items()
+            if text is not None
+        }
 
     def pick(self) -> Picked:
         """The layout, wherever it comes from; what is to be said of it goes to stderr."""

@@ -26,8 +26,7 @@ class Memory:
 
     capacity: memory of the GPU as its driver sees it. fillable: what of it the three kinds may fill, after the
     machine's reserve or what the framework of a measured timing leaves. share: how much of each further byte of
-    capacity they may fill. stages: the same of a GPU of each stage that may be the fullest, which at another batch is
-    another one.
+    capacity they may fill. stages: the same of a GPU of each stage that may be the fullest: at another batch, another.
     """
 
     weights: Column

@@ -266,7 +266,7 @@ def sourced(record: Record) -> Iterator[tuple[str, Any, str]]:
 
     >>> from helix_sim.specs.load import load_timing
     >>> next(sourced(load_timing("paper")))[:2]
-    ('kernel.latency_us', 3.0)
+    ('kernel.latency_us', 3.5)
     """
     return _sourced(record.model_dump(), "")
 

@@ -380,7 +380,7 @@ def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
         return content
     known = shipped_families()
     problems = [
-        f"{shown}: families: there is no family named {said(name)}{_nearest(str(name), list(known))}"
+        f"{shown}: families: {no_family(name)}"
         for name in names[:MOST_PROBLEMS]
         if not isinstance(name, str) or name not in known
     ]
@@ -396,6 +396,11 @@ def shipped_families() -> dict[str, Family]:
     return {
         name: parse(Family, family, f"sweeps/families.yaml: {name}") for name, family in content["families"].items()
     }
+
+
+def no_family(name: Any) -> str:
+    """The sentence on a name that no shipped family has, with the nearest that one has."""
+    return f"there is no family named {said(name)}{_nearest(str(name), list(shipped_families()))}"
 
 
 TAGGED = {"attention": 2, "ffn": 2, "layers": 2, "gpus": 1}

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def size_of(work: Work, name: str) -> Any:
 def residual_range(name: str, timing: Timing) -> tuple[float, float]:
     """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
     assert timing.calibration is not None
-    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
+    found = [timing.calibration.classes[key].residuals for key in timing.calibration.kernels[name]]
     return min(each.low for each in found), max(each.high for each in found)
 
 
@@ -158,3 +159,32 @@ def interval_deviations(parts: Iterable[Deviation]) -> tuple[Any, Any]:
         below[part.cause] = below.get(part.cause, 0.0) + down
         above[part.cause] = above.get(part.cause, 0.0) + up
     return np.sqrt(sum(each**2 for each in below.values())), np.sqrt(sum(each**2 for each in above.values()))
+
+
+CENTILE = NormalDist().inv_cdf(0.9)
+"""Standard deviations from a normal's middle to the upper end of its 80 % interval."""
+
+
+def held_at(confidence: float, middle: Any, high: Any) -> Any:
+    """What a quantity stays below with a chance of `confidence`, 0.5 or more, by its middle and its 90th centile.
+
+    Above its middle it is taken to be one half of a normal curve.
+
+    >>> held_at(0.9, 10.0, 12.0), held_at(0.5, 10.0, 12.0)
+    (12.0, 10.0)
+    """
+    return middle + (high - middle) * (NormalDist().inv_cdf(confidence) / CENTILE)
+
+
+def chance_below(limit: float, middle: float, low: float, high: float) -> float:
+    """Chance that a quantity is at most `limit`, by its middle and both ends of its 80 % interval.
+
+    It is taken to be two halves of normal curves, one below its middle and one above.
+
+    >>> [round(chance_below(limit, 10.0, 9.0, 12.0), 3) for limit in (9.0, 10.0, 12.0, 14.0)]
+    [0.1, 0.5, 0.9, 0.995]
+    """
+    spread = high - middle if limit >= middle else middle - low
+    if not spread:
+        return float(limit >= middle)
+    return NormalDist().cdf(CENTILE * (limit - middle) / spread)
