@@ -613,4 +613,16 @@ SECTIONS: dict[str, tuple[Callable[[str, str], list[Measured]], ...]] = {
 def measurements(system: str, framework: str, families: Iterable[str] = tuple(SECTIONS)) -> list[Measured]:
     """Every class's measurements of one framework on one system, or those of some families of tables."""
     check_names(system, framework)
-    return [measured for family in families for section in SECTIONS[family] for measured in section(system, framework)]
+    found = [m for family in families for section in SECTIONS[family] for m in section(system, framework)]
+    return [replace(measured, includes=_included(framework, measured)) for measured in found]
+
+
+def _included(framework: str, measured: Measured) -> tuple[str, ...]:
+    """What a class's time includes beside its own op, as the framework's file says it."""
+    parts = [
+        part
+        for record in load_framework(framework).includes
+        if measured.name.startswith(record.of) and (record.kernel is None or f"({record.kernel})" in measured.source)
+        for part in record.parts
+    ]
+    return tuple(dict.fromkeys(parts))

@@ -81,8 +81,13 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
-    widened: bool = Field(
-        False,
+    includes: list[Text] | None = Field(
+        None,
+        description="ops of a step beside its own that its measured time includes, as rope_and_append or activation: "
+        "they take no time of their own [list of names]",
+    )
+    widened: bool | None = Field(
+        None,
         description="whether its residuals hold what standing in for another adds, as its source says it; else the "
         "timing's unknowns do [yes or no]",
     )
