@@ -112,7 +112,8 @@ class Request:
 
     gpus: fewest and most GPUs of a layout; one NVLink domain unless given. families: all that are shipped unless given.
     stack: the serving stack that must start a layout: trtllm, vllm, sglang, any of them, or none, physics alone. With a
-    stack, formats are those it stores: 4-bit values with their block scales.
+    stack, formats are those it stores: 4-bit values with their block scales. draft: what may draft, by name or file;
+    nothing unless given. draft_tokens: drafts of a step that are tried; 0 to 8 unless given.
     """
 
     model: str
@@ -126,6 +127,8 @@ class Request:
     min_users: int = 1
     choices: int = 5
     stack: str = "any"
+    draft: str | None = None
+    draft_tokens: tuple[int, ...] = ()
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -156,6 +159,8 @@ def search_plan(request: Request) -> Plan:
             "batch": BATCHES,
             "chunks": CHUNKS,
             "families": {name: known[name] for name in request.families or known},
+            "draft": request.draft,
+            "draft_tokens": list(request.draft_tokens) or None,
         }
     )
     return plan(sweep)

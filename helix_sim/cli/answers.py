@@ -91,6 +91,14 @@ MostGpusOption = Annotated[
 ]
 
 
+DraftOption = Annotated[
+    str | None, typer.Option(help="what may draft: a shipped draft, such as deepseek-r1-mtp, or a YAML file")
+]
+DraftTokensOption = Annotated[
+    str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
+]
+
+
 @app.command()
 @spread
 def recommend(
@@ -106,6 +114,8 @@ def recommend(
     stack: Annotated[
         str, typer.Option(help="the serving stack that must start a layout: trtllm, vllm, sglang, any, or none")
     ] = "any",
+    draft: DraftOption = None,
+    draft_tokens: DraftTokensOption = None,
     choices: Annotated[str, number_option("how many choices to list")] = "5",
     as_json: JsonOption = False,
 ) -> None:
@@ -131,6 +141,10 @@ def recommend(
             min_users=size(min_users, "--min-users"),
             choices=size(choices, "--choices"),
             stack=stack,
+            draft=draft,
+            draft_tokens=tuple(
+                0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
+            ),
         )
     )
     for text in found.plan.remarks:

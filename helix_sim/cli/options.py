@@ -191,13 +191,26 @@ class LayoutOptions(FormatOptions):
     ep: Annotated[str | None, _width("expert-parallel width of the FFN")] = None
     pp: Annotated[str | None, _width("pipeline stages")] = None
     chunks: Annotated[str | None, _width("HOP-B pieces of the batch; 1 is off")] = None
+    draft_tokens: Annotated[
+        str | None, _width("drafts of each request that a step verifies; 0, unless said, is no drafting")
+    ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(help="what drafts them: a shipped draft, such as deepseek-r1-mtp, or the path of a YAML file",
+                     rich_help_panel=WIDTHS_PANEL, metavar="NAME|FILE"),
+    ] = None  # fmt: skip
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""
         from helix_sim.core.layout import AXES
+        from helix_sim.search.layout_source import option
 
         given = {name: getattr(self, name) for name in AXES}
-        return {name: size(text, f"--{name}") for name, text in given.items() if text is not None}
+        return {
+            name: 0 if text == "0" and name == "draft_tokens" else size(text, option(name))
+            for name, text in given.items()
+            if text is not None
+        }
 
     def pick(self) -> Picked:
         """The layout, wherever it comes from; what is to be said of it goes to stderr."""
@@ -217,6 +230,7 @@ class LayoutOptions(FormatOptions):
             context=size(self.context, "--context") if self.context is not None else None,
             query_tokens=size(self.query_tokens, "--query-tokens") if self.query_tokens is not None else None,
             timing=self.name(),
+            draft=self.draft,
             widths=self.widths(),
             formats=self.format_names(),
             named_formats=self.formats,

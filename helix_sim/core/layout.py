@@ -28,6 +28,7 @@ class Layout:
     | ep     | EP    | expert-parallel width of the FFN |
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
+    | draft_tokens | | draft tokens of each request that a step verifies; 0 is no drafting |
 
     >>> x = Layout(batch=8, tpa=8, kvp=8)
     >>> x.gpus, x.users, x.tpf, x.token_group
@@ -42,6 +43,7 @@ class Layout:
     ep: Column = 1
     pp: Column = 1
     chunks: Column = 1
+    draft_tokens: Column = 0
 
     def __post_init__(self) -> None:
         for name, value in self.columns().items():
@@ -120,8 +122,12 @@ class Layout:
         return {name: getattr(self, name) for name in AXES}
 
     def __str__(self) -> str:
-        shown = (f"{name} {value}" for name, value in self.columns().items() if name == "batch" or value != 1)
+        shown = (
+            f"{name} {value}" for name, value in self.columns().items() if name == "batch" or value != NONE.get(name, 1)
+        )
         return ", ".join(shown)
 
 
 AXES = tuple(field.name for field in fields(Layout))
+NONE = {"draft_tokens": 0}
+"""The smallest value of the axes that may be less than 1: that of a layout which does not use them."""

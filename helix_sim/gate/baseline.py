@@ -27,7 +27,7 @@ from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.numeric import broadcast_columns
 from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
@@ -42,7 +42,9 @@ from helix_sim.step import Step, evaluate_step
 
 FORMAT = "1"
 TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found them."
-COLUMNS = ("role", "context", "family", *AXES, "tokens_per_s_user", "tokens_per_s_gpu", "resident_GB", "terms")
+WIDTHS = tuple(name for name in AXES if name not in NONE)
+"""Widths that every baseline has; a sweep that uses another has its column as well."""
+COLUMNS = ("role", "context", "family", *WIDTHS, "tokens_per_s_user", "tokens_per_s_gpu", "resident_GB", "terms")
 KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory_to_fill_GB", "terms", "rows", "check")
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
 
@@ -338,7 +340,8 @@ def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
     """What a layout can show, true or false for each: axes in use, each op's binding term, what overlaps with what."""
     x, kv_heads = step.layout, step.model.fewest_kv_heads
     count = len(np.atleast_1d(x.batch))
-    found: dict[str, Any] = {f"{name} > 1": getattr(x, name) > 1 for name in AXES}
+    found: dict[str, Any] = {f"{name} > 1": getattr(x, name) > 1 for name in WIDTHS}
+    found |= {f"{name} > 0": getattr(x, name) > 0 for name in NONE}
     found |= {
         "past K": x.tpa > kv_heads,
         "idle shards": x.token_group < x.attention_group,
@@ -398,13 +401,15 @@ def render(baseline: Baseline) -> str:
     names = baseline.header["terms"].split()
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    further = [name for name in NONE if any(getattr(row.layout, name) for row in baseline.rows)]
+    writer.writerow((*COLUMNS, *further))
     for row in baseline.rows:
         seen = (row.tokens_per_s_user, row.tokens_per_s_gpu, row.resident_GB)
         terms = " ".join(f"{row.terms[name]:.9g}" for name in names) if row.terms else ""
-        widths = row.layout.columns().values()
+        widths = (getattr(row.layout, name) for name in WIDTHS)
+        last = (getattr(row.layout, name) for name in further)
         writer.writerow(
-            [row.role, row.context, csv_cell(row.family), *widths, *(f"{value:.10g}" for value in seen), terms]
+            [row.role, row.context, csv_cell(row.family), *widths, *(f"{value:.10g}" for value in seen), terms, *last]
         )
     header = [f"# {key}: {csv_cell(value)}" for key, value in baseline.header.items() if key != "check"]
     lines = [TITLE, *header, *table.getvalue().splitlines()]
@@ -511,7 +516,10 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
         role=cells["role"],
         context=_whole(cells["context"], "context"),
         family=text_of_cell(cells["family"]),
-        layout=Layout(**{name: _whole(cells[name], name) for name in AXES}),
+        layout=Layout(
+            **{name: _whole(cells[name], name) for name in WIDTHS},
+            **{name: _whole(text, name, "[0-9]") for name in NONE if (text := cells.get(name))},
+        ),
         tokens_per_s_user=_finite(cells["tokens_per_s_user"], "tokens_per_s_user", above=0),
         tokens_per_s_gpu=_finite(cells["tokens_per_s_gpu"], "tokens_per_s_gpu", above=0),
         resident_GB=_finite(cells["resident_GB"], "resident_GB"),
@@ -519,9 +527,9 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
     )
 
 
-def _whole(text: str, name: str) -> int:
-    if not re.fullmatch(r"[1-9]\d{0,14}", text):
-        raise ValueError(f"{name} is {text!r}, not a whole number of at least 1")
+def _whole(text: str, name: str, first: str = "[1-9]") -> int:
+    if not re.fullmatch(rf"{first}\d{{0,14}}", text):
+        raise ValueError(f"{name} is {text!r}, not a whole number of at least {NONE.get(name, 1)}")
     return int(text)
 
 

@@ -195,7 +195,9 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
     curve, planned = result.frontiers[context][name], result.plan
     if not len(curve):
         return {"x": [], "y": []}
-    tables = [op_rows(_step(planned, curve.point(index), context)) for index in range(len(curve))]
+    steps = [_step(planned, curve.point(index), context) for index in range(len(curve))]
+    tables = [op_rows(step) for step in steps]
+    each = [float(step.accepted_tokens) for step in steps]  # an op's share of a token, as the TTL is a token's
     ops = [row["op"] for row in tables[0]]
     across = [[rows[i] for rows in tables] for i in range(len(ops))]
     return {
@@ -205,8 +207,10 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
         "ttl_ms": _digits(curve.columns["ttl_s"] * 1e3),
         "memory_GB": _digits(curve.columns["resident_bytes"] / GIGA),
         "ops": ops,
-        "us": [_digits([row["seconds"] / MICRO for row in rows]) for rows in across],
-        "hidden_us": [_digits([row["hidden_s"] / MICRO for row in rows]) for rows in across],
+        "us": [_digits([row["seconds"] / MICRO / n for row, n in zip(rows, each, strict=True)]) for rows in across],
+        "hidden_us": [
+            _digits([row["hidden_s"] / MICRO / n for row, n in zip(rows, each, strict=True)]) for rows in across
+        ],
         "binds": [_letters([row["binds"] for row in rows]) for rows in across],
     }
 
