@@ -361,6 +361,9 @@ def tree(_: str) -> str:
             if path.stem not in ("__init__", "__main__"):
                 indent = "    " * depth
                 lines.append(f"{indent}{path.name:<{28 - len(indent)}}{_purpose(path)}".rstrip())
+        inner = (path for path in folder.iterdir() if folder != package and (path / "__init__.py").exists())
+        for path in sorted(inner):
+            lines.append(f"        {path.name + '/':<20}{_purpose(path / '__init__.py')}".rstrip())
     return code("\n".join(lines))
 
 
@@ -398,6 +401,103 @@ def reasons(_: str) -> str:
     from helix_sim.feasibility import Reason
 
     return table(("reason", "what it says"), [(f"`{each.name}`", each.title) for each in Reason])
+
+
+def stack_rules(_: str) -> str:
+    """Every rule of the stacks: what it is about, and which file of each stack refuses."""
+    from helix_sim.stacks.rules import StackRule
+    from helix_sim.stacks.stack import NAMES, load_stack
+
+    stacks = [load_stack(name) for name in NAMES]
+    rows = [
+        (f"`{rule.name}`", rule.title, *(s.rules[rule.name].source if rule.name in s.rules else "" for s in stacks))
+        for rule in StackRule
+    ]
+    return table(("rule", "what is refused", *(stack.title for stack in stacks)), rows)
+
+
+def stack_versions(_: str) -> str:
+    """Which version of each stack was read, when, and where it lies."""
+    from helix_sim.stacks.stack import NAMES, load_stack
+
+    stacks = [load_stack(name) for name in NAMES]
+    return table(("stack", "version", "read", "where"), [(s.title, s.version, s.read, s.url) for s in stacks])
+
+
+def stack_formats(_: str) -> str:
+    """Formats that each stack has kernels for, and the machines and kinds of attention that they are for."""
+    from helix_sim.stacks.stack import NAMES, Support, load_stack
+
+    def said(support: Support | None) -> str:
+        if support is None:
+            return "no"
+        only = [f"with {support.needs}"] if support.needs else []
+        only += [f"not with {support.not_with}"] if support.not_with else []
+        only += [f"for {' and '.join(support.attention)}"] if support.attention else []
+        return ", ".join(only) or "yes"
+
+    stacks = [load_stack(name) for name in NAMES]
+    rows = [
+        (f"{kind} `{name}`", *(said(getattr(stack, field).get(name)) for stack in stacks))
+        for kind, field in (("weights", "weights"), ("KV cache", "kv"))
+        for name in dict.fromkeys(name for stack in stacks for name in getattr(stack, field))
+    ]
+    return table(("format", *(stack.title for stack in stacks)), rows)
+
+
+def stack_options(name: str) -> str:
+    """Every option that a launch file of a stack may say, what it takes, and where the stack has it."""
+    from helix_sim.stacks.stack import load_stack
+
+    options = load_stack(name).options.items()
+    rows = [(f"`{n}`", ", ".join(o.one_of) if o.one_of else o.takes, o.source) for n, o in options]
+    return table(("option", "takes", "source"), rows)
+
+
+def stack_answers(_: str) -> str:
+    """What each rule removed from the answers to 200 plain questions, and whether their launch files start."""
+    import importlib.util
+
+    path = ROOT / "tests" / "stacks" / "questions.py"
+    spec = importlib.util.spec_from_file_location("questions", path)
+    assert spec
+    assert spec.loader
+    asking = importlib.util.module_from_spec(spec)
+    sys.modules["questions"] = asking
+    spec.loader.exec_module(asking)
+    with tempfile.TemporaryDirectory() as folder:
+        found = asking.asked(asking.questions(Path(folder)))
+    printed = _by("python docs/generate.py --measured --page reference/stacks.md")
+    return "\n\n".join([printed, asking.summary(found), table(asking.COLUMNS, asking.rows(found))])
+
+
+def stack_choices(_: str) -> str:
+    """The first choices for two models of production, at three contexts, that some stack starts."""
+    import helix_sim as hs
+    from helix_sim.answers.recommend import Mix
+
+    rows = []
+    for model, machine in itertools.product(("deepseek-r1", "kimi-k2.5"), ("h200-hgx", "gb200-nvl72")):
+        for context in (8_000, 128_000, 1_000_000):
+            mix = Mix(contexts=(context,), shares=(1.0,))
+            found = hs.recommend(
+                hs.Request(model=model, machine=machine, mix=mix, ttl_s=50e-3, gpus=(1, 72), choices=1)
+            )
+            for choice in found.choices:
+                step = choice.step
+                rows.append((f"`{model}`", f"`{machine}`", f"{context:,}", step.layout, step.layout.gpus,
+                             f"{float(step.ttl_s) * 1e3:.1f}", ", ".join(choice.stacks)))  # fmt: skip
+    columns = ("model", "machine", ">context", "first choice within 50 ms", ">GPUs", ">TTL ms", "starts on")
+    printed = _by("python docs/generate.py --measured --page reference/stacks.md")
+    return f"{printed}\n\n{table(columns, rows)}"
+
+
+def columns(_: str) -> str:
+    """Keys of answers and columns of tables."""
+    from helix_sim.specs.quantities import quantities
+
+    rows = [(f"`{name}`", each.type, each.unit, each.meaning) for name, each in quantities().items()]
+    return table(("key", "type", "unit", "what it is"), rows)
 
 
 def knobs(_: str) -> str:
@@ -617,6 +717,8 @@ def mutants(_: str) -> str:
     import yaml
 
     folder = ROOT / "tests" / "mutants"
+    if not (folder / "score.csv").exists():
+        return 'Not yet counted: `make mutants ARGS="--write"` does it.'
     head, *lines = (folder / "score.csv").read_text(encoding="utf-8").splitlines()
     found = list(csv.DictReader(lines))
     counts = ("mutants", "killed", "equal", "survived")
@@ -687,11 +789,17 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "api": api,
     "exits": exits,
     "reasons": reasons,
+    "stack-rules": stack_rules,
+    "stack-versions": stack_versions,
+    "stack-formats": stack_formats,
+    "stack-options": stack_options,
     "knobs": knobs,
+    "columns": columns,
     "mutants": mutants,
     "servings-columns": servings_columns,
 }
-MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed}
+MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed,
+                                            "stack-answers": stack_answers, "stack-choices": stack_choices}  # fmt: skip
 """What takes minutes: written on request alone, with the command and the day."""
 
 

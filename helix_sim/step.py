@@ -106,9 +106,9 @@ class Step(Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
     `ops`, `times` and `hidden_s` are per execution. `repeats` executions make the busiest stage's step, and pp batches
-    go round pp stages, so each waits its turn there: step_s = pp · (sum of repeats · (seconds - hidden)). With drafts it
-    yields several tokens, and its TTL is that of one of them: ttl_s = step_s / accepted_tokens. `stage` counts the layers
-    of the busiest stage. `kinds` has each kind of the model with the names of its ops in the step.
+    go round pp stages, so each waits its turn there: step_s = pp · (sum of repeats · (seconds - hidden)). With drafts
+    it yields several tokens, and its TTL is that of one of them: ttl_s = step_s / accepted_tokens. `stage` counts the
+    layers of the busiest stage. `kinds` has each kind of the model with the names of its ops in the step.
     """
 
     setting: Setting
@@ -220,7 +220,7 @@ class Step(Shown):
             )
             for name, work in self.ops.items()
         )
-        return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)
+        return step_deviations(exposed, self.machine, self.timing, ranks_of_experts=self.layout.ep)
 
     @property
     def extrapolated(self) -> dict[str, Any]:

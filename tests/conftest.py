@@ -23,6 +23,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--held-still", action="store_true", help="hold every record of tests/held_still, not a sample")
+    parser.addoption("--all-questions", action="store_true", help="ask all 200 questions of tests/stacks, not a few")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

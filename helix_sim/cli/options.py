@@ -191,6 +191,12 @@ class LayoutOptions(FormatOptions):
     ep: Annotated[str | None, _width("expert-parallel width of the FFN")] = None
     pp: Annotated[str | None, _width("pipeline stages")] = None
     chunks: Annotated[str | None, _width("HOP-B pieces of the batch; 1 is off")] = None
+    index_kvp: Annotated[
+        str | None, _width("sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank")
+    ] = None
+    redundant_experts: Annotated[
+        str | None, _width("copies of busy experts beside the model's own, over all of ep; 0, unless said, is none")
+    ] = None
     draft_tokens: Annotated[
         str | None, _width("drafts of each request that a step verifies; 0, unless said, is no drafting")
     ] = None
@@ -202,12 +208,11 @@ class LayoutOptions(FormatOptions):
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""
-        from helix_sim.core.layout import AXES
-        from helix_sim.search.layout_source import option
+        from helix_sim.core.layout import AXES, NONE
 
         given = {name: getattr(self, name) for name in AXES}
         return {
-            name: 0 if text == "0" and name == "draft_tokens" else size(text, option(name))
+            name: 0 if text == "0" and NONE.get(name) == 0 else size(text, f"--{name.replace('_', '-')}")
             for name, text in given.items()
             if text is not None
         }

@@ -27,7 +27,7 @@ from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
-from helix_sim.core.layout import AXES, NONE, Layout
+from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.numeric import broadcast_columns
 from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
@@ -42,9 +42,7 @@ from helix_sim.step import Step, evaluate_step
 
 FORMAT = "1"
 TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found them."
-WIDTHS = tuple(name for name in AXES if name not in NONE)
-"""Widths that every baseline has; a sweep that uses another has its column as well."""
-COLUMNS = ("role", "context", "family", *WIDTHS, "tokens_per_s_user", "tokens_per_s_gpu", "resident_GB", "terms")
+COLUMNS = ("role", "context", "family", *AXES, "tokens_per_s_user", "tokens_per_s_gpu", "resident_GB", "terms")
 KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory_to_fill_GB", "terms", "rows", "check")
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
 
@@ -127,6 +125,7 @@ class Measured:
     tokens_per_s_user: npt.NDArray[Any]
     tokens_per_s_gpu: npt.NDArray[Any]
     resident_GB: npt.NDArray[Any]
+    fillable_GB: npt.NDArray[Any]
     terms: Mapping[str, npt.NDArray[Any]]
 
 
@@ -149,6 +148,7 @@ def measure(planned: Plan, context: int, x: Layout) -> Measured:
         tokens_per_s_user=spread(step.tokens_per_s_user),
         tokens_per_s_gpu=spread(step.tokens_per_s_gpu),
         resident_GB=spread(step.memory.resident_bytes / GIGA),
+        fillable_GB=spread(step.memory.fillable / GIGA),
         terms={name: spread(values) for name, values in terms_of(step).items()},
     )
 
@@ -185,11 +185,20 @@ def snapshot(result: SweepResult, source: str, date: str) -> Baseline:
         "date": date,
         "sweep": source,
         **provenance(planned),
+        "memory_to_fill_GB": f"{_memory_to_fill(planned, rows) / GIGA:.9g}",
         **runs(result),
         "terms": " ".join(names),
         "rows": str(len(rows)),
     }
     return Baseline(header=header, rows=rows)
+
+
+def _memory_to_fill(planned: Plan, rows: Sequence[Row]) -> float:
+    """The most that weights, KV cache and activations may fill of a GPU of these rows' layouts [B]."""
+    if not rows:
+        return planned.machine.memory_bytes
+    step = evaluate_step(planned.setting, stacked([row.layout for row in rows]), max(planned.sweep.contexts))
+    return float(np.max(step.memory.fillable))
 
 
 def _spread_over(count: int) -> set[int]:
@@ -218,12 +227,11 @@ def _rows(
 
 
 def provenance(planned: Plan) -> dict[str, str]:
-    """What a frontier rests on: digests and values of each input, digests of the code, memory that a GPU may fill."""
+    """What a frontier rests on: digests and values of each input, and digests of the code."""
     values: dict[str, str] = {f"digest.{part}": text for part, text in planned.digests.items()}
     for part in ("sweep", "model", "machine", "timing"):
         values |= {f"{part}.{key}": text for key, text in _flat(getattr(planned, part)).items()}
-    values |= {f"code.{name}": text for name, text in code_digests().items()}
-    return values | {"memory_to_fill_GB": f"{planned.machine.memory_bytes / GIGA:.9g}"}
+    return values | {f"code.{name}": text for name, text in code_digests().items()}
 
 
 def _flat(record: Record) -> dict[str, str]:
@@ -340,8 +348,7 @@ def _features(step: Step) -> dict[str, npt.NDArray[Any]]:
     """What a layout can show, true or false for each: axes in use, each op's binding term, what overlaps with what."""
     x, kv_heads = step.layout, step.model.fewest_kv_heads
     count = len(np.atleast_1d(x.batch))
-    found: dict[str, Any] = {f"{name} > 1": getattr(x, name) > 1 for name in WIDTHS}
-    found |= {f"{name} > 0": getattr(x, name) > 0 for name in NONE}
+    found: dict[str, Any] = {f"{name} > 1": getattr(x, name) > 1 for name in AXES}
     found |= {
         "past K": x.tpa > kv_heads,
         "idle shards": x.token_group < x.attention_group,
@@ -401,15 +408,13 @@ def render(baseline: Baseline) -> str:
     names = baseline.header["terms"].split()
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    further = [name for name in NONE if any(getattr(row.layout, name) for row in baseline.rows)]
-    writer.writerow((*COLUMNS, *further))
+    writer.writerow(COLUMNS)
     for row in baseline.rows:
         seen = (row.tokens_per_s_user, row.tokens_per_s_gpu, row.resident_GB)
         terms = " ".join(f"{row.terms[name]:.9g}" for name in names) if row.terms else ""
-        widths = (getattr(row.layout, name) for name in WIDTHS)
-        last = (getattr(row.layout, name) for name in further)
+        widths = row.layout.columns().values()
         writer.writerow(
-            [row.role, row.context, csv_cell(row.family), *widths, *(f"{value:.10g}" for value in seen), terms, *last]
+            [row.role, row.context, csv_cell(row.family), *widths, *(f"{value:.10g}" for value in seen), terms]
         )
     header = [f"# {key}: {csv_cell(value)}" for key, value in baseline.header.items() if key != "check"]
     lines = [TITLE, *header, *table.getvalue().splitlines()]
@@ -452,7 +457,7 @@ def parse(text: str, shown: str) -> Baseline:
     if not problems and header["format"] != FORMAT:
         problems = [f"its format is {header['format']}, and this helix_sim reads {FORMAT}"]
     columns = table[0].split(",") if table else []
-    missing = [name for name in COLUMNS if name not in columns]
+    missing = [name for name in COLUMNS if name not in (*columns, *LATER)]
     if missing:
         problems.append(f"it has no column {', '.join(missing)}" if table else "it has no table")
     if problems:
@@ -507,7 +512,7 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
     """One row; ValueError with what is wrong with it."""
     if cells["role"] not in ("frontier", "probe"):
         raise ValueError(f"role is {cells['role']!r}; it must be frontier or probe")
-    if any(cells[name] is None for name in COLUMNS):
+    if any(cells.get(name, "") is None for name in COLUMNS):
         raise ValueError("it ends too early")
     values = [_finite(text, "terms") for text in cells["terms"].split()]
     if values and len(values) != len(names):
@@ -516,10 +521,7 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
         role=cells["role"],
         context=_whole(cells["context"], "context"),
         family=text_of_cell(cells["family"]),
-        layout=Layout(
-            **{name: _whole(cells[name], name) for name in WIDTHS},
-            **{name: _whole(text, name, "[0-9]") for name in NONE if (text := cells.get(name))},
-        ),
+        layout=Layout(**{name: _width(cells, name) for name in AXES}),
         tokens_per_s_user=_finite(cells["tokens_per_s_user"], "tokens_per_s_user", above=0),
         tokens_per_s_gpu=_finite(cells["tokens_per_s_gpu"], "tokens_per_s_gpu", above=0),
         resident_GB=_finite(cells["resident_GB"], "resident_GB"),
@@ -527,9 +529,16 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
     )
 
 
-def _whole(text: str, name: str, first: str = "[1-9]") -> int:
-    if not re.fullmatch(rf"{first}\d{{0,14}}", text):
-        raise ValueError(f"{name} is {text!r}, not a whole number of at least {NONE.get(name, 1)}")
+def _width(cells: Mapping[str, str], name: str) -> int:
+    """A width of a row, which may be missing where it came later: of a layout that does not use it."""
+    least = NONE.get(name, 1)
+    text = cells.get(name, str(least))
+    return 0 if text == "0" and least == 0 else _whole(text, name)
+
+
+def _whole(text: str, name: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,14}", text):
+        raise ValueError(f"{name} is {text!r}, not a whole number of at least 1")
     return int(text)
 
 

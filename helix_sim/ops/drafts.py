@@ -1,10 +1,11 @@
 """Drafting beside a step: the passes of a draft's module, on the stage that has the model's end.
 
-A step with n drafts verifies them with n + 1 new tokens a request, and then drafts n anew, one after another. The first
-pass takes in all that was verified, n + 1 tokens, which its cache has yet to see; each of the n - 1 that follow takes in
-the draft of the one before [DeepSeek-R1 MTP in TensorRT-LLM, MTP Eagle,
-https://github.com/NVIDIA/TensorRT-LLM/blob/main/docs/source/blogs/tech_blog]. Every pass ends in the head at one position
-a request. Rejected drafts are in the step's work, and not in what it yields.
+A step with n drafts verifies them with n + 1 new tokens a request, and then drafts n anew, one after another. The
+first pass takes in all that was verified, n + 1 tokens, which its cache has yet to see; each of the n - 1 that follow
+takes in the draft of the one before [MTP Eagle, https://github.com/NVIDIA/TensorRT-LLM, docs/source/blogs/tech_blog/
+blog2_DeepSeek_R1_MTP_Implementation_and_Optimization.md]. Every pass ends in the head at one position a request.
+Rejected drafts are in the step's work, and not in what it yields. The host's time is once a step, as where one CUDA
+graph has them all.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def draft_halves(drafter: Drafter | None) -> tuple[Half, ...]:
     ]  # fmt: skip
     held_by_model = ("head",) if drafter.shares_head else ()
     found.append(
-        Half(half="draft", name=_name("ends", "closing", EACH), kind=ends["closing"], spec=None, suffix=f"[{EACH.name}]",
+        Half(half="draft", name=_name("ends", "closing", EACH), kind=ends["closing"], spec=None,
+             suffix=f"[{EACH.name}]",
              input=partial(pass_input, module=module, passes=EACH), elsewhere=held_by_model)
     )  # fmt: skip
     return tuple(found)
@@ -102,11 +104,12 @@ def draft_counts(drafter: Drafter | None, drafts: Column) -> dict[tuple[str, str
 
 
 def pass_of(drafter: Drafter | None, number: int) -> list[tuple[str, str]]:
-    """The kinds of a draft's module in the order in which its first, second, … pass of a step runs them, layer by layer."""
+    """The kinds of a draft's module as the first, second, … pass of a step runs them, layer by layer."""
     if drafter is None:
         return []
     p = FIRST if number == 1 else LATER
-    layers = [of for layer in drafter.module.layer_list for of in zip(("attention", "ffn"), layer, strict=True)]
+    pairs = drafter.module.layer_list
+    layers = [of for layer in pairs for of in zip(("attention", "ffn"), layer, strict=True)]
     return [
         *(("draft", _name(*key, p)) for key in (("ends", "opening"), *layers)),
         ("draft", _name("ends", "closing", EACH)),
@@ -122,7 +125,7 @@ def with_drafts(stages: tuple[Stage, ...], drafter: Drafter | None, drafts: Colu
 
 
 def draft_cache(s: StepInput) -> dict[tuple[str, str], Any]:
-    """What one request keeps in one layer of a draft's module on the fullest rank [bytes], by kind; once, not a pass."""
+    """What one request keeps in one layer of a draft's module on the fullest rank [bytes], by kind."""
     if s.drafter is None:
         return {}
     t = pass_input(s, s.drafter.module, FIRST)

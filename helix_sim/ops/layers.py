@@ -254,18 +254,18 @@ ATTENTION: dict[str, Any] = {
     "streamed": STREAMED,
 }
 """What attention over KV shards has in common."""
+INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp)}
+"""What attention with an indexer has in common."""
 HEAD_PARALLEL: dict[str, Any] = {"sees": lambda x: (x.token_group,), "streamed": STREAMED}
 """What attention without KV shards has in common."""
 
 KINDS: dict[str, Kind] = {
     "gqa": Kind(title="grouped-query attention", ops=gqa_ops, cached=attention.cached_bytes, **ATTENTION),
     "window": Kind(title="windowed attention", ops=window_ops, cached=attention.window_bytes, **HEAD_PARALLEL),
-    "block-sparse": Kind(
-        title="block-sparse attention", ops=block_sparse_ops, cached=sparse.indexed_bytes, **ATTENTION
-    ),
+    "block-sparse": Kind(title="block-sparse attention", ops=block_sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
     "mla": Kind(title="multi-head latent attention", ops=mla_ops, cached=attention.cached_bytes, **ATTENTION),
-    "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **ATTENTION),
-    "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **ATTENTION),
+    "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
+    "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **INDEXED),
     "linear": Kind(title="linear attention", ops=linear_ops, cached=linear.state_bytes, **HEAD_PARALLEL),
     "dense": Kind(
         title="dense",
@@ -276,7 +276,7 @@ KINDS: dict[str, Kind] = {
     "routed": Kind(
         title="MoE",
         ops=routed_ops,
-        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards),
+        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards, x.redundant_experts),
         streamed=(Streamed(product="routed_down", reduced="moe_all_reduce", between="combine"),),
         beside=(("shared_up", "routed_up"), ("shared_down", "routed_down")),
     ),
@@ -305,9 +305,9 @@ ENDS: dict[str, Kind] = {
 class Half:
     """A kind of half a layer as a model has it: `half` is "attention", "ffn" or "ends", `name` the model's own name.
 
-    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names. A draft's
-    ("draft") has an input of its own beside a step; holds: whether its weights are its own to hold, but for those of the
-    ops in `elsewhere`.
+    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names. A
+    draft's ("draft") has an input of its own beside a step; holds: whether its weights are its own to hold, but for
+    those of the ops in `elsewhere`.
     """
 
     half: str

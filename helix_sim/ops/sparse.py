@@ -57,11 +57,12 @@ def ratio_of(a: Indexed) -> int:
 
 
 def index_shards(s: StepInput) -> Any:
-    """Shards of the index cache in an attention group: 1, a copy on every rank, as SGLang has it.
+    """Shards of the index cache in an attention group: 1 is a copy on every rank, as SGLang has it.
 
-    https://github.com/sgl-project/sglang/pull/36990
+    https://github.com/sgl-project/sglang/pull/36990. With more, neighbouring KV shards hold one each, and what stands
+    beside them copies; they choose in two stages.
     """
-    return 1
+    return s.layout.index_kvp
 
 
 def index_heads_per_rank(s: StepInput, a: Indexed) -> Any:

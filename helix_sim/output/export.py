@@ -203,7 +203,7 @@ def _stored(formats: Precision) -> str:
     others = {
         name.removesuffix("_weights"): formats.format_of(name)
         for name in type(formats).model_fields
-        if name.endswith("_weights") and formats.format_of(name) != main
+        if name.endswith("_weights") and getattr(formats, name) not in (None, main)
     }
     return main + "".join(f", {tensor} {format_}" for tensor, format_ in others.items())
 

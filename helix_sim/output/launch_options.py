@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helix_sim.core.numeric import ceil_div
+from helix_sim.specs.model import LatentAttention
 from helix_sim.stacks.rules import Placed, longest_context
 from helix_sim.stacks.stack import Stack
 from helix_sim.step import Step
-
-MNNVL = "one_domain"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,8 +68,8 @@ class Launched:
 
     @property
     def mla(self) -> bool:
-        """Whether every kind of attention is MLA."""
-        return all(a.kind == "mla" for a in self.step.model.attention.values())
+        """Whether every kind of attention caches a latent (MLA, and sparse attention over it)."""
+        return all(isinstance(a, LatentAttention) for a in self.step.model.attention.values())
 
     @property
     def dispatched(self) -> bool:
@@ -85,15 +84,18 @@ class Launched:
 
     @property
     def copies(self) -> int:
-        """Experts that are held twice, so that every rank holds as many."""
+        """Copies of experts: the layout's, or as many as fill every rank alike."""
         x = self.step.layout
+        if x.redundant_experts:
+            return int(x.redundant_experts)
         most = max((f.routed for f in self.step.model.routed_kinds.values()), default=0)
         return int(ceil_div(most, x.ep) * x.ep - most) if x.ep > 1 else 0
 
     @property
     def attention_backend(self) -> str:
         """The attention back end that KV parallelism needs."""
-        named = self.stack.kvp_attention["mla" if self.mla else "gqa"]
+        kinds = [a.kind for a in self.step.model.attention.values()]
+        named = self.stack.kvp_attention[next((kind for kind in kinds if kind != "gqa"), "gqa")]
         return named.blackwell if self.blackwell else named.other
 
     def share(self, part: float, whole: float) -> float:

@@ -41,8 +41,8 @@ def evaluate(
     """Times, memory and reasons of a table of layouts, a row each, in the order and with the index of `layouts`.
 
     layouts: columns batch, tpa, kvp, dp, tpf, ep, pp, chunks (whole numbers; 1 where a column is missing, and tpf what
-    dp·tpa·kvp/ep leaves), draft_tokens (0 where it is missing), context (cached tokens of each request, unless given for all) and query_tokens (new tokens of
-    each request, 1 unless given); other columns are ignored.
+    dp·tpa·kvp/ep leaves), draft_tokens (0 where it is missing), context (cached tokens of each request, unless given
+    for all) and query_tokens (new tokens of each request, 1 unless given); other columns are ignored.
 
     Returns columns gpus, users, ttl_s [s], tokens_per_s_user, tokens_per_s_gpu, on a measured timing also ttl_low_s,
     ttl_high_s and extrapolated; weights_bytes, kv_cache_bytes, activation_bytes, resident_bytes of the fullest GPU; and
@@ -144,9 +144,8 @@ def _checked(given: Columns, rows: int) -> Columns:
             good &= column == np.floor(column)
         if not good.all():
             row = int(np.argmin(good))
-            problems.append(
-                f"{name}: row {row} holds {said(column[row])}; it must be a whole number from {least} to 10^12"
-            )
+            number = f"a whole number from {least} to 10^12"
+            problems.append(f"{name}: row {row} holds {said(column[row])}; it must be {number}")
     if problems:
         raise SpecError(problems)
     one = np.ones(rows, dtype=np.int64)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import AXES, NONE, Layout
+from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.text import is_path, said, shortened
 from helix_sim.search.identity import Input, changed, digest, input_of, load_unchanged, read_input, require_there
 from helix_sim.search.plan import Plan, plan
@@ -31,6 +31,7 @@ from helix_sim.specs.load import (
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, narrowest_precision
+from helix_sim.specs.quantities import require_readable
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
@@ -48,8 +49,9 @@ class Options:
     """What a user says of a layout beside where it comes from; what is unsaid, or None, stays as the source has it.
 
     context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
-    name or the path of a YAML file. draft: what drafts the layout's draft_tokens, likewise. widths: batch, tpa, kvp, dp,
-    tpf, ep, pp, chunks, draft_tokens by name. formats: number formats by the name of a field of Precision.
+    name or the path of a YAML file. draft: what drafts the layout's draft_tokens, likewise. widths: a layout's axes by
+    name. formats: number formats by the name of a field of Precision. named_formats: what the rest are, a name of the
+    model's formats, `checkpoint`, `narrowest`, or a file of formats.
     """
 
     context: int | None = None
@@ -343,6 +345,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
     """An answer, or one of its choices, with every key that a layout needs; SpecError with all that is wrong."""
+    require_readable(content, shown)
     record: Any = content
     if "choices" in content:
         choices = content["choices"]
@@ -359,9 +362,6 @@ def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
     return record
 
 
-REQUIRED_AXES = tuple(name for name in AXES if name not in NONE)
-"""Widths that every answer says; the others are not used where they are absent."""
-
 REQUIRED = tuple(name for name in FORMATS if Precision.model_fields[name].default is not None)
 """Number formats that every answer says; the others follow them."""
 
@@ -376,12 +376,12 @@ def _problems(record: dict[str, Any]) -> list[str]:
     for key in ("context", "longest_context", "query_tokens"):
         if problem := not_whole(record.get(key)):
             problems.append(f"{key}: {problem}" if key in record else f"{key} is missing")
-    for key, names, required in (("layout", AXES, REQUIRED_AXES), ("precision", FORMATS, REQUIRED)):
+    for key, names, required in (("layout", AXES, AXES), ("precision", FORMATS, REQUIRED)):
         part = record.get(key)
         if not isinstance(part, dict):
             problems.append(f"{key} is {said(part)}, not {key} by name" if key in record else f"{key} is missing")
             continue
-        problems += [f"{key}.{name} is missing" for name in required if name not in part]
+        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, *LATER)]
         problems += [f"{key}.{name} is not known" for name in part if name not in names]
         if key == "precision":
             problems += format_problems({k: v for k, v in part.items() if k in FORMATS}, lambda n: f"precision.{n}")

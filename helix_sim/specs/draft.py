@@ -27,7 +27,7 @@ class Acceptance(Record):
         "further positions [list of shares]",
     )
     source: Source = Field(
-        description="where it comes from: datasheet, measured or assumed, then which, with the URL of a public one [text]"
+        description="where it comes from: datasheet, measured or assumed, then which, with a public one's URL [text]"
     )
 
     @model_validator(mode="after")

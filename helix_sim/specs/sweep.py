@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StrictInt, Tag, model_validator
 
 from helix_sim.core.text import is_path, said
-from helix_sim.specs.precision import Precision
 from helix_sim.specs.draft import MOST_DRAFTS
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Size, Text, Word
 
 USUAL_DRAFTS = 8
@@ -29,6 +29,16 @@ class Family(Record):
     dp: Axis = Field(default=1, description="data-parallel attention groups [count, or free, or many]")
     pp: Axis = Field(default=1, description="pipeline stages [count, or free, or many]")
     ep: Axis = Field(default=1, description="expert-parallel width of the FFN [GPUs, or free, or many]")
+    index_kvp: Axis | None = Field(
+        default=None,
+        description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
+        "[count, or free, or many]",
+    )
+    redundant_experts: Annotated[list[NaturalCount], Field(min_length=1)] | None = Field(
+        default=None,
+        description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
+        "if absent [list of counts]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",
@@ -37,6 +47,16 @@ class Family(Record):
     tpa_at_most_kv_heads: bool = Field(
         default=False, description="no tpa above the model's KV heads, where it would duplicate the cache [yes or no]"
     )
+
+    @property
+    def is_conventional(self) -> bool:
+        """Whether no layout of it shards a KV cache by sequence: tensor, data, expert and pipeline parallelism."""
+        return self.kvp == 1
+
+    @property
+    def is_helix(self) -> bool:
+        """Whether its layouts shard a KV cache by sequence, and the FFN over all GPUs of a stage."""
+        return self.kvp != 1 and self.ffn_on == "all"
 
 
 class Families(Record):
@@ -148,8 +168,8 @@ class Sweep(Record):
     )
     draft_tokens: Drafts | None = Field(
         default=None,
-        description="drafts of a step that are tried, each with every layout: a range, or a list such as [0, 1, 3]; 0 to "
-        "8 if a draft is named and this is absent, as far as its acceptance is known [mapping or list]",
+        description="drafts of a step that are tried, each with every layout: a range, or a list such as [0, 1, 3]; 0 "
+        "to 8 if a draft is named and this is absent, as far as its acceptance is known [mapping or list]",
     )
     families: Annotated[dict[Word, Family], Field(min_length=1)] = Field(
         description="ways to shard: names from sweeps/families.yaml, or your own by name [list or mapping]"

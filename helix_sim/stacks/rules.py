@@ -19,7 +19,7 @@ from helix_sim.core.numeric import Column
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.feasibility import Candidate, Reason, Rule
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import DenseFfn, GqaAttention, Model
+from helix_sim.specs.model import DenseFfn, HeadAttention, LatentAttention, Model
 from helix_sim.specs.precision import Precision
 from helix_sim.stacks.stack import NAMES, Stack, Support, load_stack
 
@@ -38,8 +38,8 @@ class Placed(Candidate):
 
     @property
     def grouped(self) -> list[Any]:
-        """The kinds of attention whose heads have keys and values of their own: all but MLA."""
-        return [a for a in self.model.attention.values() if a.kind != "mla" and getattr(a, "kv_heads", None)]
+        """The kinds of attention whose KV heads are cached whole."""
+        return [a for a in self.model.attention.values() if isinstance(a, HeadAttention)]
 
     @property
     def kv_ranks(self) -> Any:
@@ -116,9 +116,14 @@ def _not_replicated(heads: int, ranks: Any) -> Any:
 
 def _experts(p: Placed) -> Any:
     """Experts that do not divide over ep, and cannot be filled up with copies of some."""
+    uneven = _any([_uneven(f.routed, p.layout.ep) for f in p.model.routed_kinds.values()])
+    return uneven & (np.asarray(p.layout.redundant_experts) == 0) & ~_copied(p)
+
+
+def _copied(p: Placed) -> Any:
+    """Whether the stack copies experts on such a layout."""
     x = p.layout
-    filled = np.logical_and(np.asarray(x.ep == p.stage), np.asarray(x.dp) > p.stack.redundant_experts_need_dp)
-    return np.logical_and(_any([_uneven(f.routed, x.ep) for f in p.model.routed_kinds.values()]), ~filled)
+    return np.logical_and(np.asarray(x.ep == p.stage), np.asarray(x.dp) > p.stack.redundant_experts_need_dp)
 
 
 def _attention_tiles(p: Placed) -> Any:
@@ -126,10 +131,10 @@ def _attention_tiles(p: Placed) -> Any:
     multiple, ranks = p.multiple_of("attention_weights", of_attention=True), np.asarray(p.layout.attention_group)
     found = []
     for a in p.model.attention.values():
-        if a.kind == "mla":
+        if isinstance(a, LatentAttention):
             widths: tuple[Any, ...] = (a.nope_width + a.rope_width, a.nope_width + a.output_width)
             found += [_off_tile(a.q_heads * width, ranks, multiple) for width in widths]
-        elif isinstance(a, GqaAttention):
+        elif isinstance(a, HeadAttention):
             found.append(_off_tile(a.q_heads * a.head_size, ranks, multiple))
             kept = np.maximum(a.kv_heads // ranks, 1) * a.head_size
             found.append((multiple > 1) & (kept % multiple != 0))
@@ -199,7 +204,6 @@ class StackRule(Enum):
         title="a KV cache format without kernels on the machine, or for the kind of attention",
         holds=lambda p: _whole(_unsupported(p.stack.kv.get(p.precision.kv), p.machine, _kinds(p.model)), p),
     )
-    HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
     IDLE_GPUS = Refusal(
         title="GPUs that idle through the FFN", holds=lambda p: np.asarray(p.layout.ffn_group != p.stage)
     )
@@ -219,6 +223,10 @@ class StackRule(Enum):
     KV_HEADS = Refusal(
         title="KV heads that neither divide over tensor parallelism nor are copied evenly",
         holds=lambda p: _any([_not_replicated(a.kv_heads, p.kv_ranks) for a in p.grouped]),
+    )
+    KVP_KIND = Refusal(
+        title="KV parallelism of a kind of attention that the stack does not have it for",
+        holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (not set(_kinds(p.model)) <= set(p.stack.kvp_kinds)),
     )
     KVP_HEADS = Refusal(
         title="KV parallelism over ranks that hold different KV heads",
@@ -247,6 +255,10 @@ class StackRule(Enum):
         holds=lambda p: np.asarray(p.layout.ep != 1) & np.asarray(p.layout.ep != p.stage) & bool(p.model.routed_kinds),
     )
     EXPERTS = Refusal(title="experts that do not divide over expert parallelism", holds=_experts)
+    EXPERT_COPIES = Refusal(
+        title="copies of experts without expert parallelism over the whole stage",
+        holds=lambda p: (np.asarray(p.layout.redundant_experts) > 0) & ~_copied(p),
+    )
     EXPERT_SHARDS = Refusal(
         title="an expert that does not divide over tpf",
         holds=lambda p: _any([_uneven(f.intermediate_size, p.layout.tpf) for f in p.model.routed_kinds.values()]),
@@ -279,6 +291,7 @@ class StackRule(Enum):
     )
     ATTENTION_TILES = Refusal(title="projections of a rank that cut quantised tiles", holds=_attention_tiles)
     VOCABULARY = Refusal(title="a vocabulary that does not divide over tensor parallelism", holds=_vocabulary)
+    HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
     NO_ONE_STACK = Refusal(
         title="every stack refuses it, each by another rule",
         holds=lambda p: np.zeros(np.shape(p.layout.gpus), dtype=bool),

@@ -120,6 +120,7 @@ class Stack(Record):
     block_tokens: Count | None = Field(
         default=None, description="tokens of a KV block, where KV parallelism fixes it [tokens]"
     )
+    kvp_kinds: list[Text] = Field(description="kinds of attention that have KV parallelism [list of names]")
     kvp_needs: MathFormat | None = Field(
         default=None, description="arithmetic without which KV parallelism is not supported [format]"
     )

@@ -64,16 +64,15 @@ def test_every_name_is_one_mutants():
 def test_a_wrong_function_takes_the_place_of_the_true_one():
     path = "helix_sim/timing/overlap.py"
     trees, found = mutate.all_mutants([path])
-    (mutant,) = (
-        each for each in found if each.name == (path, "pipelined", "a + c + (chunks - 1) * larger(a, c) → a + c")
-    )
+    (mutant,) = (each for each in found if each.name == (path, "pipelined", "larger → smaller"))
     ((true, wrong),) = mutate.wrong_functions(mutant, trees[path])
     from helix_sim.timing.overlap import pipelined
 
     copy = FunctionType(pipelined.__code__, pipelined.__globals__)
+    copy.__kwdefaults__ = pipelined.__kwdefaults__
     assert copy(2.0, 1.0, 3) == 7
     mutate.put_wrong([(true, wrong)], [copy])
-    assert copy(2.0, 1.0, 3) == 3
+    assert copy(2.0, 1.0, 3) == 5
 
 
 def test_a_constant_of_a_module_is_imported_wrong():
@@ -93,6 +92,7 @@ def test_what_is_listed_as_no_different_is_still_a_mutant_and_says_why():
     assert all(a != b for a, b in itertools.pairwise(listed))
 
 
+@pytest.mark.skipif(not mutate.SCORE.exists(), reason='not yet counted: make mutants ARGS="--write"')
 def test_the_score_that_the_documentation_shows_reaches_the_aim():
     head, *lines = mutate.SCORE.read_text(encoding="utf-8").splitlines()
     assert head.startswith("# python tests/mutants/mutate.py")

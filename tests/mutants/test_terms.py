@@ -83,7 +83,8 @@ def witnessed(kind: str) -> tuple[Ran, ...]:
     every = picking_everything(layer)
     half = "ffn" if kind in ("dense", "routed") else "attention"
     found = []
-    for sizes in ({}, *SHARDED.values()):
+    index = [{"tpa": 2, "kvp": 4, "tpf": 2, "ep": 4, "index_kvp": n} for n in (2, 4)] if model.has_indexer else []
+    for sizes in ({}, *SHARDED.values(), *index):
         s = step_input(model, Layout(batch=3, **sizes), MIXED, CONTEXT, NEW)
         ran, _, _ = run_step(every, s.layout, MIXED, CONTEXT, np.random.default_rng(0), NEW)
         found.append(Ran(s=s, spec=getattr(layer, half), every=getattr(every, half), layer=ran))
@@ -146,7 +147,8 @@ def mutants() -> Iterator[tuple[str, str, str]]:
     """(kind, op, term) of every term that some layout of up to twelve ranks has."""
     for kind, (model, ffn) in {**MODELS, **dict.fromkeys(ENDS, (GQA, "dense"))}.items():
         shapes = legal_layouts(model, CONTEXT, 12)
-        x = Layout(batch=3, pp=2, **{axis: np.array([shape[axis] for shape in shapes]) for axis in shapes[0]})
+        columns = {axis: np.array([shape[axis] for shape in shapes]) for axis in shapes[0]}
+        x = Layout(batch=3, pp=2, index_kvp=columns["kvp"] if model.has_indexer else 1, **columns)
         layer, s = layer_of(model, ffn), step_input(model, x, MIXED, CONTEXT, NEW)
         spec = layer.ffn if kind in ("dense", "routed") else layer.attention
         ops: OpTable = ENDS[kind].ops(s, None) if kind in ENDS else KINDS[kind].ops(s, spec)

@@ -196,7 +196,7 @@ def test_a_draft_of_another_model_takes_as_long_as_that_model(tmp_path):
     step = decode_step(model, "gb200-nvl72", x, 9999, draft=file)
     setting = replace(step.setting, model=load_model("llama-3.1-8b"), drafter=None)
     own = evaluate_step(setting, replace(x, draft_tokens=0), 10_000, query_tokens=2)
-    drafted = {op: work for op, work in passes(step, "first draft").items()}
+    drafted = passes(step, "first draft")
     for op, work in own.ops.items():
         if op in drafted:
             assert drafted[op] == work, op

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from cases import LLAMA, R1, decode
+from cases import GB200, LLAMA, R1, decode
 
+from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import keys_seen_per_rank, kv_tokens_per_rank
+from helix_sim.ops.memory import Memory, kv_tokens_that_fit, memory_of
 from helix_sim.specs.precision import Precision
 from helix_sim.step import step_ops
 
@@ -200,3 +202,58 @@ def test_keys_seen_are_those_of_each_new_token_on_the_first_shard(kvp, new):
         s = replace(decode(LLAMA, context=context, batch=6, kvp=kvp, tpf=kvp), query_tokens=new)
         assert keys_seen_per_rank(s) == sum(first)
         assert kv_tokens_per_rank(s) == first[-1]
+
+
+def test_an_op_sees_the_tokens_of_its_own_group_but_for_pooled_ffns_and_experts():
+    pooled = {"dense_up": 18, "dense_activation": 18, "dense_down": 18}
+    for ops, others in ((r1(), {}), (llama(), pooled)):
+        rows = {name: work.rows for name, work in ops.items() if not name.startswith("routed_")}
+        assert rows == dict.fromkeys(rows, 6) | others
+
+
+def test_a_step_opens_with_the_embedding_and_closes_with_the_hand_over():
+    for ops in (r1(), llama()):
+        assert list(ops)[:3] == ["embedding", "embedding_all_reduce", "attention_norm"]
+        assert list(ops)[-5:] == ["final_norm", "head", "logits_gather", "sampling", "stage_handover"]
+
+
+def test_both_ends_move_the_tokens_of_their_own_group():
+    ops = r1()
+    assert ops["embedding"].activation_bytes == 2 * 6 * 7168 * 2
+    assert ops["sampling"].activation_bytes == 6 * 129280 * 2
+    assert ops["embedding_all_reduce"].collective.payload == 6 * 7168
+    assert ops["stage_handover"].link_bytes == 6 * 7168
+    assert ops["logits_gather"].link_bytes == 6 * 7 * 129280 // 8
+    assert llama()["dense_gather"].link_bytes == llama()["dense_scatter"].link_bytes == 6 * 2 * 16384
+
+
+def test_a_core_reads_its_queries_and_writes_its_output_and_what_the_exchange_needs():
+    # 32 heads of six requests: the query, the output and, where there is an exchange, a log-sum-exp
+    assert r1()["attention_core"].activation_bytes == 6 * 32 * ((576 + 512) * 2 + 4)
+    assert r1()["attention_core"].kv_bytes == 6 * 504 * 576
+    assert r1()["attention_core"].flops == 2 * 6 * 32 * (576 + 512) * 504
+    alone = step_ops(decode(R1, context=1000, batch=6, tpa=4, tpf=4))["attention_core"]
+    assert alone.activation_bytes == 6 * 32 * (576 + 512) * 2
+
+
+def test_memory_is_the_cache_of_every_request_in_flight_and_the_buffers_of_one_step():
+    s = decode(R1, context=1000, precision=MIXED, **EIGHT, tpf=4, ep=6)
+    memory = memory_of(s, 7e9, GB200)
+    # six requests on each of two stages of up to 31 layers; 504 of 1000 tokens on the fullest shard
+    assert memory.kv_cache == 6 * 2 * 31 * 504 * 576
+    # four buffers of 6 tokens, two of the 18 of all groups, and the logits
+    assert memory.activations == (4 * 6 * 7168 + 2 * 18 * 7168 + 6 * 129280) * 2
+    assert (memory.weights, memory.fillable) == (7e9, GB200.memory_bytes)
+    assert memory.resident_bytes == 7e9 + memory.kv_cache + memory.activations
+    alone = memory_of(decode(R1, context=1000, batch=6), 0, GB200)
+    assert alone.activations == (4 * 6 * 7168 + 6 * 129280) * 2
+
+
+def test_as_many_cached_tokens_fit_as_there_is_room_for():
+    memory = Memory(weights=10, kv_cache=100, activations=5, capacity=200, fillable=115)
+    x = Layout(batch=6, tpa=4, pp=2, tpf=4)
+    assert (memory.kv_room_bytes, memory.left_bytes, memory.reserve) == (100, 0, 85)
+    assert kv_tokens_that_fit(memory, x, 1000) == 12_000
+    assert kv_tokens_that_fit(replace(memory, fillable=65), x, 1000) == 6_000
+    assert replace(memory, fillable=14).kv_room_bytes == 0
+    assert replace(memory, fillable=100, share=0.5).capacity_needed == 200 + 15 / 0.5

@@ -89,6 +89,7 @@ CASES: dict[str, list[Case]] = {
         ("trtllm", gqa(24, 6), BOARD, BF16, {"tpa": 6}, {"tpa": 4}),
         ("vllm", gqa(32, 4), BOARD, BF16, {"tpa": 8}, {"tpa": 6}),
     ],
+    "KVP_KIND": [("trtllm vllm sglang", "gpt-oss-120b", RACK, NVFP4, {"tpa": 8}, {"tpa": 8, "kvp": 2})],
     "KVP_HEADS": [("vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8, "kvp": 4}, {"tpa": 4, "kvp": 4})],
     "KVP_QUERIES": [
         ("vllm", QWEN, RACK, NVFP4, {"tpa": 4, "kvp": 16, "ep": 64}, {"tpa": 4, "kvp": 3, "ep": 12}),
@@ -100,6 +101,16 @@ CASES: dict[str, list[Case]] = {
     "EXPERTS": [
         ("sglang", gqa(48, 4), RACK, BF16, {"tpa": 12, "ep": 12}, {"tpa": 24, "ep": 24}),
         ("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 72, "ep": 72}, {"dp": 48, "ep": 24, "tpf": 2}),
+    ],
+    "EXPERT_COPIES": [
+        (
+            "trtllm vllm sglang",
+            R1,
+            RACK,
+            NVFP4,
+            {"dp": 64, "ep": 64, "redundant_experts": 64},
+            {"dp": 64, "ep": 32, "tpf": 2, "redundant_experts": 32},
+        ),
     ],
     "EXPERT_SHARDS": [("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 8}, {"dp": 12})],
     "EXPERT_TILES": [
@@ -224,7 +235,7 @@ def test_a_layout_that_every_stack_refuses_by_another_rule_is_counted_as_such() 
 def test_the_first_reason_is_counted_physics_before_stacks() -> None:
     names = list(REASONS)
     flags = np.array([Reason.OUT_OF_MEMORY.flag | StackRule.HOP_B.flag, StackRule.EXPERTS.flag | StackRule.HOP_B.flag])
-    assert [names[place] for place in first_reason(flags)] == ["OUT_OF_MEMORY", "HOP_B"]
+    assert [names[place] for place in first_reason(flags)] == ["OUT_OF_MEMORY", "EXPERTS"]
     assert len(set(REASONS.values())) == len(REASONS)
 
 

@@ -248,7 +248,7 @@ def left_open(s, a, op, quantity):
     if a.kind == "compressed" and op in ("output_down_projection", "output_projection"):
         return bool(a.q_heads % x.token_group)
     if op == "index_append":
-        return getattr(x, "index_kvp", 1) > 1
+        return x.index_kvp > 1 and (s.context - new) % max(BLOCK_TOKENS, a.indexer.block_tokens) != 0
     if op != "attention_core" or quantity not in ("flops", "kv_bytes"):
         return False
     if a.kind == "window":
@@ -301,7 +301,11 @@ def test_experts_of_a_latent_run_on_every_legal_layout_and_count_their_work():
 def test_every_kind_runs_on_every_legal_layout_and_counts_its_work(name, ranks, context, new):
     new = new if new % (getattr(SMALL[name].attention["attention"], "ratio", 1) or 1) == 0 else 5
     for place, shape in enumerate(legal_layouts(SMALL[name], context, ranks)):
-        check_step(SMALL[name], "dense", Layout(batch=2, **shape), MIXED, context, seed=place, new=new)
+        index = [n for n in range(1, shape["kvp"] + 1) if shape["kvp"] % n == 0] if SMALL[name].has_indexer else [1]
+        for shards in index:
+            layout = Layout(batch=2, index_kvp=shards, **shape)
+            assert shape_reasons(SMALL[name], GB200, layout, context) == 0
+            check_step(SMALL[name], "dense", layout, MIXED, context, seed=place, new=new)
 
 
 def test_the_layouts_that_run_here_are_those_that_the_simulator_admits():

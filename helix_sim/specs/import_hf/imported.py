@@ -26,6 +26,7 @@ KNOWN_TYPES = (
     "llama4_text", "glm", "glm4", "glm4_moe", "minimax_m2", "mimo", "phi3", "phimoe", "olmo", "olmo2", "olmo3", "olmoe",
     "granite", "granitemoe", "granitemoeshared", "seed_oss", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense",
     "hunyuan_v1_moe", "smollm3", "exaone4", "dots1", "internlm2", "internlm3", "cohere", "cohere2",
+    "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v32", "glm_moe_dsa",
 )  # fmt: skip
 """Types of decoders whose fields mean what they are read as: gated FFNs, RMSNorm, rotary embedding."""
 
@@ -84,7 +85,7 @@ class Imported:
     def record(self) -> dict[str, Any]:
         """All of it as plain data."""
         return {
-            "model": self.model.model_dump(exclude_none=True, exclude_unset=True),
+            "imported": self.model.model_dump(exclude_none=True, exclude_unset=True),
             "parameters_B": self.model.total_parameters / 1e9,
             "active_parameters_B": self.active_parameters / 1e9,
             "named_B": self.named_B,

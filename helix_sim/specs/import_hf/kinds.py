@@ -131,16 +131,76 @@ def read_full(f: Fields) -> dict[str, Any]:
     return spec | _express(f, GqaAttention, ATTENTION_FEATURES)
 
 
+def read_window(f: Fields) -> dict[str, Any]:
+    """Grouped-query attention to the last tokens, with the heads of the full one."""
+    return _part(f, f.count("sliding_window"))
+
+
+def read_chunked(f: Fields) -> dict[str, Any]:
+    """Grouped-query attention inside chunks, with the heads of the full one."""
+    return {**_part(f, f.count("attention_chunk_size")), "chunked": True}
+
+
+def _part(f: Fields, tokens: int) -> dict[str, Any]:
+    spec = read_full(f)
+    own = [field for field in f.config if field.startswith("swa_") and "theta" not in field]
+    if own or spec["kind"] != "gqa":
+        written = f"{own[0]} = {short(f.config[own[0]])}" if own else "kv_lora_rank"
+        f.problems.append(f"{f.prefix}{written}: a window with heads of its own is not modelled")
+    return {**spec, "kind": "window", "window_tokens": tokens}
+
+
+def read_sparse(f: Fields) -> dict[str, Any]:
+    """Latent attention to the tokens that an indexer picks, whose keys are FP8 with an FP32 scale for 128 values."""
+    f.read.update(("index_topk", "indexer_types", "index_topk_freq", "sparse_attention_config"))
+    for field in ("sparse_attention_config", "indexer_types", "index_topk_pattern"):
+        given = f.config.get(field)
+        if given and not (field == "indexer_types" and set(map(str, listed(given))) == {"full"}):
+            f.problems.append(f"{f.prefix}{field} = {short(given)}: sparse attention of this form is not read")
+            return {}
+    width = f.count("index_head_dim")
+    indexer = {
+        "heads": f.count("index_n_heads"),
+        "width": width,
+        "key_bytes": width + 4 * -(-width // 128),
+        "math": "fp8",
+        "top_k": f.count("index_topk"),
+    }
+    return {**read_full(f), "kind": "sparse", "indexer": indexer}
+
+
+def read_linear(f: Fields) -> dict[str, Any]:
+    """Gated delta nets as Qwen writes them: two gates a value head, a gate on the output, a short convolution."""
+    if not f.config.get("linear_num_value_heads"):
+        f.problems.append(f"{f.prefix}linear_num_value_heads is missing: linear attention of this form is not read")
+        return {}
+    return {
+        "kind": "linear",
+        "key_heads": f.count("linear_num_key_heads"),
+        "value_heads": f.count("linear_num_value_heads"),
+        "key_width": f.count("linear_key_head_dim"),
+        "value_width": f.count("linear_value_head_dim"),
+        "conv_tokens": f.count("linear_conv_kernel_dim", default=1),
+        "delta_rule": True,
+        "head_gates": 2,
+        "output_gate": True,
+    }
+
+
 ATTENTION: dict[str, AttentionKind] = {
     "compressed": AttentionKind(
         title="compressed attention: older tokens are cached many to one",
         found=lambda config, layers: _first(config, layers, "compress_ratios"),
     ),
-    "linear": AttentionKind(title="linear attention: a state instead of a KV cache", found=_linear),
+    "linear": AttentionKind(title="linear attention: a state instead of a KV cache", found=_linear, read=read_linear),
     "mamba": AttentionKind(title="Mamba layers: a state instead of a KV cache", found=_mamba),
-    "sparse": AttentionKind(title="sparse attention: a query reads the tokens that an indexer picks", found=_sparse),
-    "window": AttentionKind(title="attention to a window of the last tokens", found=_window, a_part=True),
-    "chunked": AttentionKind(title="attention inside chunks of tokens", found=_chunked, a_part=True),
+    "sparse": AttentionKind(
+        title="sparse attention: a query reads the tokens that an indexer picks", found=_sparse, read=read_sparse
+    ),
+    "window": AttentionKind(
+        title="attention to a window of the last tokens", found=_window, read=read_window, a_part=True
+    ),
+    "chunked": AttentionKind(title="attention inside chunks of tokens", found=_chunked, read=read_chunked, a_part=True),
 }
 """Kinds of attention beside full attention, in the order in which they claim a layer."""
 
@@ -184,6 +244,8 @@ def attention_of_layers(f: Fields, layers: int, full_attention: bool) -> tuple[d
         reader = read_full if name == "full" else ATTENTION[name].read
         assert reader is not None
         specs[name] = reader(f)
+    if f.problems:
+        return {}, names, remarks
     called = {name: spec["kind"] if name == "full" else name for name, spec in specs.items()}
     return {called[name]: spec for name, spec in specs.items()}, [called[name] for name in names], remarks
 
@@ -209,6 +271,12 @@ ATTENTION_FEATURES = (
         fields=("attn_output_gate", "attention_output_gate", "mla_use_output_gate"),
         key="output_gate",
         title="a gate on attention's output",
+    ),
+    Feature(
+        fields=("model_type",),
+        key="sinks",
+        title="a learned sink beside the scores of each head",
+        value=lambda given: True if given == "gpt_oss" else None,
     ),
 )
 FFN_FEATURES = (

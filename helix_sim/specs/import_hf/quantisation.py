@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from helix_sim.specs.import_hf.fields import Config, listed, mapping, short
@@ -71,7 +72,7 @@ def checkpoint_formats(config: Config, quantisation: Config | None, model: Model
     if rules.unknown:
         return Stored(formats={}, remarks=[f"{rules.unknown}; choose the number formats yourself"])
     found: dict[str, Counter[Format]] = {}
-    for tensor, module, parameters in modules(model):
+    for tensor, module, parameters in modules(model, MOST_LAYERS):
         found.setdefault(tensor, Counter())[rules.format_of(tensor, module)] += parameters
     kv, kv_remarks = kv_format(scheme)
     formats = _as_precision({tensor: of.most_common(1)[0][0] for tensor, of in found.items()}, kv)
@@ -121,19 +122,19 @@ def _as_precision(found: dict[str, Format], kv: str) -> dict[str, str]:
 # --- Modules ---------------------------------------------------------------------------------------------------------
 
 
-def modules(model: Model) -> Iterator[tuple[str, str, int]]:
-    """(tensor, module, parameters) of the model's products and its embedding, in canonical names."""
+def modules(model: Model, most_layers: int | None = None) -> Iterator[tuple[str, str, int]]:
+    """(tensor, module, parameters) of products and the embedding, in canonical names; of the first layers."""
     h = model.hidden_size
     yield "embedding", "embed_tokens", model.vocab_size * h
     if not model.tied_embeddings:
         yield "head", "lm_head", model.vocab_size * h
-    for i, (attention, ffn) in enumerate(model.layer_list):
+    for i, (attention, ffn) in enumerate(model.layer_list[:most_layers]):
         a, f = model.attention[attention], model.ffn[ffn]
         output = a.q_heads * a.output_width * h
         parts = _projections(a, h)
         for name, parameters in parts.items():
             yield "attention", f"layers.{i}.self_attn.{name}", parameters
-        yield "output", f"layers.{i}.self_attn.o_proj", output
+        yield "output", f"layers.{i}.self_attn.{'out_proj' if a.kind == 'linear' else 'o_proj'}", output
         if isinstance(f, DenseFfn):
             yield from _ffn("dense", f"layers.{i}.mlp", h * f.intermediate_size)
         if isinstance(f, RoutedFfn):
@@ -146,6 +147,8 @@ def modules(model: Model) -> Iterator[tuple[str, str, int]]:
 
 def _projections(a: Any, h: int) -> dict[str, int]:
     """Parameters of attention's projections but the last, by module."""
+    if a.kind == "linear":
+        return {"in_proj_qkv": h * a.channels, "in_proj_z": h * a.q_heads * a.output_width}
     if not hasattr(a, "kv_lora_rank"):
         keys = h * a.kv_heads * a.output_width
         return {"q_proj": h * a.q_heads * a.output_width, "k_proj": keys, "v_proj": keys}
@@ -176,6 +179,7 @@ _WORDS = (
     (re.compile(r"(?<=\.)w3(?!\w)"), "up_proj"),
     (re.compile(r"(?<=\.)w2(?!\w)"), "down_proj"),
 )
+_ANY = re.compile("|".join(word.pattern for word, _ in _WORDS))
 _ALSO = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
@@ -185,7 +189,11 @@ _ALSO = {
 _REGEX_PREFIXES = ("", "model.", "language_model.model.", "model.language_model.")
 MOST_PATTERN = 500
 """Characters of a name or a pattern; longer ones are no module's."""
-MOST_WILD = 4096
+MOST_LAYERS = 512
+"""Layers whose modules are looked up, more than any model has."""
+MOST_NAMES = 2**17
+"""Modules that a list may name; mixed precision of the largest models names some twenty thousand."""
+MOST_WILD = 128
 """Patterns with wildcards, and expressions, that are matched; no quantiser writes more."""
 
 
@@ -196,8 +204,9 @@ def canonical(name: str) -> str:
     'layers.3.mlp.experts.7.down_proj'
     """
     name = _PREFIX.sub("", name)
-    for word, ours in _WORDS:
-        name = word.sub(ours, name)
+    if _ANY.search(name):
+        for word, ours in _WORDS:
+            name = word.sub(ours, name)
     return name
 
 
@@ -206,15 +215,23 @@ class Names:
 
     def __init__(self, patterns: Iterable[Any]) -> None:
         self.literal: set[str] = set()
+        self.starts: set[str] = set()
         self.expressions: list[re.Pattern[str]] = []
+        self.of_layers: list[re.Pattern[str]] = []
+        self.known: dict[str, bool] = {}
         wild: list[str] = []
-        for pattern in dict.fromkeys(str(each) for each in patterns if len(str(each)) <= MOST_PATTERN):
+        for pattern in islice(dict.fromkeys(each for each in patterns if isinstance(each, str)), MOST_NAMES):
+            if len(pattern) > MOST_PATTERN:
+                continue
             if pattern.startswith("re:"):
-                self.expressions += [_compiled(pattern[3:])] if len(self.expressions) < MOST_WILD // 16 else []
-            elif any(char in pattern for char in "*?[") and len(wild) < MOST_WILD:
+                (self.of_layers if any(map(str.isdigit, pattern)) else self.expressions).append(_compiled(pattern[3:]))
+            elif pattern.endswith("*") and not any(char in pattern[:-1] for char in "*?["):
+                self.starts.add(canonical(pattern[:-1]))
+            elif any(char in pattern for char in "*?["):
                 wild.append(fnmatch.translate(canonical(pattern)).removesuffix(r"\Z").removesuffix(r"\z"))
             else:
                 self.literal.add(canonical(pattern))
+        del wild[MOST_WILD:], self.expressions[MOST_WILD:], self.of_layers[MOST_WILD // 8 :]
         self.wild = re.compile("|".join(rf"(?:^|.*?\.){each}(?:\.|$)" for each in wild)) if wild else None
 
     def __contains__(self, module: str) -> bool:
@@ -223,12 +240,23 @@ class Names:
 
     def _names(self, module: str) -> bool:
         parts = module.split(".")
+        rests = [".".join(parts[i:]) for i in range(len(parts))]
         runs = (".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
         if self.literal and not self.literal.isdisjoint(runs):
             return True
-        if self.wild and self.wild.match(module):
+        if self.starts and not self.starts.isdisjoint(rest[:end] for rest in rests for end in range(1, len(rest) + 1)):
             return True
-        return any(each.match(prefix + module) for each in self.expressions for prefix in _REGEX_PREFIXES)
+        if (self.wild and self.wild.match(module)) or _matches(self.of_layers, module):
+            return True
+        anywhere = re.sub(r"\d+", "0", module)
+        if anywhere not in self.known:
+            self.known[anywhere] = _matches(self.expressions, anywhere)
+        return self.known[anywhere]
+
+
+def _matches(expressions: list[re.Pattern[str]], module: str) -> bool:
+    """Whether an expression matches a module under one of the names that frameworks give it."""
+    return any(each.match(prefix + module) for each in expressions for prefix in _REGEX_PREFIXES)
 
 
 def _spellings(module: str) -> list[str]:
@@ -239,7 +267,7 @@ def _spellings(module: str) -> list[str]:
 
 def _compiled(expression: str) -> re.Pattern[str]:
     """A regular expression of a config; one that is none matches nothing, and one that could run away is none."""
-    nested = re.search(r"[*+]\)?[*+{]|\([^)]*[*+][^)]*\)[*+{]", expression) or len(re.findall(r"[*+{]", expression)) > 4
+    nested = re.search(r"[*+]\)?[*+{]|\([^)]*[*+][^)]*\)[*+{]", expression) or len(re.findall(r"[*+{]", expression)) > 3
     try:
         return re.compile("(?!)" if nested else canonical(expression))
     except (re.error, RecursionError, OverflowError):
@@ -265,7 +293,7 @@ class Rules:
         )
         self.kept = Names(module for key in keys for module in listed(scheme.get(key)))
         layers = mapping(scheme.get("quantized_layers"))
-        self.layers = {canonical(name): mapping(said) for name, said in layers.items()}
+        self.layers = {canonical(name): mapping(said) for name, said in islice(layers.items(), MOST_NAMES)}
         groups = [mapping(group) for group in mapping(scheme.get("config_groups")).values()]
         self.groups = [(Names(listed(g.get("targets"))), g) for g in groups]
         self.head = scheme.get("lm_head") is True
