@@ -156,28 +156,21 @@ def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
 
     Distinct experts: E/ep · (1 - (1 - k/E)^T) on average, and the largest of ep binomial counts on the busiest. Pairs:
     T·k/ep on average, plus the largest deviation of ep such loads. Both are held against a simulation in the tests.
-    Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp), wide EP (where a rank holds so few
-    experts that they are summed exactly) apart from the rest (where a law does).
+    Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp, copies, new tokens), wide EP (where a
+    rank holds so few experts that they are summed exactly) apart from the rest (where a law does).
     """
-    ep, dp = s.layout.ep, s.layout.dp
-    if np.ndim(ep) < 2 and np.ndim(dp) < 2:
+    seen = (s.layout.ep, s.layout.dp, s.query_tokens)
+    if all(np.ndim(column) < 2 for column in seen):
         return _busiest_rank(s, ffn)
-    ep, dp = (column[:, 0] for column in np.broadcast_arrays(np.atleast_2d(ep), np.atleast_2d(dp)))
+    ep, dp, new = (column[:, 0] for column in np.broadcast_arrays(*map(np.atleast_2d, seen)))
     copies = np.broadcast_to(s.layout.redundant_experts, (len(ep), 1))[:, 0]
-    first, place = distinct((ep, dp, copies))
+    first, place = distinct((ep, dp, copies, new))
     few = int(np.sum(ceil_div(ffn.routed, ep[first]) > EXACT_UP_TO))
-    ranks = [
-        _busiest_rank(
-            replace(
-                s,
-                layout=Layout(
-                    batch=s.layout.batch, dp=dp[rows, None], ep=ep[rows, None], redundant_experts=copies[rows, None]
-                ),
-            ),
-            ffn,
-        )
-        for rows in (first[:few], first[few:])
-    ]
+    ranks = []
+    for rows in (first[:few], first[few:]):
+        shape = {"dp": dp[rows, None], "ep": ep[rows, None], "redundant_experts": copies[rows, None]}
+        x = Layout(batch=s.layout.batch, **shape)
+        ranks.append(_busiest_rank(replace(s, layout=x, query_tokens=new[rows, None]), ffn))
     names = [field.name for field in fields(BusiestRank)]
     return BusiestRank(**{name: np.concatenate([getattr(rank, name) for rank in ranks])[place] for name in names})
 
