@@ -262,6 +262,13 @@ def print_json(content: Any) -> None:
     print(json_text(content, ascii_only=ascii_only, default=plain))
 
 
+def print_answer(verb: str, content: Any) -> None:
+    """What a verb found as JSON to stdout, by the keys of `helix-sim schema answer`."""
+    from helix_sim.specs.quantities import answer
+
+    print_json(answer(verb, content))
+
+
 def size(text: str, option: str) -> int:
     """A whole number such as 8 or 1M; SpecError with the option's name in front otherwise."""
     from helix_sim.core.errors import SpecError
@@ -363,10 +370,7 @@ def figure_text(value: float) -> str:
     return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f}" if value else ""
 
 
-def print_rows(rows: Sequence[Mapping[Any, Any]], as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-        return
+def print_rows(rows: Sequence[Mapping[Any, Any]]) -> None:
     if not rows:
         console().print("none")
         return

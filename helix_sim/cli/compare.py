@@ -20,7 +20,7 @@ from helix_sim.cli.base import (
     new_table,
     number,
     out_folder,
-    print_json,
+    print_answer,
     progress,
     remark,
     show,
@@ -72,7 +72,7 @@ def compare(
         files = write_comparison(found, out)
         remark(f"files in {out}: {', '.join(path.name for path in files)}")
     if as_json:
-        print_json(found.record())
+        print_answer("compare", found.record())
     else:
         _print_rows(console(), found)
     if not any(cell.step for cell in found.cells):
@@ -123,5 +123,5 @@ def _print_rows(out: Console, found: Compared) -> None:
                 continue
             numbers = (row["ttl_ms"], row["tokens_per_s_gpu"], row["usd_per_million_tokens"], row["joules_per_token"])
             told = ["" if value is None else f"{value:.4g}" for value in numbers]
-            table.add_row(where, f"{row['family']}: {row['layout']}", str(row["gpus"]), str(row["users"]), *told)
+            table.add_row(where, f"{row['family']}: {row['widths']}", str(row["gpus"]), str(row["users"]), *told)
         show(out, table)

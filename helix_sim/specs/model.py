@@ -19,6 +19,7 @@ from helix_sim.core.units import GIGA
 from helix_sim.specs.precision import StoredFormats
 from helix_sim.specs.values import (
     LIMIT,
+    SOURCE,
     Count,
     MathFormat,
     Name,
@@ -26,6 +27,7 @@ from helix_sim.specs.values import (
     Number,
     NumberFormat,
     Record,
+    Source,
     Text,
     Word,
 )
@@ -60,7 +62,8 @@ class HeadAttention(Record):
     kv_heads: Count = Field(description="heads of keys and values, K in the paper; 1 is multi-query attention [count]")
     head_size: Count = Field(description="dimensions of one head's query, key and value, Hsz in the paper [values]")
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent [yes or no]"
+        default=None,
+        description="whether each query head has a learned sink beside its scores; no if absent [yes or no]",
     )
     output_gate: bool | None = Field(
         default=None,
@@ -283,7 +286,8 @@ class CompressedAttention(Record):
         description="width that the output projection has between its parts, a group [values]"
     )
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent [yes or no]"
+        default=None,
+        description="whether each query head has a learned sink beside its scores; no if absent [yes or no]",
     )
     indexer: Indexer | None = Field(
         default=None, description="what picks compressed vectors; a query attends to all of them if absent [mapping]"
@@ -470,6 +474,15 @@ class DenseFfn(FeedForward):
         return {"dense FFN": (self.projections_in + 1) * hidden_size * self.intermediate_size}
 
 
+class Placement(Record):
+    """How experts come to lie on the ranks of expert parallelism, and where that comes from."""
+
+    value: Literal["random", "balanced"] = Field(
+        description="random: whatever their popularity; balanced: packed by it, as EPLB does [name]"
+    )
+    source: Source = Field(description=SOURCE)
+
+
 class RoutedFfn(FeedForward):
     """Routed and shared experts of a mixture-of-experts (MoE) layer, each a feed-forward network."""
 
@@ -487,6 +500,12 @@ class RoutedFfn(FeedForward):
     routing_skew: Annotated[Number, Field(ge=0, le=4)] = Field(
         default=0.0, description="exponent of the power law of expert popularity; 0 is uniform routing [number]"
     )
+    routing_source: Source | None = Field(
+        default=None, description="where the popularity comes from: measured or assumed, then where [text]"
+    )
+    placement: Placement | None = Field(
+        default=None, description="how experts come to lie on ranks; at random if absent [mapping]"
+    )
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
@@ -500,6 +519,11 @@ class RoutedFfn(FeedForward):
     def narrowest(self) -> int:
         """The inner width that tpf cuts."""
         return self.intermediate_size
+
+    @property
+    def balanced(self) -> bool:
+        """Whether experts are packed by popularity, copies or not."""
+        return self.placement is not None and self.placement.value == "balanced"
 
     def parameters(self, hidden_size: int) -> dict[str, int]:
         """Weights of one layer's FFN, by group."""

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StrictInt, T
 
 from helix_sim.core.text import is_path, said
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.values import Count, Name, Number, Record, Size, Text, Word
+from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Size, Text, Word
 
 Axis = Literal["free", "many"] | Count
 """A width of a family: every divisor (`free`), every divisor of at least 2 (`many`), or one number."""
@@ -29,6 +29,11 @@ class Family(Record):
         default=None,
         description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
         "[count, or free, or many]",
+    )
+    redundant_experts: Annotated[list[NaturalCount], Field(min_length=1)] | None = Field(
+        default=None,
+        description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
+        "if absent [list of counts]",
     )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
