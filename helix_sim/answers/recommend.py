@@ -221,7 +221,9 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
     if request.objective is not None and request.objective not in OBJECTIVES:
         return [f"--objective: {said(request.objective)} is not one of {', '.join(OBJECTIVES)}"]
     if total is None:
-        return ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        return ["--objective is of a total of GPUs; give --total-gpus or --racks, or leave it out"] * bool(
+            request.objective
+        )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]
     if first > total:
@@ -272,8 +274,8 @@ def score_of(request: Request, domain: int) -> Score:
     fleet = request.fleet(domain)
     if fleet is None or not request.counts_fleet:
         return throughput
-    return lambda columns: columns["tokens_per_s_gpu"] * (
-        fleet.replicas(columns["gpus"]) * columns["gpus"] / fleet.total
+    return lambda columns: (
+        columns["tokens_per_s_gpu"] * (fleet.replicas(columns["gpus"]) * columns["gpus"] / fleet.total)
     )
 
 
@@ -731,9 +733,7 @@ def _why_none_starts(request: Request, planned: Plan, rows: Columns) -> str:
     return f"no stack starts one of its {len(flags):,} layouts within the limits; {most} stands against most"
 
 
-def _that_start(
-    planned: Plan, table: Columns, stacks: Sequence[str], score: Score
-) -> tuple[Columns, Stacked | None]:
+def _that_start(planned: Plan, table: Columns, stacks: Sequence[str], score: Score) -> tuple[Columns, Stacked | None]:
     """The rows of a table, best first, that one of the stacks starts, and what becomes of the others."""
     if not stacks or not table:
         return table, None
@@ -760,7 +760,9 @@ def _that_start(
         if not started[row := first_without(rule)] and any(mine[row] & ~rule.flag == 0 for mine in each)
     ]
     physics = without(0, tuple(rule.name for rule in StackRule if int(flags[0]) & rule.flag)) if flags[0] else None
-    costliest = max((gain for gain in alone if gain.adds > 0), key=lambda gain: (gain.adds, gain.tokens_per_s_gpu), default=None)
+    costliest = max(
+        (gain for gain in alone if gain.adds > 0), key=lambda gain: (gain.adds, gain.tokens_per_s_gpu), default=None
+    )
     rows = _rows(table, started) if started.any() else {}
     return rows, Stacked(kept=len(flags), refused=refused, physics=physics, costliest=costliest)
 
