@@ -226,8 +226,8 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
     if request.objective is not None and request.objective not in OBJECTIVES:
         return [f"--objective: {said(request.objective)} is not one of {', '.join(OBJECTIVES)}"]
     if total is None:
-        return (
-            ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        return ["--objective is of a total of GPUs; give --total-gpus or --racks, or leave it out"] * bool(
+            request.objective
         )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]

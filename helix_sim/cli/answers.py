@@ -139,12 +139,7 @@ def recommend(
     usd_per_gpu_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none.
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --context 128K --ttl-ms 20 --racks 2
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --tokens-per-second 50 --timing gb200-trtllm --confidence 0.9
-    """
+    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
     from helix_sim.core.errors import Exit, SpecError
