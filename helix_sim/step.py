@@ -12,7 +12,7 @@ import numpy as np
 from helix_sim import feasibility
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import Layout
+from helix_sim.core.layout import NONE, Layout
 from helix_sim.core.numeric import Column, smaller
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
@@ -186,7 +186,7 @@ class Step(Shown):
             )
             for name, work in self.ops.items()
         )
-        return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)
+        return step_deviations(exposed, self.machine, self.timing, ranks_of_experts=self.layout.ep)
 
     @property
     def extrapolated(self) -> dict[str, Any]:
@@ -446,9 +446,9 @@ def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: i
     """One step of one layout in a setting; raises LayoutError with every reason where it cannot run."""
     sizes = {**layout.columns(), "context": context, "query_tokens": query_tokens}
     problems = [
-        f"{name} is {said(value)}; it must be a whole number from 1 to 10^12"
+        f"{name} is {said(value)}; it must be a whole number from {NONE.get(name, 1)} to 10^12"
         for name, value in sizes.items()
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT
+        if isinstance(value, bool) or not isinstance(value, int) or not NONE.get(name, 1) <= value <= LIMIT
     ]
     if not problems and query_tokens > context:
         problems = [

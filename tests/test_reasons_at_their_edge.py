@@ -45,6 +45,10 @@ EDGES = {
         (LLAMA, {"kvp": 2, "tpf": 2, "batch": 4, "chunks": 2}),
         (LLAMA, {"kvp": 1, "tpf": 1, "batch": 4, "chunks": 2}),
     ),
+    "REDUNDANT_EXPERTS": (
+        (R1, {"dp": 32, "ep": 32, "redundant_experts": 32}),
+        (R1, {"dp": 32, "ep": 32, "redundant_experts": 33}),
+    ),
     "FFN_GRID": (
         (LLAMA, {"tpa": 2, "kvp": 2, "tpf": 2}),
         (LLAMA, {"tpa": 2, "kvp": 2, "tpf": 3}),

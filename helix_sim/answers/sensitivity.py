@@ -6,12 +6,14 @@ differences through the same equations, never by a formula of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from helix_sim.answers.explain import answer_record
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import format_size, parse_size
@@ -164,11 +166,14 @@ class Sensitivity:
     ttl_s: float | None
     tokens_per_s_gpu: float | None
     elasticities: list[Elasticity]
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """What an answer says of the one layout; nothing of a search."""
 
     def record(self) -> dict[str, Any]:
         """The sensitivity as plain data, None for an elasticity that there is not."""
         rows = [each.record() for each in self.elasticities]
         return {
+            **self.layout,
             "of": self.of,
             "timing": self.timing,
             "panels": list(self.panels),
@@ -185,7 +190,8 @@ def sensitivity(
 
     layout, machine, options: as `helix_sim.search.layout_source.pick` takes them.
     """
-    step = pick(layout, machine, options).step
+    picked = pick(layout, machine, options)
+    step = picked.step
     context = format_size(int(step.context))
     return Sensitivity(
         of=f"{step.model.name} on {step.machine.name}, {context} tokens, {step.layout}",
@@ -194,6 +200,7 @@ def sensitivity(
         ttl_s=float(step.ttl_s),
         tokens_per_s_gpu=float(step.tokens_per_s_gpu),
         elasticities=elasticities(step),
+        layout=answer_record(step, picked.inputs, picked.longest_context),
     )
 
 
@@ -269,10 +276,17 @@ class WhatIf:
         return {
             "changes": {change.knob: change.factor for change in self.changes},
             **{
-                name: {"fastest": part.fastest, "best": part.best}
+                name: {"fastest": _point_record(part.fastest), "best": _point_record(part.best)}
                 for name, part in (("before", self.before), ("after", self.after), ("kept", self.kept))
             },
         }
+
+
+def _point_record(point: Point | None) -> dict[str, Any] | None:
+    """A layout of a search as an answer has it: its widths together."""
+    if point is None:
+        return None
+    return {"layout": {name: point[name] for name in AXES}} | {k: v for k, v in point.items() if k not in AXES}
 
 
 def what_if(planned: Plan, changes: list[Change], ttl_s: float | None = None) -> WhatIf:

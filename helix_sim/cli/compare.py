@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +13,18 @@ if TYPE_CHECKING:
     from helix_sim.answers.compare import Compared
     from helix_sim.specs.comparison import Comparison
 
-from helix_sim.cli.base import JsonOption, app, console, new_table, number, out_folder, print_json, remark, show
+from helix_sim.cli.base import (
+    JsonOption,
+    app,
+    console,
+    new_table,
+    number,
+    out_folder,
+    print_answer,
+    progress,
+    remark,
+    show,
+)
 
 Many = list[str] | None
 
@@ -54,8 +62,8 @@ def compare(
              "formats": formats, "stack": stack}  # fmt: skip
     budgets = [number(text, "--ttl-ms") for text in ttl_ms or ()]
     asked = comparison_of(file, given | {"ttl_ms": budgets or None}, usd_per_gpu_hour or [])
-    with _progress() as on_search:
-        found = search(asked, on_search)
+    with progress("searching") as told:
+        found = search(asked, lambda done, of, what: told(f"{done + 1} of {of}: {what}"))
     for text in found.remarks:
         remark(text)
     if out is not None:
@@ -64,7 +72,7 @@ def compare(
         files = write_comparison(found, out)
         remark(f"files in {out}: {', '.join(path.name for path in files)}")
     if as_json:
-        print_json(found.record())
+        print_answer("compare", found.record())
     else:
         _print_rows(console(), found)
     if not any(cell.step for cell in found.cells):
@@ -94,18 +102,6 @@ def comparison_of(file: Path | None, given: dict[str, Any], prices: list[str]) -
     return parse(Comparison, content, str(file or "compare"))
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A line on a terminal that says which search runs; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("searching") as status:
-        yield lambda done, of, what: status.update(f"{done + 1} of {of}: {what}")
-
-
 def _print_rows(out: Console, found: Compared) -> None:
     """The rows in blocks of one question each, so that 80 columns hold them."""
     asked = ("model", "context", "ttl_budget_ms")
@@ -127,5 +123,5 @@ def _print_rows(out: Console, found: Compared) -> None:
                 continue
             numbers = (row["ttl_ms"], row["tokens_per_s_gpu"], row["usd_per_million_tokens"], row["joules_per_token"])
             told = ["" if value is None else f"{value:.4g}" for value in numbers]
-            table.add_row(where, f"{row['family']}: {row['layout']}", str(row["gpus"]), str(row["users"]), *told)
+            table.add_row(where, f"{row['family']}: {row['widths']}", str(row["gpus"]), str(row["users"]), *told)
         show(out, table)

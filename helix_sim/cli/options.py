@@ -194,13 +194,20 @@ class LayoutOptions(FormatOptions):
     index_kvp: Annotated[
         str | None, _width("sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank")
     ] = None
+    redundant_experts: Annotated[
+        str | None, _width("copies of busy experts beside the model's own, over all of ep; 0, unless said, is none")
+    ] = None
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""
-        from helix_sim.core.layout import AXES
+        from helix_sim.core.layout import AXES, NONE
 
         given = {name: getattr(self, name) for name in AXES}
-        return {name: size(text, f"--{name.replace('_', '-')}") for name, text in given.items() if text is not None}
+        return {
+            name: 0 if text == "0" and NONE.get(name) == 0 else size(text, f"--{name.replace('_', '-')}")
+            for name, text in given.items()
+            if text is not None
+        }
 
     def pick(self) -> Picked:
         """The layout, wherever it comes from; what is to be said of it goes to stderr."""

@@ -109,7 +109,7 @@ def rising(tokens: Column, most: Column) -> Any:
     """The sum of min(t, most) over t = 1 … tokens.
 
     >>> rising(5, 3)
-    15.0
+    12.0
     """
     m = smaller(tokens, most)
     return m * (m + 1) / 2 + most * (tokens - m)

@@ -276,7 +276,7 @@ KINDS: dict[str, Kind] = {
     "routed": Kind(
         title="MoE",
         ops=routed_ops,
-        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards),
+        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards, x.redundant_experts),
         streamed=(Streamed(product="routed_down", reduced="moe_all_reduce", between="combine"),),
         beside=(("shared_up", "routed_up"), ("shared_down", "routed_down")),
     ),

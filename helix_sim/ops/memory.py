@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class Memory:
 
     capacity: memory of the GPU as its driver sees it. fillable: what of it the three kinds may fill, after the
     machine's reserve or what the framework of a measured timing leaves. share: how much of each further byte of
-    capacity they may fill.
+    capacity they may fill. stages: the same of a GPU of each stage that may be the fullest: at another batch, another.
     """
 
     weights: Column
@@ -34,6 +35,7 @@ class Memory:
     capacity: float
     fillable: Column
     share: float = 1.0
+    stages: tuple[Memory, ...] = ()
 
     @property
     def resident_bytes(self) -> Any:
@@ -64,11 +66,15 @@ class Memory:
 def kv_tokens_that_fit(memory: Memory, layout: Layout, context: Column) -> Any:
     """Cached tokens that one attention group has memory for, with requests of `context` tokens, in all its stages.
 
-    What the cache may take, over what one of its tokens takes on the fullest GPU. Divided by the context and rounded
-    down they are the requests of a group that fit; times `layout.dp`, those of the whole layout.
+    What the cache may take, over what one of its tokens takes, on a GPU of the stage where that is least: a stage with
+    the head has less room, and another more layers. Divided by the context and rounded down they are the requests of a
+    group that fit; times `layout.dp`, those of the whole layout.
     """
     cached = layout.batch * layout.pp * context
-    return np.floor(memory.kv_room_bytes * cached / memory.kv_cache)
+    stages = memory.stages or (memory,)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a stage may have no cache, and then as many as one likes fit
+        fits = [np.divide(each.kv_room_bytes, each.kv_cache) * cached for each in stages]
+    return np.floor(np.fmin.reduce(fits))
 
 
 def resident_weights(tables: Iterable[tuple[Half, Mapping[str, Work]]], stage: Stage) -> Any:
@@ -98,29 +104,29 @@ def memory_of(
     if served:
         tokens, sent = larger(tokens, served.activation_tokens.value), larger(sent, served.exchange_tokens.value)
     buffers = 4 * tokens * m.hidden_size + 2 * (x.dp > 1) * sent * x.dp * m.hidden_size
-    found: Memory | None = None
+    found: list[Memory] = []
     for stage, held in zip(stages, weights, strict=True):
         per_request = sum(stage["attention", name] * size for name, size in per_layer.items())
         logits = stage["ends", "closing"] * s.tokens * m.vocab_size
         activations = (buffers + logits) * s.activation_bytes
-        memory = Memory(
-            weights=held,
-            kv_cache=x.batch * x.pp * per_request,
-            activations=activations,
-            capacity=machine.memory_GB.value * GIGA,
-            fillable=_fillable(machine, served, x, held + activations) if served else machine.memory_bytes,
-            share=served.share.value if served else 1.0,
+        found.append(
+            Memory(
+                weights=held,
+                kv_cache=x.batch * x.pp * per_request,
+                activations=activations,
+                capacity=machine.memory_GB.value * GIGA,
+                fillable=_fillable(machine, served, x, held + activations) if served else machine.memory_bytes,
+                share=served.share.value if served else 1.0,
+            )
         )
-        found = memory if found is None else _fuller(memory, found)
-    assert found is not None
-    return found
+    return replace(reduce(_fuller, found), stages=tuple(found))
 
 
 def _fuller(a: Memory, b: Memory) -> Memory:
-    """Layout by layout, the one of two that has less left; the second among equals."""
-    less = a.left_bytes < b.left_bytes
+    """Layout by layout, the one of two that has less left; the first among equals."""
+    less = b.left_bytes < a.left_bytes
     kinds = ("weights", "kv_cache", "activations", "fillable")
-    return replace(a, **{kind: chosen(less, getattr(a, kind), getattr(b, kind)) for kind in kinds})
+    return replace(a, **{kind: chosen(less, getattr(b, kind), getattr(a, kind)) for kind in kinds})
 
 
 def _fillable(machine: Machine, served: ServedMemory, x: Layout, placed: Column) -> Any:

@@ -49,10 +49,10 @@ def heavy_stages(model: Model, pp: Column) -> tuple[Stage, ...]:
     if isinstance(pp, int | float):
         rows = _heavy_stages(model.layer_list, tuple(model.kind_counts), int(pp))
         return tuple(dict(zip(keys, map(int, row), strict=True)) for row in rows)
-    values, place = np.unique(np.asarray(pp), return_inverse=True)
+    values, place = np.unique(np.asarray(pp if np.size(pp) else [1]), return_inverse=True)
     found = [_heavy_stages(model.layer_list, tuple(model.kind_counts), int(value)) for value in values]
     table = np.stack([[of[j if j < len(of) else 0] for of in found] for j in range(max(map(len, found)))])
-    place = place.reshape(np.shape(pp))
+    place = place[: np.size(pp)].reshape(np.shape(pp))
     return tuple({key: stage[place, k] for k, key in enumerate(keys)} for stage in table)
 
 

@@ -84,8 +84,10 @@ class Launched:
 
     @property
     def copies(self) -> int:
-        """Experts that are held twice, so that every rank holds as many."""
+        """Copies of experts: the layout's, or as many as fill every rank alike."""
         x = self.step.layout
+        if x.redundant_experts:
+            return int(x.redundant_experts)
         most = max((f.routed for f in self.step.model.routed_kinds.values()), default=0)
         return int(ceil_div(most, x.ep) * x.ep - most) if x.ep > 1 else 0
 

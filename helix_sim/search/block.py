@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim.core.layout import Layout
+from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import Column, distinct
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
 from helix_sim.ops.layers import Half, halves_of
@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.intp]
 Seconds = npt.NDArray[np.float64]
 
 OnPoints = Callable[[Columns], None]
-"""Called with the columns of layouts that run, some at a time."""
+"""Called with the columns of layouts that run, some at a time; `error_bars` has theirs."""
 
 
 def evaluate_block(planned: Plan, block: Block, on_points: OnPoints | None = None) -> Evaluated:
@@ -41,7 +41,8 @@ def evaluate_block(planned: Plan, block: Block, on_points: OnPoints | None = Non
     kept = Kept(admitted, on_points)
     for some in timed_slices(admitted, longest=len(planned.hop_b_chunks) if on_points else 1):
         kept.add(some)
-    return Evaluated(layouts=layouts_of(planned, block), frontiers=kept.frontiers, dropped=admitted.dropped())
+    frontiers = with_error_bars(planned, kept.frontiers)
+    return Evaluated(layouts=layouts_of(planned, block), frontiers=frontiers, dropped=admitted.dropped())
 
 
 # --- The rows of a block ---------------------------------------------------------------------------------------------
@@ -514,15 +515,40 @@ class Kept:
             "tokens_per_s_user": 1 / seconds,
             "tokens_per_s_gpu": x.users / x.gpus / seconds,
             "resident_bytes": self.admitted.memory(rows, x.batch, context).resident_bytes,
-            **error_bars(planned, x, context),
         }
 
 
-def error_bars(planned: Plan, x: Layout, context: int) -> Columns:
-    """Ends of the TTL's interval, and whether it rests on sizes beyond the measured; none on an unmeasured timing."""
+# --- How far it may be off -------------------------------------------------------------------------------------------
+
+
+def with_error_bars(planned: Plan, frontiers: Frontiers) -> Frontiers:
+    """Frontiers with the columns of `error_bars`, which are evaluated for all their points in one call."""
+    found = [each for families in frontiers.values() for each in families.values() if len(each)]
+    if planned.timing.calibration is None or not found:
+        return frontiers
+    every = {name: np.concatenate([each.columns[name] for each in found]) for name in (*AXES, "context")}
+    parts = np.cumsum([len(each) for each in found])[:-1]
+    bars = {name: iter(np.split(column, parts)) for name, column in error_bars(planned, every).items()}
+    return {
+        context: {
+            key: replace(each, columns={**each.columns, **{name: next(part) for name, part in bars.items()}})
+            if len(each)
+            else each
+            for key, each in families.items()
+        }
+        for context, families in frontiers.items()
+    }
+
+
+def error_bars(planned: Plan, columns: Columns) -> Columns:
+    """Ends of the TTL's interval [s] of layouts, ttl_low_s and ttl_high_s, and `extrapolated`: whether sizes beyond the
+    measured make up a hundredth of it; no columns on an unmeasured timing.
+
+    They take as long as the whole step of each layout, so that searches ask for what they keep alone.
+    """
     if planned.timing.calibration is None:
         return {}
-    step = evaluate_step(planned.setting, x, context)
+    step = evaluate_step(planned.setting, Layout(**{name: columns[name] for name in AXES}), columns["context"])
     low, high = step.ttl_interval_s
     found = {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": step.rests_on_extrapolation}
-    return {name: np.broadcast_to(values, np.shape(x.batch)) for name, values in found.items()}
+    return {name: np.broadcast_to(values, np.shape(columns["context"])) for name, values in found.items()}

@@ -18,7 +18,7 @@ from typing import Any
 
 from helix_sim.core.errors import Exit, SpecError, Stopped
 from helix_sim.core.files import PointsWriter
-from helix_sim.search.block import evaluate_block
+from helix_sim.search.block import error_bars, evaluate_block
 from helix_sim.search.journal import GO_ON, Outcome, file_digest
 from helix_sim.search.plan import Block, Plan
 
@@ -74,7 +74,9 @@ def perform(planned: Plan, task: Task) -> Outcome:
         return Outcome(evaluated=evaluate_block(planned, task.block))
     task.part.unlink(missing_ok=True)
     with PointsWriter(task.part, list(planned.sweep.families)) as writer:
-        evaluated = evaluate_block(planned, task.block, writer.write)
+        evaluated = evaluate_block(
+            planned, task.block, lambda columns: writer.write({**columns, **error_bars(planned, columns)})
+        )
     return Outcome(evaluated=evaluated, points=file_digest(task.part))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.text import said
 from helix_sim.core.units import parse_size
 from helix_sim.feasibility import FLAGS, memory_reason, shape_reasons
@@ -132,17 +132,21 @@ def _checked(given: Columns, rows: int) -> Columns:
     problems = []
     for name, column in given.items():
         numbers = column.dtype.kind in "iuf"
-        good = (column >= 1) & (column <= LIMIT) if numbers else np.zeros(rows, bool)
+        least = NONE.get(name, 1)
+        good = (column >= least) & (column <= LIMIT) if numbers else np.zeros(rows, bool)
         if column.dtype.kind == "f":
             good &= column == np.floor(column)
         if not good.all():
             row = int(np.argmin(good))
-            problems.append(f"{name}: row {row} holds {said(column[row])}; it must be a whole number from 1 to 10^12")
+            number = f"a whole number from {least} to 10^12"
+            problems.append(f"{name}: row {row} holds {said(column[row])}; it must be {number}")
     if problems:
         raise SpecError(problems)
     one = np.ones(rows, dtype=np.int64)
     whole = {name: column.astype(np.int64) for name, column in given.items()}
-    widths: dict[str, Any] = {name: whole.get(name, None if name == "tpf" else one) for name in AXES}
+    widths: dict[str, Any] = {
+        name: whole.get(name, None if name == "tpf" else NONE.get(name, 1) * one) for name in AXES
+    }
     columns: dict[str, Any] = Layout(**widths).columns()
     columns |= {name: whole.get(name, one) for name in ("context", "query_tokens")}
     if (beyond := columns["query_tokens"] > columns["context"]).any():
@@ -157,7 +161,7 @@ def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]
     flags = np.array(np.broadcast_to(shape_reasons(setting.model, setting.machine, x, context), context.shape))
     sound = flags == 0
     # what is impossible is evaluated as the smallest layout, and blanked: cheaper than cutting every column
-    safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], 1) for name in AXES})
+    safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], NONE.get(name, 1)) for name in AXES})
     step = evaluate_step(setting, safe, context, columns["query_tokens"])
     memory, resident = step.memory, step.memory.resident_bytes
     flags |= sound * memory_reason(memory)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.text import is_path, said, shortened
 from helix_sim.search.identity import Input, changed, digest, input_of, load_unchanged, read_input, require_there
 from helix_sim.search.plan import Plan, plan
@@ -28,6 +28,7 @@ from helix_sim.specs.load import (
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, narrowest_precision
+from helix_sim.specs.quantities import require_readable
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
@@ -46,7 +47,8 @@ class Options:
 
     context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
     name or the path of a YAML file. widths: batch, tpa, kvp, dp, tpf, ep, pp, chunks by name. formats: number formats
-    by the name of a field of Precision.
+    by the name of a field of Precision. named_formats: what the rest are, a name of the model's formats, `checkpoint`,
+    `narrowest`, or a file of formats.
     """
 
     context: int | None = None
@@ -174,10 +176,10 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def not_whole(value: Any) -> str | None:
+def not_whole(value: Any, least: int = 1) -> str | None:
     """What is wrong with a size or a count; None where it is a whole number that the equations take."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LIMIT
-    return None if whole else f"{said(value)} is not a whole number from 1 to 10^12"
+    whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= LIMIT
+    return None if whole else f"{said(value)} is not a whole number from {least} to 10^12"
 
 
 def _check_options(options: Options) -> None:
@@ -188,7 +190,7 @@ def _check_options(options: Options) -> None:
     problems = unknown + [
         f"{option(name)}: {problem}"
         for name, value in given.items()
-        if value is not None and (problem := not_whole(value))
+        if value is not None and (problem := not_whole(value, NONE.get(name, 1)))
     ]
     if problems:
         raise SpecError(problems)
@@ -318,6 +320,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
     """An answer, or one of its choices, with every key that a layout needs; SpecError with all that is wrong."""
+    require_readable(content, shown)
     record: Any = content
     if "choices" in content:
         choices = content["choices"]
@@ -353,12 +356,12 @@ def _problems(record: dict[str, Any]) -> list[str]:
         if not isinstance(part, dict):
             problems.append(f"{key} is {said(part)}, not {key} by name" if key in record else f"{key} is missing")
             continue
-        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, "index_kvp")]
+        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, *LATER)]
         problems += [f"{key}.{name} is not known" for name in part if name not in names]
         if key == "precision":
             problems += format_problems({k: v for k, v in part.items() if k in FORMATS}, lambda n: f"precision.{n}")
         else:
-            found = ((name, not_whole(part[name])) for name in AXES if name in part)
+            found = ((name, not_whole(part[name], NONE.get(name, 1))) for name in AXES if name in part)
             problems += [f"layout.{name}: {problem}" for name, problem in found if problem]
     return problems
 

@@ -146,6 +146,7 @@ def _between_domains(system: str, framework: str, classes: Mapping[str, KernelCl
             update={
                 "source": f"{of.source}; borrowed: {lent.reason}",
                 "borrowed": lent.reason,
+                "widened": True,
                 "domains": "several",
                 "residuals": of.residuals.model_copy(update={"low": low, "high": high}),
             }
@@ -181,7 +182,7 @@ def _partial_exchange(machine: Machine, framework: str, classes: Mapping[str, Ke
     parameters = {name: each.model_dump() for name, each in taken.items()} | extra
     reason = fused.reason if fused else facts.reason
     content = of.model_dump() | {"shape": "partial-exchange", "parameters": parameters, "largest": largest}
-    content |= {"residuals": of.residuals.model_dump() | spread, "borrowed": reason}
+    content |= {"residuals": of.residuals.model_dump() | spread, "borrowed": reason, "widened": True}
     source = f"{fused.source}; ranks and bytes, {of.source}" if fused else of.source
     content |= {"source": f"{source}; {reason}; uncertain by a factor of {facts.uncertainty.value:g}"}
     return KernelClass.model_validate(content)

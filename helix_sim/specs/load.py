@@ -380,7 +380,7 @@ def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
         return content
     known = shipped_families()
     problems = [
-        f"{shown}: families: there is no family named {said(name)}{_nearest(str(name), list(known))}"
+        f"{shown}: families: {no_family(name)}"
         for name in names[:MOST_PROBLEMS]
         if not isinstance(name, str) or name not in known
     ]
@@ -398,14 +398,20 @@ def shipped_families() -> dict[str, Family]:
     }
 
 
-TAGGED = ("attention", "ffn", "layers")
-"""Keys below which pydantic puts the kind that it checked against into a place; the file has no such level."""
+def no_family(name: Any) -> str:
+    """The sentence on a name that no shipped family has, with the nearest that one has."""
+    return f"there is no family named {said(name)}{_nearest(str(name), list(shipped_families()))}"
+
+
+TAGGED = {"attention": 2, "ffn": 2, "layers": 2, "gpus": 1}
+"""Keys below which pydantic puts the kind that it checked against into a place, and where; the file has no such level.
+"""
 
 
 def _sentence(problem: Any, record: type[Record]) -> str:
     """One pydantic problem in plain words, its place first."""
-    place = [part for level, part in enumerate(problem["loc"])
-             if part != "[key]" and (level != 2 or problem["loc"][0] not in TAGGED)]  # fmt: skip
+    tag = TAGGED.get(problem["loc"][0]) if problem["loc"] else None
+    place = [part for level, part in enumerate(problem["loc"]) if part != "[key]" and level != tag]
     path, kind, given, context = (
         ".".join(map(str, place)),
         problem["type"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -89,22 +90,22 @@ class Machine(Record):
             raise ValueError(f"memory_reserve_GB {reserve:g} leaves nothing of memory_GB {memory:g}")
         return self
 
-    @property
+    @cached_property
     def hbm_bytes_per_s(self) -> float:
         """Peak HBM bandwidth of one GPU [B/s]."""
         return self.hbm_bandwidth_GBps.value * GIGA
 
-    @property
+    @cached_property
     def memory_bytes(self) -> float:
         """Memory of one GPU that weights, KV cache and activations may fill [B]."""
         return (self.memory_GB.value - self.memory_reserve_GB.value) * GIGA
 
-    @property
+    @cached_property
     def nvlink_bytes_per_s(self) -> float:
         """NVLink bandwidth of one GPU in one direction [B/s]."""
         return self.nvlink_per_direction_GBps.value * GIGA
 
-    @property
+    @cached_property
     def network_bytes_per_s(self) -> float:
         """Scale-out bandwidth of one GPU in one direction [B/s]."""
         return self.network_per_direction_GBps.value * GIGA
@@ -118,6 +119,13 @@ class Machine(Record):
         """Energy of a new token [J] if every GPU and its plant draw full power; NaN where the file has none."""
         return (self.power.watts if self.power else math.nan) / tokens_per_s_gpu
 
+    def at_price(self, usd_per_gpu_hour: float | None) -> Machine:
+        """The machine at another price of a GPU [USD/hour], as somebody gives it; itself without one."""
+        if usd_per_gpu_hour is None:
+            return self
+        given = Quantity(value=usd_per_gpu_hour, source="assumed: given in place of the machine's own")
+        return self.model_copy(update={"usd_per_gpu_hour": given})
+
     @property
     def domain(self) -> int:
         """GPUs in one NVLink domain."""
@@ -128,7 +136,7 @@ class Machine(Record):
         """Arithmetic this machine has a dense tensor-core rate for, fastest first."""
         return [name for name in get_args(MathFormat) if getattr(self, f"{name}_dense_TFLOPs") is not None]
 
-    @property
+    @cached_property
     def kernel_facts(self) -> tuple[int, float, int]:
         """Streaming multiprocessors, bytes of L2 cache and GPUs on a board; SpecError where the file lacks one."""
         if self.sms is None or self.l2_MB is None or self.tray_gpus is None:

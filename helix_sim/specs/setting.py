@@ -88,6 +88,10 @@ class Setting(Shown):
     def __repr__(self) -> str:
         return f"<{self.model.name} on {self.machine.name}, timing {self.timing.name}>"
 
+    def at_price(self, usd_per_gpu_hour: float | None) -> Setting:
+        """The setting with another price of a GPU [USD/hour]; itself without one. No time depends on it."""
+        return replace(self, machine=self.machine.at_price(usd_per_gpu_hour))
+
     def scaled(self, knob: str, factor: float) -> Setting:
         """The setting with what a knob names times `factor`, each value with a source that says so.
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StrictInt, T
 
 from helix_sim.core.text import is_path, said
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.values import Count, Name, Number, Record, Size, Text, Word
+from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Size, Text, Word
 
 Axis = Literal["free", "many"] | Count
 """A width of a family: every divisor (`free`), every divisor of at least 2 (`many`), or one number."""
@@ -30,6 +30,11 @@ class Family(Record):
         description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
         "[count, or free, or many]",
     )
+    redundant_experts: Annotated[list[NaturalCount], Field(min_length=1)] | None = Field(
+        default=None,
+        description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
+        "if absent [list of counts]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",
@@ -38,6 +43,16 @@ class Family(Record):
     tpa_at_most_kv_heads: bool = Field(
         default=False, description="no tpa above the model's KV heads, where it would duplicate the cache [yes or no]"
     )
+
+    @property
+    def is_conventional(self) -> bool:
+        """Whether no layout of it shards a KV cache by sequence: tensor, data, expert and pipeline parallelism."""
+        return self.kvp == 1
+
+    @property
+    def is_helix(self) -> bool:
+        """Whether its layouts shard a KV cache by sequence, and the FFN over all GPUs of a stage."""
+        return self.kvp != 1 and self.ffn_on == "all"
 
 
 class Families(Record):

@@ -10,13 +10,14 @@ which is latency: launches, dependent steps, partly filled waves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from helix_sim.core.numeric import Column, ceil_div
+from helix_sim.core.numeric import Column, alike_rows, ceil_div
 from helix_sim.core.units import MICRO, bytes_per_value
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import LSE_BYTES
@@ -75,16 +76,25 @@ ShapeTime = Callable[[Work, Gpu, float, Mapping[str, float]], Terms]
 
 
 def norm(p: float, *terms: Column) -> Any:
-    """Smooth maximum of non-negative terms: (sum of a^p)^(1/p), scaled so that nothing overflows.
+    """Smooth maximum of non-negative terms: (sum of a^p)^(1/p).
+
+    Seconds are squared and cubed as they are, for numpy's power takes five times as long; any other p is scaled so that
+    nothing overflows.
 
     >>> float(norm(2, 3.0, 4.0)), float(norm(2, 0.0, 0.0))
     (5.0, 0.0)
     """
+    if len(terms) == 1:
+        return terms[0]
+    if p == 2:
+        return np.sqrt(sum(term * term for term in terms))
+    if p == 3:
+        return np.cbrt(sum(term * term * term for term in terms))
     largest: Any = 0.0
     for term in terms:
         largest = np.maximum(largest, term)
     unit = np.where(largest > 0, largest, 1.0)
-    return largest * sum((term / unit) ** p for term in terms) ** (1 / p) if len(terms) > 1 else largest
+    return largest * sum((term / unit) ** p for term in terms) ** (1 / p)
 
 
 def _at_least(total: Column, *, math_s: Column = 0.0, hbm_s: Column = 0.0) -> Terms:
@@ -107,6 +117,8 @@ TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128), (25
 """(rows, columns) of the output tiles that a kernel library has to choose from."""
 SPLITS = (1, 2, 4, 8)
 """Pieces of the inner dimension that several blocks may share, at the price of adding their results."""
+FEW_PRODUCTS = 1024
+"""Products up to which all tiles are tried in one call; of more, a tile at a time stays in cache."""
 
 
 def gemm(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
@@ -115,7 +127,21 @@ def gemm(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Te
     A block walks the inner dimension at the pace of its tile's loads, of its SM's tensor cores or of a dependent load,
     whichever is slowest; tiles run in ceil(tiles · splits / SMs) waves, and the library picks the best tile and split.
     At 257 rows every tile has a second row of tiles; below the first full wave time follows the inner dimension alone.
+    Of columns of shapes (n, 1) it is evaluated once for the rows that are alike: many layouts share a product.
     """
+    sizes = (work.rows, work.inner, work.outer, work.copies, work.weight_bytes, work.activation_bytes, work.flops)
+    if (alike := alike_rows(*sizes)) is None:
+        return _gemm(work, gpu, flops_per_s, p)
+    *columns, place = alike
+    once = _gemm(replace(work, **dict(zip(PRODUCT, columns, strict=True))), gpu, flops_per_s, p)
+    return Terms(*(np.asarray(term)[place] if np.ndim(term) > 1 else term for term in once))
+
+
+PRODUCT = ("rows", "inner", "outer", "copies", "weight_bytes", "activation_bytes", "flops")
+"""Fields of a Work on which the time of a product depends."""
+
+
+def _gemm(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
     weight_bytes = work.weight_bytes * _cold_share(work.weight_bytes, gpu, p)
     hbm_s = (weight_bytes + work.activation_bytes) / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
     math_s = work.flops / (p["math_share"] * flops_per_s)
@@ -140,16 +166,21 @@ def _best_tiling(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float
     """Seconds of the waves of the fastest tile shape and split."""
     value_bytes = bytes_per_value(work.weights)
     sm_flops, sm_bytes = p["math_share"] * flops_per_s / gpu.sms, p["load_share"] * gpu.hbm_bytes_per_s / gpu.sms
+    shape = np.broadcast_shapes(*(np.shape(size) for size in (work.copies, work.rows, work.outer, work.inner)))
+    splits = np.reshape(SPLITS, (-1, *(1 for _ in shape))) * 1.0
+    split_inner, sums = work.inner / splits, 4.0 * work.copies * work.rows * work.outer * splits / gpu.hbm_bytes_per_s
+    split_s = (splits > 1) * (p["split_us"] * MICRO * np.log2(splits) + sums)
+    together = len(TILES) if math.prod(shape) <= FEW_PRODUCTS else 1
     best: Any = np.inf
-    for rows, columns in TILES:
+    for first in range(0, len(TILES), together):
+        sides = zip(*TILES[first : first + together], strict=True)
+        rows, columns = (np.reshape(side, (-1, *(1 for _ in splits.shape))) * 1.0 for side in sides)
         tiles = work.copies * ceil_div(work.rows, rows) * ceil_div(work.outer, columns)
         load_s = (np.minimum(work.rows, rows) + columns) * value_bytes / sm_bytes
         per_k = np.maximum(np.maximum(load_s, 2.0 * rows * columns / sm_flops), p["step_ns"] * NANO)
-        for splits in SPLITS:
-            waves = ceil_div(tiles * splits, gpu.sms)
-            sums = 4.0 * work.copies * work.rows * work.outer * splits / gpu.hbm_bytes_per_s
-            split_s = (splits > 1) * (p["split_us"] * MICRO * np.log2(splits) + sums)
-            best = np.minimum(best, waves * (p["wave_us"] * MICRO + work.inner / splits * per_k) + split_s)
+        waves = ceil_div(tiles * splits, gpu.sms)
+        seconds = waves * (p["wave_us"] * MICRO + split_inner * per_k) + split_s
+        best = np.minimum(best, seconds.min(axis=(0, 1)))
     return best
 
 
@@ -391,6 +422,8 @@ SHAPES: dict[str, ShapeTime] = {
 
 def one_piece(work: Work) -> Work:
     """One of an op's equal pieces: as many launches, its share of the requests, bytes, FLOP and payload."""
+    if isinstance(work.pieces, int | float) and work.pieces == 1:
+        return work
     share = 1 / work.pieces
     sent = work.collective
     return replace(

@@ -98,11 +98,11 @@ def letters(s: StepInput, a, ffn):
     tensors |= {"brw": "router_weights", "bkv": "kv", "ba": "activations", "bl": "wire", "bd": "dispatch"}
     given |= {letter: b(tensor) for letter, tensor in tensors.items()}
     if ffn.kind == "dense":
-        given |= {"F": ffn.intermediate_size}
+        given |= {"F": ffn.intermediate_size, "M": 2 if ffn.gated is not False else 1}
     elif ffn.kind == "routed":
         rank = busiest_rank(s, ffn)
         given |= {"E": ffn.routed, "k": ffn.top_k, "Fe": ffn.intermediate_size, "He": ffn.latent_size or m.hidden_size}
-        given |= {"Ns": ffn.shared, "Fs": ffn.shared_intermediate_size}
+        given |= {"M": 2 if ffn.gated is not False else 1, "Ns": ffn.shared, "Fs": ffn.shared_intermediate_size}
         given |= {name: float(getattr(rank, name)) for name in ("held", "read", "pairs", "foreign")}
     found = equations.with_letters("index.md", given)
     if a.kind in ("window", "linear"):

@@ -10,8 +10,8 @@ module is imported (constants, bodies of classes) is forked before that, and imp
 found by coverage.py, and kept under out/. Recorded numbers (`held_still`, the gate's baselines) are left out: they kill
 almost all, and cannot say which of two numbers is right.
 
-mutmut 3 was tried first: it leaves out decorated functions, lambdas and class bodies, which is where most equations,
-properties and rules of this package are.
+A tool of our own, for mutmut 3 leaves out decorated functions, lambdas and class bodies by its documentation, which is
+where most equations, properties and rules of this package are.
 """
 
 from __future__ import annotations

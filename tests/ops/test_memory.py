@@ -139,3 +139,18 @@ def test_the_tokens_that_fit_do_fit_and_one_request_more_does_not():
         # activations grow with the batch as well, by far less than a request's cache
         assert float(served("gb200", framework, Layout(batch=users - 1, dp=8, ep=8), 100_000).left_bytes) >= 0
         assert float(served("gb200", framework, Layout(batch=users + 1, dp=8, ep=8), 100_000).left_bytes) < 0
+
+
+def test_the_tokens_that_fit_are_those_of_the_stage_that_is_full_first_at_their_own_batch_not_at_the_given_one():
+    # the last of four stages has the head beside 15 layers, the third 16: at one request the head's stage is fullest
+    x = Layout(batch=1, tpa=8, pp=4)
+    model = load_model("llama-3.1-405b")
+    setting = Setting(model=model, machine=GB200, timing=IDEAL, precision=FP8)
+    tokens = int(kv_tokens_that_fit(evaluate_step(setting, x, 16_384).memory, x, 16_384))
+    users = tokens // 16_384 // x.pp
+    assert evaluate_step(setting, Layout(batch=users, tpa=8, pp=4), 16_384).memory.left_bytes >= 0
+    assert evaluate_step(setting, Layout(batch=users + 2, tpa=8, pp=4), 16_384).memory.left_bytes < 0
+    for batch in (1, 8, users):
+        y = Layout(batch=batch, tpa=8, pp=4)
+        again = kv_tokens_that_fit(evaluate_step(setting, y, 16_384).memory, y, 16_384)
+        assert int(again) == pytest.approx(tokens, rel=0.01)

@@ -39,6 +39,7 @@ def grown(name, precision=BF16, **widths):
         ("gpt-oss-120b", 18 * 2 * 8 * 64 * 2),  # the other 18 layers have a window
         ("llama-4-maverick", 12 * 2 * 8 * 128 * 2),
         ("gemma-3-27b", 10 * 2 * 16 * 128 * 2),
+        ("nemotron-h", 10 * 2 * 8 * 128 * 2),  # 54 layers of Mamba-2
         ("minimax-m2", 62 * 2 * 8 * 128 * 2),
         ("minimax-m3", 60 * 2 * 4 * 128 * 2 + 57 * 256),
     ],
@@ -52,6 +53,7 @@ def test_the_cache_of_a_request_grows_by_the_bytes_a_token_of_its_layers(name, l
     [
         ("kimi-k3", 69 * 96 * 128 * 128 * 4, 69 * 3 * 3 * 96 * 128 * 2),
         ("qwen3.5-397b-a17b", 45 * 64 * 128 * 128 * 4, 45 * 3 * (2 * 16 + 64) * 128 * 2),
+        ("nemotron-h", 54 * 256 * 256 * 64 * 4, 54 * 3 * (2 * 8 * 256 + 256 * 64) * 2),
         ("qwen3-next-80b", 36 * 32 * 128 * 128 * 4, 36 * 3 * (2 * 16 + 32) * 128 * 2),
     ],
 )

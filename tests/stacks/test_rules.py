@@ -102,6 +102,16 @@ CASES: dict[str, list[Case]] = {
         ("sglang", gqa(48, 4), RACK, BF16, {"tpa": 12, "ep": 12}, {"tpa": 24, "ep": 24}),
         ("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 72, "ep": 72}, {"dp": 48, "ep": 24, "tpf": 2}),
     ],
+    "EXPERT_COPIES": [
+        (
+            "trtllm vllm sglang",
+            R1,
+            RACK,
+            NVFP4,
+            {"dp": 64, "ep": 64, "redundant_experts": 64},
+            {"dp": 64, "ep": 32, "tpf": 2, "redundant_experts": 32},
+        ),
+    ],
     "EXPERT_SHARDS": [("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 8}, {"dp": 12})],
     "EXPERT_TILES": [
         ("vllm sglang trtllm", QWEN, BOARD, FP8_BLOCK, {"tpa": 4}, {"tpa": 8}),

@@ -212,7 +212,8 @@ def hold_attention(a: AttentionKind, w: Weights, seat: Seat) -> Weights:
         groups = sorted({head // share for head in kept})
         down = np.concatenate([w["q_down"], w["kv_down"]], axis=1)
         into = np.concatenate([w["compressed"], w["weighed"]], axis=1)
-        held |= {"down": down, "q_up": _side_by_side(w["q_up"][q]), "into": into, "o_down": w["o_down"][kept]}
+        held |= {"down": down, "q_up": _side_by_side(w["q_up"][q]), "o_down": w["o_down"][kept]}
+        held |= {"into": into} if a.ratio else {}
         return held | {"o_up": w["o_up"][groups].reshape(-1, w["o_up"].shape[-1])}
     held |= {"o": w["o"][kept].reshape(-1, w["o"].shape[-1])}
     if isinstance(a, HeadAttention):
