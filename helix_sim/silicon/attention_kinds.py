@@ -138,7 +138,7 @@ def linear_classes(system: str, framework: str) -> list[Measured]:
             rows = rows[rows["kind"] == ("mamba2" if framework == "trtllm" else "gdn")]
         if op == "state":  # what fuses the convolution as well stands in only where tokens are verified
             rows = rows[~rows["kernel"].str.contains("fused_decode|fused_kda_decode$") | (rows["query_tokens"] > 1)]
-        cells = [name for name in rows if name not in ("seconds", "kernel", "source")]
+        cells = [str(name) for name in rows if name not in ("seconds", "kernel", "source")]
         rows = fastest(rows, cells)
         if len(rows) < FEWEST_ROWS // 4:
             continue

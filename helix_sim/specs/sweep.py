@@ -202,7 +202,7 @@ class Sweep(Record):
         """Drafts of a step that are tried, rising; none without a draft."""
         if self.draft is None:
             return [0]
-        given = self.draft_tokens or DraftRange(last=USUAL_DRAFTS)
+        given = self.draft_tokens or DraftRange.model_validate({"to": USUAL_DRAFTS})
         return list(range(given.first, given.last + 1)) if isinstance(given, DraftRange) else sorted(set(given))
 
     @property
