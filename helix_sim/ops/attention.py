@@ -271,10 +271,10 @@ def attention_core(s: StepInput, a: Heads) -> Work:
 def window_core(s: StepInput, a: WindowAttention) -> Work:
     """Attention of the new tokens over their windows, on a step without KV shards: `attention_core` with fewer tokens.
 
-    A kernel of grouped-query attention that is told where to begin: timed as one of as many tokens as the window.
+    A kernel of grouped-query attention that is told where to begin.
     """
     keys = chunk_keys_seen(s, a.window_tokens) if a.chunked else window_keys_seen(s, a.window_tokens)
-    return core_over(s, a, op_class="attention-gqa", tokens=window_tokens_read(s, a.window_tokens), keys=keys)
+    return core_over(s, a, op_class="attention-window", tokens=window_tokens_read(s, a.window_tokens), keys=keys)
 
 
 def window_tokens_read(s: StepInput, window: int) -> Any:

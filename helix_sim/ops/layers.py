@@ -307,7 +307,9 @@ ENDS: dict[str, Kind] = {
 class Half:
     """A kind of half a layer as a model has it: `half` is "attention", "ffn" or "ends", `name` the model's own name.
 
-    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names.
+    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names. A
+    draft's ("draft") has an input of its own beside a step; holds: whether its weights are its own to hold, but for
+    those of the ops in `elsewhere`.
     """
 
     half: str
@@ -315,6 +317,9 @@ class Half:
     kind: Kind
     spec: Any
     suffix: str = ""
+    input: Callable[[StepInput], StepInput] = lambda s: s
+    holds: bool = True
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -323,7 +328,7 @@ class Half:
 
     def ops(self, s: StepInput) -> OpTable:
         """Its ops for one layer, by their names within the kind."""
-        return self.kind.ops(s, self.spec)
+        return self.kind.ops(self.input(s), self.spec)
 
     def op_name(self, op: str) -> str:
         """An op's name in the step: its own, with the kind's in brackets where two kinds of the model share it."""
@@ -353,14 +358,17 @@ def halves_of(model: Model) -> tuple[Half, ...]:
 
 
 def ordered(tables: Iterable[tuple[Half, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing."""
+    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing, drafts."""
     opening: dict[str, Any] = {}
     body: dict[str, Any] = {}
     closing: dict[str, Any] = {}
+    drafts: dict[str, Any] = {}
     for half, table in tables:
         for op, value in table.items():
-            if half.half != "ends":
+            if half.half == "draft":
+                drafts[half.op_name(op)] = value
+            elif half.half != "ends":
                 body[half.op_name(op)] = value
             else:
                 (opening if op.startswith("embedding") else closing)[op] = value
-    return opening | body | closing
+    return opening | body | closing | drafts

@@ -68,6 +68,8 @@ def _shapes_of(family: Family, gpus: int, most_tpa: int, model: Model) -> Iterat
 def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]:
     """Columns of SHAPE_AXES of a family, one row a shape; the order is the same in every run.
 
+    A sweep that drafts has a row for each of its draft lengths, too, in a column draft_tokens.
+
     Rows are sorted by kvp, so that neighbours hold about as much KV cache per request.
     """
     family = sweep.families[name]
@@ -75,4 +77,9 @@ def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]
     rows = (shape for gpus in sweep.gpu_counts for shape in _shapes_of(family, gpus, most_tpa, model))
     table = np.fromiter(itertools.chain.from_iterable(rows), dtype=WIDTH).reshape(-1, len(SHAPE_AXES))
     table = table[np.argsort(table[:, 1], kind="stable")]
-    return dict(zip(SHAPE_AXES, table.T, strict=True))
+    columns = dict(zip(SHAPE_AXES, table.T, strict=True))
+    if sweep.draft is None:
+        return columns
+    drafts, count = np.array(sweep.draft_counts, dtype=WIDTH), len(table)
+    columns = {axis: np.repeat(column, len(drafts)) for axis, column in columns.items()}
+    return columns | {"draft_tokens": np.tile(drafts, count)}
