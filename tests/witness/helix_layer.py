@@ -13,7 +13,7 @@ attention group, then KV shard, then tpa column. Tokens are appended to the KV s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import gcd
 
@@ -105,7 +105,7 @@ class Widths:
     @classmethod
     def of(cls, layout: Layout) -> Widths:
         """The widths of a layout; it must be one layout, not a column of them."""
-        return cls(**{name: int(value) for name, value in layout.columns().items() if name != "pp"})
+        return cls(**{field.name: int(getattr(layout, field.name)) for field in fields(cls)})
 
     @property
     def keepers(self) -> int:
