@@ -14,10 +14,10 @@ from helix_sim import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
+from helix_sim.specs.model import RoutedFfn
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
-from helix_sim.timing.roofline import borrowed_kernels
-from helix_sim.timing.uncertainty import residual_range
+from helix_sim.timing.roofline import borrowed_kernel
 
 
 def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int) -> dict[str, Any]:
@@ -25,13 +25,21 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
 
     `helix_sim.search.layout_source.pick` reads it back, and checks that the inputs hold what they held.
     """
+    drafter = step.setting.drafter
+    drafting: dict[str, Any] = {}
+    if drafter and step.layout.draft_tokens:
+        drafting = {
+            "draft": drafter.draft.name,
+            "step_s": float(step.step_s),
+            "accepted_tokens": float(step.accepted_tokens),
+        }
     return {
         "helix_sim": __version__,
         "answer_version": ANSWER_VERSION,
         "model": step.model.name,
         "machine": step.machine.name,
         "timing": step.timing.name,
-        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
+        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing", "draft") if kind in inputs},
         "context": int(step.context),
         "longest_context": longest_context,
         "query_tokens": int(step.query_tokens),
@@ -41,6 +49,7 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "users": int(step.layout.users),
         "kv_tokens": kv_tokens(step),
         "memory_bytes": memory_record(step),
+        **drafting,
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
@@ -74,6 +83,21 @@ def known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def routing_of(step: Step) -> dict[str, str]:
+    """How tokens are taken to choose experts and how those lie on ranks, in words, by kind of FFN with experts."""
+    return {name: _routing(ffn, int(step.layout.redundant_experts)) for name, ffn in step.model.routed_kinds.items()}
+
+
+def _routing(ffn: RoutedFfn, copies: int) -> str:
+    popularity = f"the n-th of {ffn.routed} experts is picked as n^-{ffn.routing_skew:g}"
+    if not ffn.routing_skew:
+        popularity = f"uniform over {ffn.routed} experts, of which it reads the most"
+    place = "packed by popularity" if copies or ffn.balanced else "on ranks at random"
+    source = ffn.placement.source if ffn.placement and (ffn.balanced or not copies) else "assumed"
+    held = f"experts and {copies} copies of the busiest" if copies else "experts"
+    return f"{popularity} ({ffn.routing_source or 'assumed'}); {held} {place} ({source})"
+
+
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
     """Ops of one layout that run on kernels which stand in for the framework's own, by name.
 
@@ -83,9 +107,9 @@ def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
     for name, work in step.ops.items():
         if not float(step.repeats[name] * step.times[name].seconds):
             continue
-        for kernel, reason in borrowed_kernels(work, step.machine, step.timing).items():
-            low, high = residual_range(kernel.partition("/")[0], step.timing)
-            found[name] = {"reason": reason, "low": float(np.exp(low)), "high": float(np.exp(high))}
+        if runs := borrowed_kernel(work, step.machine, step.timing):
+            low, high = (float(np.exp(end)) for end in (runs.residuals.low, runs.residuals.high))
+            found[name] = {"reason": runs.borrowed, "low": low, "high": high}
     return found
 
 
@@ -124,6 +148,7 @@ class Explanation:
             **answer_record(step, self.picked.inputs, self.picked.longest_context),
             **uncertainty_record(step),
             "pass_s": float(step.pass_s),
+            **({"routing": routing} if (routing := routing_of(step)) else {}),
             "ops": op_rows(step),
         }
 

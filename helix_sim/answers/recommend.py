@@ -128,7 +128,8 @@ class Request:
     fill; one replica alone unless given. objective: most tokens/s of the whole (`fleet`, the default where a total is
     known), or of each GPU that is used (`per-gpu`). confidence: the chance with which a layout must keep
     ttl_s by a measured timing's interval, 0.5 or more; unless given, the TTL itself must keep it. usd_per_gpu_hour: a
-    price in place of the machine's own.
+    price in place of the machine's own. draft: what may draft, by name or file; nothing unless given. draft_tokens:
+    drafts of a step that are tried; 0 to 8 unless given.
     """
 
     model: str
@@ -142,6 +143,8 @@ class Request:
     min_users: int = 1
     choices: int = 5
     stack: str = "any"
+    draft: str | None = None
+    draft_tokens: tuple[int, ...] = ()
     total_gpus: int | None = None
     objective: str | None = None
     confidence: float | None = None
@@ -192,6 +195,8 @@ def search_plan(request: Request) -> Plan:
             "batch": BATCHES,
             "chunks": CHUNKS,
             "families": {name: known[name] for name in request.families or known},
+            "draft": request.draft,
+            "draft_tokens": list(request.draft_tokens) or None,
         }
     )
     return plan(sweep)
@@ -374,8 +379,8 @@ class Choice:
     family, title: its family by name and in words. step: its decode step, at the context of its batch.
     throughput_lost: share of the best layout's throughput (of the whole, where a total of GPUs is known) that it gives
     up. stopped_by: what keeps a larger batch out: `ttl`, `memory`, or `nothing` where it would not decode faster.
-    stacks: the serving stacks that start it, among those asked for. chance: that it keeps the budget, by a measured timing's
-    interval; None on another. filled: what replicas of it make of the total of GPUs; None where none is known.
+    stacks: the serving stacks that start it, among those asked for. chance: that it keeps the budget, by a measured
+    timing's interval; None on another. filled: what replicas of it make of the total of GPUs; None without one.
     """
 
     family: str

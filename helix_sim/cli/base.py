@@ -30,9 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Verbs(typer.Typer):
     """The application: every verb's help ends as `Verb` has it."""
 
-    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:  # type: ignore[override]
+    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:
         """A decorator that makes a function a verb."""
-        return super().command(name, cls=Verb, **how)  # type: ignore[return-value]
+        return super().command(name, cls=Verb, **how)
 
 
 app = Verbs(

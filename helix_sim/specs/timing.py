@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -80,6 +81,11 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
+    widened: bool = Field(
+        False,
+        description="whether its residuals hold what standing in for another adds, as its source says it; else the "
+        "timing's unknowns do [yes or no]",
+    )
     dispatched: bool | None = Field(
         None, description="whether it serves experts behind a dispatch alone; all experts where not said [yes or no]"
     )
@@ -89,7 +95,7 @@ class KernelClass(Record):
     )
     residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
-    @property
+    @cached_property
     def values(self) -> dict[str, float]:
         """Parameters by name, without their sources."""
         return {name: quantity.value for name, quantity in self.parameters.items()}
@@ -147,12 +153,20 @@ class Calibration(Record):
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
 
+    @cached_property
+    def kernels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes by what they serve: under a class those of its kernels, of which the fastest runs."""
+        found: dict[str, list[str]] = {}
+        for name in self.classes:
+            found.setdefault(name.partition("/")[0], []).append(name)
+        return {served: tuple(names) for served, names in found.items()}
+
     @property
     def cache_formats(self) -> list[str]:
-        """Formats of a KV cache that kernels of every measured kind of attention read, narrowest first."""
+        """Formats of a KV cache that measured kernels of full attention read, grouped-query and latent, narrowest first."""
         kinds: dict[str, set[str]] = {}
         for name in self.classes:
-            if found := re.fullmatch(r"(attention-[^-]+)-([^/]+)(/.*)?", name):
+            if found := re.fullmatch(r"(attention-(?:gqa|mla))-([^/]+)(/.*)?", name):
                 kinds.setdefault(found[1], set()).add(found[2])
         shared = set.intersection(*kinds.values()) if kinds else set()
         return sorted(shared, key=lambda name: FORMAT_BITS[name])
@@ -223,7 +237,7 @@ class Timing(Record):
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
-        return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
+        return self.pointwise if op_class in ("pointwise", "grouped-pointwise", "convolution") else self.kernel
 
     def scale_latencies(
         self, *, kernel: float = 1, collective: float = 1, network: float = 1, host: float = 1

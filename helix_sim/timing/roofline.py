@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.kept import kept_for_records
 from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MICRO
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.timing import KernelClass, Timing
-from helix_sim.timing.kernel_shapes import SHAPES, gpu_of, one_piece
+from helix_sim.specs.timing import CollectiveConstants, KernelClass, Timing
+from helix_sim.timing.kernel_shapes import SHAPES, Gpu, gpu_of, one_piece
 
 TERMS = ("latency", "math", "hbm", "link")
 
@@ -85,30 +86,39 @@ SAME_KERNEL = {
 """Number formats whose kernels stand in for those of a format without measurements."""
 
 
-def measured_classes(work: Work, timing: Timing) -> list[str]:
+def measured_classes(work: Work, timing: Timing) -> tuple[str, ...]:
     """Names of the calibration's classes for an op: by its stored format, by its arithmetic, or for all formats.
 
     Several where a framework has kernels to choose from, as class/kernel.
     """
     if timing.calibration is None:
-        return []
-    formats = (work.weights, *SAME_KERNEL.get(work.weights, ()), work.math, *SAME_KERNEL.get(work.math, ()))
-    for wanted in (*(f"{work.op_class}-{number_format}" for number_format in formats), work.op_class):
-        if names := [name for name in timing.calibration.classes if name.partition("/")[0] == wanted]:
+        return ()
+    kernels, (stored, computed) = timing.calibration.kernels, (work.weights, work.math)
+    for number_format in (stored, *SAME_KERNEL.get(stored, ()), computed, *SAME_KERNEL.get(computed, ())):
+        if names := kernels.get(f"{work.op_class}-{number_format}"):
             return names
-    return []
+    return kernels.get(work.op_class, ())
 
 
-def borrowed_kernels(work: Work, machine: Machine, timing: Timing) -> dict[str, str]:
-    """Why other kernels stand in for an op's own, by the name of the class, for one layout; none where its own ran."""
-    found = {}
-    for name in measured_classes(work, timing):
-        assert timing.calibration is not None
-        measured = timing.calibration.classes[name]
-        chosen_by_size = measured.domains or measured.dispatched
-        if measured.borrowed and (not chosen_by_size or bool(_serves(work, machine, measured))):
-            found[name] = measured.borrowed
-    return found
+def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[str, ...], Any]:
+    """Names of an op's measured classes and, for each layout of a column, the place of the one that runs, the fastest.
+
+    No names, and place 0, where nothing was measured for the op.
+    """
+    names = measured_classes(work, timing)
+    if len(names) < 2:
+        return names, 0
+    seconds = np.broadcast_arrays(*(_measured_time(work, machine, timing, name).seconds for name in names))
+    return names, np.argmin(seconds, axis=0)
+
+
+def borrowed_kernel(work: Work, machine: Machine, timing: Timing) -> KernelClass | None:
+    """The class that an op of one layout runs on, where it stands in for the op's own; None where its own runs."""
+    names, place = running_kernel(work, machine, timing)
+    if not names or timing.calibration is None:
+        return None
+    runs = timing.calibration.classes[names[int(place)]]
+    return runs if runs.borrowed else None
 
 
 def _fastest(times: list[OpTime]) -> OpTime:
@@ -124,8 +134,7 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
     """Pieces one after another, each as its class was measured; later pieces may share the first one's latency."""
     assert timing.calibration is not None
     measured = timing.calibration.classes[name]
-    constants = timing.collective
-    gpu = gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
+    gpu = _gpu_under(machine, timing.collective)
     rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
     terms = SHAPES[measured.shape](one_piece(_passed_over(work, timing)), gpu, rate, measured.values)
     latency_s = terms.latency_s
@@ -137,6 +146,12 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
         hbm_s=work.pieces * terms.hbm_s,
         link_s=work.pieces * terms.link_s,
     )
+
+
+@kept_for_records
+def _gpu_under(machine: Machine, constants: CollectiveConstants) -> Gpu:
+    """What the shapes ask of a machine, with a timing's constants of its network."""
+    return gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
 
 
 def _passed_over(work: Work, timing: Timing) -> Work:

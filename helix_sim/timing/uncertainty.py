@@ -5,9 +5,9 @@ fit serves them). Different causes know nothing of each other: their deviations 
 
 | cause | shared by | how wide, as ln(measured / modelled) |
 | --- | --- | --- |
-| kernels of a class | its ops | centiles of the residuals of cells kept out of its fit |
+| kernels of a class | its ops | centiles of the residuals of cells kept out of the fit, of the kernel that runs |
 | beyond | the ops of a class | a width for each doubling beyond the largest size measured |
-| borrowed | the ops of a class | a width where another format's or framework's kernel, or an assumed one, stands in |
+| borrowed | the ops of a class | a width where another's kernel, or an assumed one, stands in, unless in the above |
 | summing | the kernels of a half of a layer, or of the ends | whole measured modules over the sum of their kernels |
 | collectives | all collectives | a width: they were measured alone, not in a step |
 | routing | routed experts on several ranks | measured between even and skewed loads |
@@ -17,7 +17,7 @@ The widths are a timing's `unknowns`, each from tables of kernels; no serving se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from helix_sim.core.work import Work
+from helix_sim.specs.machine import Machine
 from helix_sim.specs.timing import KernelClass, Timing
 from helix_sim.timing.kernel_shapes import one_piece
-from helix_sim.timing.roofline import HOST, measured_classes
+from helix_sim.timing.roofline import HOST, running_kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Deviation:
 
 
 def step_deviations(
-    ops: Iterable[tuple[Work, Any, str]], timing: Timing, *, ranks_of_experts: Any = 1
+    ops: Iterable[tuple[Work, Any, str]], machine: Machine, timing: Timing, *, ranks_of_experts: Any = 1
 ) -> list[Deviation]:
     """What may move a step whose ops, with the seconds that each adds, are these; nothing without measured kernels.
 
@@ -54,14 +55,17 @@ def step_deviations(
     found: list[Deviation] = []
     for work, seconds, half in ops:
         if work.op_class != HOST:
-            found += _op_deviations(work, seconds, half, timing, ranks_of_experts)
+            found += _op_deviations(work, seconds, half, machine, timing, ranks_of_experts)
     return found
 
 
-def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of_experts: Any) -> list[Deviation]:
+def _op_deviations(
+    work: Work, seconds: Any, half: str, machine: Machine, timing: Timing, ranks_of_experts: Any
+) -> list[Deviation]:
     calibration, unknowns = timing.calibration, timing.unknowns
     assert calibration is not None
-    names = measured_classes(work, timing)
+    names, place = running_kernel(work, machine, timing)
+    measured = [calibration.classes[name] for name in names]
     if not names and unknowns is None:
         return []
     served = names[0].partition("/")[0] if names else work.op_class
@@ -71,12 +75,14 @@ def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of
         found.append(Deviation(cause=cause, seconds=seconds, low=low, high=high))
 
     if names:
-        add(f"kernels of {served}", *residual_range(served, timing))
+        lows, highs = ([getattr(each.residuals, end) for each in measured] for end in ("low", "high"))
+        add(f"kernels of {served}", np.take(lows, place), np.take(highs, place))
     if unknowns:
-        if stands_in(work, names, calibration.classes):
+        borrows = np.take([stands_in(work, served, each) for each in measured], place) if names else True
+        if np.any(borrows):
             width = (unknowns.borrowed_collective if work.collective else unknowns.borrowed_kernel).value
-            add(f"borrowed {served}", -width, width)
-        beyond = doublings_beyond(work, [calibration.classes[name] for name in names])
+            add(f"borrowed {served}", -width * borrows, width * borrows)
+        beyond = doublings_beyond(work, measured)
         width = unknowns.beyond_per_doubling.value * beyond
         add(f"beyond {served}", -width, width)
     if work.collective is None:
@@ -89,13 +95,10 @@ def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of
     return found
 
 
-def stands_in(work: Work, names: list[str], classes: Mapping[str, KernelClass]) -> bool:
-    """Whether an op is timed by a kernel that is not its own: assumed, another format's, or a borrowed class's."""
-    if not names:
-        return True
-    kind = names[0].partition("/")[0]
-    of_another = kind not in (work.op_class, f"{work.op_class}-{work.weights}")
-    return of_another or all(classes[name].borrowed is not None for name in names)
+def stands_in(work: Work, served: str, measured: KernelClass) -> bool:
+    """Whether a kernel of class `served` is not an op's own: of another format, or borrowed and not widened for it."""
+    of_another = served not in (work.op_class, f"{work.op_class}-{work.weights}")
+    return of_another or (measured.borrowed is not None and not measured.widened)
 
 
 def doublings_beyond(work: Work, measured: list[KernelClass]) -> Any:
@@ -127,7 +130,7 @@ def size_of(work: Work, name: str) -> Any:
 def residual_range(name: str, timing: Timing) -> tuple[float, float]:
     """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
     assert timing.calibration is not None
-    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
+    found = [timing.calibration.classes[key].residuals for key in timing.calibration.kernels[name]]
     return min(each.low for each in found), max(each.high for each in found)
 
 
