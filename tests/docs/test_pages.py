@@ -246,7 +246,8 @@ def _is_text(node: ast.AST) -> bool:
 MUST_DEFINE = """
 TTL, TPOT, ITL, interactivity, throughput, users, TPA, KVP, DP, TPF, EP, PP, HOP-B, chunks, Medha, Helix,
 wire, binds, latency, math, hbm, link, hidden, share, effective batch, hypervolume, stopped by, frontier,
-family, group, extrapolated, 80 % interval, reserve, resident, capacity, host, lost, runner-up, knob, replicas, idle GPUs,
+family, group, extrapolated, 80 % interval, reserve, resident, capacity, host, lost, runner-up, knob,
+replicas, idle GPUs,
 baseline, held, moved, probe, timing, machine, setting, class, held out, bias, target, peer, half, id, block,
 executor, op, times, context, batch, layout, domain, tray, stage, mix, dropped, dispatch, combine, weights,
 activations, KV cache, curve, points
