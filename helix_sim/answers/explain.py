@@ -25,13 +25,21 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
 
     `helix_sim.search.layout_source.pick` reads it back, and checks that the inputs hold what they held.
     """
+    drafter = step.setting.drafter
+    drafting: dict[str, Any] = {}
+    if drafter and step.layout.draft_tokens:
+        drafting = {
+            "draft": drafter.draft.name,
+            "step_s": float(step.step_s),
+            "accepted_tokens": float(step.accepted_tokens),
+        }
     return {
         "helix_sim": __version__,
         "answer_version": ANSWER_VERSION,
         "model": step.model.name,
         "machine": step.machine.name,
         "timing": step.timing.name,
-        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
+        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing", "draft") if kind in inputs},
         "context": int(step.context),
         "longest_context": longest_context,
         "query_tokens": int(step.query_tokens),
@@ -41,6 +49,7 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "users": int(step.layout.users),
         "kv_tokens": kv_tokens(step),
         "memory_bytes": memory_record(step),
+        **drafting,
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),

@@ -128,7 +128,8 @@ class Request:
     fill; one replica alone unless given. objective: most tokens/s of the whole (`fleet`, which a total is needed for and
     makes the default), or of each GPU that is used (`per-gpu`). confidence: the chance with which a layout must keep
     ttl_s by a measured timing's interval, 0.5 or more; unless given, the TTL itself must keep it. usd_per_gpu_hour: a
-    price in place of the machine's own.
+    price in place of the machine's own. draft: what may draft, by name or file; nothing unless given. draft_tokens: drafts
+    of a step that are tried; 0 to 8 unless given.
     """
 
     model: str
@@ -142,6 +143,8 @@ class Request:
     min_users: int = 1
     choices: int = 5
     stack: str = "any"
+    draft: str | None = None
+    draft_tokens: tuple[int, ...] = ()
     total_gpus: int | None = None
     objective: str | None = None
     confidence: float | None = None
@@ -192,6 +195,8 @@ def search_plan(request: Request) -> Plan:
             "batch": BATCHES,
             "chunks": CHUNKS,
             "families": {name: known[name] for name in request.families or known},
+            "draft": request.draft,
+            "draft_tokens": list(request.draft_tokens) or None,
         }
     )
     return plan(sweep)
@@ -221,8 +226,8 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
     if request.objective is not None and request.objective not in OBJECTIVES:
         return [f"--objective: {said(request.objective)} is not one of {', '.join(OBJECTIVES)}"]
     if total is None:
-        return (
-            ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        return ["--objective is of a total of GPUs; give --total-gpus or --racks, or leave it out"] * bool(
+            request.objective
         )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]

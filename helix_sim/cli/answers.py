@@ -92,6 +92,12 @@ MostGpusOption = Annotated[
 ]
 
 
+DraftOption = Annotated[
+    str | None, typer.Option(help="what may draft: a shipped draft, such as deepseek-r1-mtp, or a YAML file")
+]
+DraftTokensOption = Annotated[
+    str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
+]
 PriceOption = Annotated[
     str | None, number_option("what an hour of one GPU costs in USD, in place of the machine's own price")
 ]
@@ -127,16 +133,13 @@ def recommend(
     stack: Annotated[
         str, typer.Option(help="the serving stack that must start a layout: trtllm, vllm, sglang, any, or none")
     ] = "any",
+    draft: DraftOption = None,
+    draft_tokens: DraftTokensOption = None,
     choices: Annotated[str, number_option("how many choices to list")] = "5",
     usd_per_gpu_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none.
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --context 128K --ttl-ms 20 --racks 2
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --tokens-per-second 50 --timing gb200-trtllm --confidence 0.9
-    """
+    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
     from helix_sim.core.errors import Exit, SpecError
@@ -161,6 +164,10 @@ def recommend(
         objective=objective,
         confidence=number(confidence, "--confidence") if confidence is not None else None,
         usd_per_gpu_hour=number(usd_per_gpu_hour, "--usd-per-gpu-hour") if usd_per_gpu_hour is not None else None,
+        draft=draft,
+        draft_tokens=tuple(
+            0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
+        ),
     )
     with progress("searching") as on_search:
         found = search(request, on_search)

@@ -134,6 +134,12 @@ def _print_step(out: Console, picked: Picked) -> None:
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )
+    if step.layout.draft_tokens and step.setting.drafter:
+        out.print(
+            f"a step of {float(step.step_s) * 1e3:.3f} ms verifies {step.layout.draft_tokens} drafts of "
+            f"{step.setting.drafter.draft.name} and yields {float(step.accepted_tokens):.2f} tokens on average: "
+            "TTL and rates are of these"
+        )
     if step.layout.pp > 1:
         out.print(
             f"{step.layout.pp} batches go round {step.layout.pp} stages at the pace of the busiest, shown above; "
