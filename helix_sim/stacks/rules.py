@@ -292,7 +292,7 @@ class StackRule(Enum):
     ATTENTION_TILES = Refusal(title="projections of a rank that cut quantised tiles", holds=_attention_tiles)
     VOCABULARY = Refusal(title="a vocabulary that does not divide over tensor parallelism", holds=_vocabulary)
     HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
-    QUERY_SHARDS = Refusal(
+    GATHERED_QUERIES = Refusal(
         title="a projection of queries shared by KV shards as the stack does not share it",
         holds=lambda p: (
             (np.asarray(p.layout.q_shards) > 1)
