@@ -122,7 +122,10 @@ def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
     """SiLU(gate)·up of the routed tokens; of up alone where nothing gates."""
     shard = ceil_div(ffn.intermediate_size, s.layout.tpf)
     activation = gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
-    formats: dict[str, Any] = {"math": s.precision.format_of("routed_math"), "weights": s.precision.format_of("routed_weights")}
+    formats: dict[str, Any] = {
+        "math": s.precision.format_of("routed_math"),
+        "weights": s.precision.format_of("routed_weights"),
+    }
     return replace(activation, part="activation", part_of="grouped-gemm", **formats)
 
 

@@ -291,6 +291,10 @@ class StackRule(Enum):
     )
     ATTENTION_TILES = Refusal(title="projections of a rank that cut quantised tiles", holds=_attention_tiles)
     VOCABULARY = Refusal(title="a vocabulary that does not divide over tensor parallelism", holds=_vocabulary)
+    KVP_DRAFTS = Refusal(
+        title="drafts verified under KV parallelism",
+        holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (np.asarray(p.layout.draft_tokens) > 0),
+    )
     HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
     GATHERED_QUERIES = Refusal(
         title="a projection of queries shared by KV shards as the stack does not share it",
