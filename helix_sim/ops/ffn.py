@@ -85,7 +85,8 @@ def dispatch(s: StepInput, rank: BusiestRank, width: int | None = None) -> Work:
 
     Without their expert numbers and gates, top_k of each beside H values (or `width`, where experts see a latent).
     """
-    return routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"), width)
+    sent_as = s.precision.format_of("dispatch")
+    return replace(routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"), width), weights=sent_as)
 
 
 def combine(s: StepInput, rank: BusiestRank, width: int | None = None) -> Work:
@@ -136,7 +137,8 @@ def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 
 def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
     sizes = {"pairs": rank.pairs, "held": rank.held, "read": rank.read, "arrived": rank.arrived}
-    return grouped_matmul(s, **sizes, inner=inner, outer=outer)
+    brought_by = routed_exchange(s, rank, "dispatch", 1).collective
+    return replace(grouped_matmul(s, **sizes, inner=inner, outer=outer), brought_by=brought_by)
 
 
 def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:

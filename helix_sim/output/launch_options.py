@@ -78,6 +78,13 @@ class Launched:
         return bool(self.step.model.routed_kinds) and bool(self.placed.dispatched)
 
     @property
+    def gathers(self) -> bool:
+        """Whether the stack gathers all tokens in place of sending them: a stage of one board that is the domain."""
+        machine, x = self.step.machine, self.step.layout
+        board = machine.tray_gpus is not None and machine.tray_gpus.value == machine.domain
+        return not self.stack.dispatch.on_board and board and int(x.dp * x.attention_group) <= machine.domain
+
+    @property
     def dispatch(self) -> str:
         """The stack's back end of dispatch and combine on this machine."""
         reach = self.step.machine.domain > self.gpus_of_node
@@ -244,7 +251,7 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             draft.options["--moe-dense-tp-size"] = 1
     if step.model.routed_kinds:
         draft.options["--ep-size"] = x.ep
-        if launched.dispatched:
+        if launched.dispatched and not launched.gathers:
             # flashinfer's back end sends from every rank, each with tokens of its own
             single = x.attention_group == 1
             draft.options["--moe-a2a-backend"] = launched.dispatch if single else launched.stack.dispatch.several

@@ -144,6 +144,11 @@ class Exchange(Record):
         None,
         description="what it does where none of these was measured: gather all tokens and scatter the sums [text]",
     )
+    gathers_on_board: Text | None = Field(
+        None,
+        description="why it gathers all tokens, in BF16, inside an NVLink domain that is one board, and sends them to "
+        "their experts across several alone [text]",
+    )
 
 
 class Included(Record):

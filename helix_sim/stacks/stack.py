@@ -60,6 +60,11 @@ class Dispatch(Record):
 
     one_domain: Text = Field(description="where NVLink reaches beyond a tray (NVL72) [name]")
     several: Text = Field(description="where a tray is the NVLink domain (HGX) [name]")
+    on_board: bool = Field(
+        default=True,
+        description="whether it sends tokens where a stage is one board and that the NVLink domain, or gathers all "
+        "[yes or no]",
+    )
     source: Text = Field(description="file or page of the stack [text]")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.collectives import Collective
 from helix_sim.core.kept import kept_for_records
 from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MICRO
@@ -147,10 +148,10 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
     measured = timing.calibration.classes[name]
     gpu = _gpu_under(machine, timing.collective)
     rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
-    terms = SHAPES[measured.shape](one_piece(_passed_over(work, timing)), gpu, rate, measured.values)
+    terms = SHAPES[measured.shape](one_piece(_passed_over(work, machine, timing)), gpu, rate, measured.values)
     latency_s = terms.latency_s
     if measured.domains or measured.dispatched:
-        latency_s = latency_s + np.where(_serves(work, machine, measured), 0.0, np.inf)
+        latency_s = latency_s + np.where(_serves(work, machine, timing, measured), 0.0, np.inf)
     return OpTime(
         latency_s=_launches(work, timing) * latency_s,
         math_s=work.pieces * terms.math_s,
@@ -165,20 +166,34 @@ def _gpu_under(machine: Machine, constants: CollectiveConstants) -> Gpu:
     return gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
 
 
-def _passed_over(work: Work, timing: Timing) -> Work:
+def _passed_over(work: Work, machine: Machine, timing: Timing) -> Work:
     """The op with the tokens that its kernel passes over: those that arrived, where a dispatch leaves no empty rows."""
     assert timing.calibration is not None
     if work.arrived is None or timing.calibration.empty_rows:
         return work
-    return replace(work, tokens=work.arrived)
+    return replace(work, tokens=_arrived(work, machine, timing))
 
 
-def _serves(work: Work, machine: Machine, measured: KernelClass) -> Any:
+def _arrived(work: Work, machine: Machine, timing: Timing) -> Any:
+    """Tokens that reach experts: all of them where the framework gathers inside an NVLink domain, else those sent."""
+    assert timing.calibration is not None
+    if work.arrived is None:
+        return work.tokens
+    if work.brought_by is None or "dispatch/gather" not in timing.calibration.classes:
+        return work.arrived
+    return np.where(_in_one_domain(work.brought_by, machine), work.tokens, work.arrived)
+
+
+def _serves(work: Work, machine: Machine, timing: Timing, measured: KernelClass) -> Any:
     """Whether a class serves an op: another of the framework's kernels runs where it does not."""
     if work.collective is None:
-        return np.asarray(work.tokens if work.arrived is None else work.arrived) < work.tokens
-    fewest, _ = work.collective.neighbours(machine.domain)
-    return (fewest >= work.collective.group) == (measured.domains == "one")
+        return np.asarray(_arrived(work, machine, timing)) < work.tokens
+    return _in_one_domain(work.collective, machine) == (measured.domains == "one")
+
+
+def _in_one_domain(collective: Collective, machine: Machine) -> Any:
+    fewest, _ = collective.neighbours(machine.domain)
+    return fewest >= collective.group
 
 
 def _overhead_s(timing: Timing) -> float:
