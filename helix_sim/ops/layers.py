@@ -77,7 +77,7 @@ def mla_ops(s: StepInput, a: MlaAttention) -> OpTable:
 
 def sparse_ops(s: StepInput, a: SparseAttention) -> OpTable:
     """Ops of one layer's sparse latent attention, in order: the indexer, then MLA over what it picked."""
-    return _latent_ops(s, a, sparse.sparse_core(s, a), _index_ops(s, a))
+    return _latent_ops(s, a, sparse.sparse_core(s, a), None if a.picks_shared else _index_ops(s, a))
 
 
 def compressed_ops(s: StepInput, a: CompressedAttention) -> OpTable:
