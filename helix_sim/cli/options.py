@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Options, Picked
     from helix_sim.specs.precision import Precision
 
-from helix_sim.cli.base import remark, remark_on, size
+from helix_sim.cli.base import number, remark, remark_on, size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +67,17 @@ class Group:
             for group in cls.__mro__
             for name in vars(group).get("__annotations__", {})
         ]
+
+
+PriceOption = Annotated[
+    str | None,
+    typer.Option(help="what an hour of one GPU costs in USD, in place of the machine's own price", metavar="N"),
+]
+
+
+def price(text: str | None) -> float | None:
+    """What --usd-per-gpu-hour says; None without it."""
+    return number(text, "--usd-per-gpu-hour") if text is not None else None
 
 
 # --- Timing ----------------------------------------------------------------------------------------------------------
