@@ -59,7 +59,7 @@ def _print_capacity(out: Console, found: Capacity) -> None:
     names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
     out.print(styled(*names, f", timing {step.timing.name}; {step.precision}"))
     x = replace(step.layout, batch=1)
-    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention groups")
+    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention group{'s' * (x.dp > 1)}")
     out.print()
     table = new_table("memory of the fullest GPU", ">GB")
     rows = {"capacity": memory.capacity, "reserve": memory.reserve, "weights": memory.weights,
