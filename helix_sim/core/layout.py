@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from helix_sim.core.kept import kept_property
 from helix_sim.core.numeric import Column, common_divisor, floor_div, larger
 
 
@@ -65,22 +65,22 @@ class Layout:
         except (TypeError, ArithmeticError):
             return 1
 
-    @cached_property
+    @kept_property
     def attention_group(self) -> Any:
         """GPUs that hold the KV cache of one attention group."""
         return self.tpa * self.kvp
 
-    @cached_property
+    @kept_property
     def attention_groups(self) -> Any:
         """Attention groups of the whole layout, one after another: those of every stage."""
         return self.dp * self.pp
 
-    @cached_property
+    @kept_property
     def ffn_group(self) -> Any:
         """GPUs of one stage's FFN grid."""
         return self.tpf * self.ep
 
-    @cached_property
+    @kept_property
     def token_group(self) -> Any:
         """GPUs that share one attention group's tokens after attention: the width of the output projection.
 
@@ -88,17 +88,17 @@ class Layout:
         """
         return floor_div(self.ffn_group, self.dp)
 
-    @cached_property
+    @kept_property
     def idle_shards(self) -> Any:
         """KV shards of an attention group whose GPUs have no part in the FFN: none in Helix, all but one in Medha."""
         return (self.token_group < self.attention_group) * (self.kvp - 1)
 
-    @cached_property
+    @kept_property
     def dense_group(self) -> Any:
         """GPUs that a dense FFN is sharded over: its token group, widened to tpf where tpf spans several groups."""
         return self.token_group * self.pooled_groups
 
-    @cached_property
+    @kept_property
     def pooled_groups(self) -> Any:
         """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several.
 
@@ -109,12 +109,12 @@ class Layout:
         """
         return common_divisor(larger(floor_div(self.tpf, self.token_group), 1), self.dp)
 
-    @cached_property
+    @kept_property
     def users(self) -> Any:
         """Requests in flight: every group of every stage holds a batch."""
         return self.batch * self.dp * self.pp
 
-    @cached_property
+    @kept_property
     def gpus(self) -> Any:
         """GPUs of the whole layout."""
         return self.dp * self.tpa * self.kvp * self.pp

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from helix_sim.core.collectives import Collective
-from helix_sim.core.kept import kept_for_records
+from helix_sim.core.kept import kept_for_records, kept_property
 from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MICRO
 from helix_sim.core.work import Work
@@ -29,12 +28,12 @@ class OpTime:
     hbm_s: Column
     link_s: Column
 
-    @cached_property
+    @kept_property
     def body_s(self) -> Any:
         """Time at full rate: the slowest of arithmetic, memory and link."""
         return largest(self.math_s, self.hbm_s, self.link_s)
 
-    @cached_property
+    @kept_property
     def seconds(self) -> Any:
         """Latency, then the body."""
         return self.latency_s + self.body_s
