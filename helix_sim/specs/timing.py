@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.units import FORMAT_BITS, MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
-from helix_sim.specs.public_tables import ServedMemory
+from helix_sim.specs.public_tables import MicrobatchOrder, ServedMemory
 from helix_sim.specs.values import Flag, Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
 
 R = TypeVar("R", bound=Record)
@@ -154,6 +154,9 @@ class Calibration(Record):
     memory: ServedMemory | None = Field(
         None, description="what servers leave free of memory; the framework's file says it unless given [mapping]"
     )
+    microbatches: MicrobatchOrder | None = Field(
+        None, description="how two microbatches take turns; the framework's file says it unless given [mapping]"
+    )
     classes: dict[Text, KernelClass] = Field(
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
@@ -239,6 +242,12 @@ class Timing(Record):
     calibration: Calibration | None = Field(
         None, description="measured kernels; the constants above stand in where a class was not measured [mapping]"
     )
+
+    @property
+    def microbatch_order(self) -> str:
+        """How two microbatches take turns: as the measured framework has it, or as DeepSeek and SGLang do."""
+        order = self.calibration.microbatches if self.calibration else None
+        return order.value if order else "attention-in-two"
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""

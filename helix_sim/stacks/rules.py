@@ -303,6 +303,13 @@ class StackRule(Enum):
             & ((not p.stack.gathers_queries) | np.asarray(p.layout.q_shards != p.layout.kvp))
         ),
     )
+    MICROBATCHES = Refusal(
+        title="microbatches that take turns where the stack does not split a batch",
+        holds=lambda p: (
+            (np.asarray(p.layout.microbatches) > 1)
+            & (~p.dispatched | (not set(_kinds(p.model)) <= set(p.stack.microbatch_kinds)))
+        ),
+    )
     NO_ONE_STACK = Refusal(
         title="every stack refuses it, each by another rule",
         holds=lambda p: np.zeros(np.shape(p.layout.gpus), dtype=bool),
@@ -399,6 +406,7 @@ def _facts(p: Placed) -> dict[str, Any]:
         "unsupported": ", ".join(unsupported_weights(p)),
         "kv": p.precision.kv,
         "attention": ", ".join(dict.fromkeys(_kinds(model))),
+        "microbatch_kinds": ", ".join(p.stack.microbatch_kinds),
         "vocabulary": -(-model.vocab_size // multiple) * multiple,
     }
 

@@ -132,6 +132,11 @@ class Stack(Record):
     kvp_needs: MathFormat | None = Field(
         default=None, description="arithmetic without which KV parallelism is not supported [format]"
     )
+    microbatch_kinds: list[Text] = Field(
+        default=[],
+        description="kinds of attention of models whose microbatches take turns, where tokens are dispatched; none "
+        "where the stack does not split a batch [list of names]",
+    )
     shard_multiples: dict[NumberFormat, Count] = Field(
         description="a shard's width must be a multiple of this, by weight format [mapping of values]"
     )

@@ -106,6 +106,24 @@ CASES: dict[str, list[Case]] = {
         ("sglang", gqa(48, 4), RACK, BF16, {"tpa": 12, "ep": 12}, {"tpa": 24, "ep": 24}),
         ("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 72, "ep": 72}, {"dp": 48, "ep": 24, "tpf": 2}),
     ],
+    "MICROBATCHES": [
+        (
+            "vllm sglang",
+            R1,
+            RACK,
+            NVFP4,
+            {"dp": 64, "ep": 64, "batch": 8, "microbatches": 2},
+            {"dp": 64, "ep": 32, "tpf": 2, "batch": 8, "microbatches": 2},
+        ),
+        (
+            "trtllm",
+            R1,
+            RACK,
+            NVFP4,
+            {"dp": 64, "ep": 64, "batch": 8},
+            {"dp": 64, "ep": 64, "batch": 8, "microbatches": 2},
+        ),
+    ],
     "EXPERT_COPIES": [
         (
             "trtllm vllm sglang",
