@@ -492,6 +492,14 @@ def stack_choices(_: str) -> str:
     return f"{printed}\n\n{table(columns, rows)}"
 
 
+def columns(_: str) -> str:
+    """Keys of answers and columns of tables."""
+    from helix_sim.specs.quantities import quantities
+
+    rows = [(f"`{name}`", each.type, each.unit, each.meaning) for name, each in quantities().items()]
+    return table(("key", "type", "unit", "what it is"), rows)
+
+
 def knobs(_: str) -> str:
     """Every knob that a setting can be scaled by."""
     from helix_sim.specs.setting import KNOBS
@@ -786,6 +794,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "stack-formats": stack_formats,
     "stack-options": stack_options,
     "knobs": knobs,
+    "columns": columns,
     "mutants": mutants,
     "servings-columns": servings_columns,
 }

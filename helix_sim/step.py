@@ -12,15 +12,18 @@ import numpy as np
 from helix_sim import feasibility
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import Layout
+from helix_sim.core.layout import NONE, Layout
 from helix_sim.core.numeric import Column, smaller
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
+from helix_sim.ops.drafts import draft_counts, draft_halves, with_drafts
 from helix_sim.ops.layers import Half, OpTable, halves_of, ordered
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.stages import Stage, heavy_stages, largest_stage
 from helix_sim.ops.step_input import StepInput
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import draft_problems, drafter_of
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import MlaAttention, Model
@@ -43,8 +46,24 @@ if TYPE_CHECKING:
 
 
 def op_tables(s: StepInput) -> list[tuple[Half, OpTable]]:
-    """Each kind of the model with its ops for one layer, on the busiest GPU."""
-    return [(half, half.ops(s)) for half in halves_of(s.model)]
+    """Each kind of the model, and of what drafts for it, with its ops for one layer, on the busiest GPU."""
+    return [(half, half.ops(s)) for half in (*halves_of(s.model), *draft_halves(s.drafter))]
+
+
+def step_input(setting: Setting, layout: Layout, context: Column, query_tokens: Column = 1) -> StepInput:
+    """What the equations see of a step: its sizes in double precision, the drafts that it verifies among new tokens.
+
+    context: cached tokens of each request at a step without drafts; those in flight are cached as well.
+    """
+    x = layout.as_floats()
+    return StepInput(
+        model=setting.model,
+        precision=setting.precision,
+        layout=x,
+        context=np.multiply(context, 1.0) + x.draft_tokens,
+        query_tokens=np.multiply(query_tokens, 1.0) + x.draft_tokens,
+        drafter=setting.drafter,
+    )
 
 
 def step_ops(s: StepInput) -> OpTable:
@@ -87,8 +106,9 @@ class Step(Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
     `ops`, `times` and `hidden_s` are per execution. `repeats` executions make the busiest stage's step, and pp batches
-    go round pp stages, so each waits its turn there: ttl_s = pp · (sum of repeats · (seconds - hidden)). `stage` counts
-    the layers of that stage. `kinds` has each kind of the model with the names of its ops in the step.
+    go round pp stages, so each waits its turn there: step_s = pp · (sum of repeats · (seconds - hidden)). With drafts
+    it yields several tokens, and its TTL is that of one of them: ttl_s = step_s / accepted_tokens. `stage` counts the
+    layers of the busiest stage. `kinds` has each kind of the model with the names of its ops in the step.
     """
 
     setting: Setting
@@ -132,23 +152,37 @@ class Step(Shown):
 
     @property
     def ttl_s(self) -> Any:
-        """Token-to-token latency of one user [s] (TTL, TPOT): from one step's tokens to the next, through every stage.
+        """Token-to-token latency of one user [s] (TTL, TPOT): the step's, over the tokens that it yields with drafts.
+
+        With several new tokens a request that are no drafts it is the latency of that step, not of each token.
+        """
+        return self.step_s / self.accepted_tokens
+
+    @property
+    def accepted_tokens(self) -> Any:
+        """Mean tokens that a request gets from a step with drafts: those accepted and verification's own; else 1."""
+        drafter = self.setting.drafter
+        return drafter.tokens(self.layout.draft_tokens) if drafter else 1
+
+    @property
+    def step_s(self) -> Any:
+        """Seconds from one step of a batch to its next, through every stage; its drafts' passes are in it.
 
         As many batches as stages are in flight, and each is served once before any is served again: a round takes
-        pp times what the busiest stage takes, which the other stages wait for. With several new tokens a request it is
-        the latency of that step, not of each token.
+        pp times what the busiest stage takes, which the other stages wait for.
         """
         return self.layout.pp * stage_seconds(self.stage, self._exposed(), self._host_s)
 
     @property
     def pass_s(self) -> Any:
-        """Seconds in which one batch passes every stage if it never waits: the TTL of a batch alone in the pipeline.
+        """Seconds in which one batch passes every stage if it never waits: the step of a batch alone in the pipeline.
 
-        All layers, both ends, pp - 1 hand-overs and the host's time of each stage. The TTL is longer by what the stages
-        are unequal.
+        All layers, both ends, drafts, pp - 1 hand-overs and the host's time of each stage. The step is longer by what
+        the stages are unequal.
         """
         counts = {**self.model.kind_counts, ("ends", "opening"): 1, ("ends", "closing"): 1}
         every = counts | {("ends", "handover"): self.layout.pp - 1}
+        every |= draft_counts(self.setting.drafter, self.layout.draft_tokens)
         return stage_seconds(every, self._exposed(), self.layout.pp * self._host_s)
 
     def _exposed(self) -> dict[tuple[str, str], Any]:
@@ -172,11 +206,11 @@ class Step(Shown):
         Errors of one cause add up over the ops that share it; different causes add in squares. `deviations` has them.
         """
         below, above = interval_deviations(self.deviations)
-        return self.ttl_s - below, self.ttl_s + above
+        return self.ttl_s - below / self.accepted_tokens, self.ttl_s + above / self.accepted_tokens
 
     @property
     def deviations(self) -> list[Deviation]:
-        """What may move the TTL, an entry for each op and cause; empty without measured kernels."""
+        """What may move the step, an entry for each op and cause; empty without measured kernels."""
         halves = {name: half.half for half, names in self.kinds for name in names}
         exposed = (
             (
@@ -202,12 +236,12 @@ class Step(Shown):
 
     @property
     def rests_on_extrapolation(self) -> Any:
-        """Whether ops beyond measured sizes make up a hundredth of the TTL, or more."""
+        """Whether ops beyond measured sizes make up a hundredth of the step, or more."""
         outside: Any = 0.0
         for name, beyond in self.extrapolated.items():
             exposed = self.times[name].seconds - self.hidden_s.get(name, 0.0)
             outside = outside + beyond * (self.layout.pp * self.repeats[name] * exposed)
-        return outside > 0.01 * self.ttl_s
+        return outside > 0.01 * self.step_s
 
     @property
     def tokens_per_s_user(self) -> Any:
@@ -231,7 +265,7 @@ class Step(Shown):
 
     @property
     def seconds(self) -> dict[str, Any]:
-        """Seconds that each op adds to the TTL before anything is hidden: all its layers, all stages."""
+        """Seconds that each op adds to the step before anything is hidden: all its layers, all stages."""
         return {name: self.layout.pp * self.repeats[name] * time.seconds for name, time in self.times.items()}
 
     def to_frame(self) -> pd.DataFrame:
@@ -242,12 +276,12 @@ class Step(Shown):
 
 
 def op_rows(step: Step) -> list[dict[str, Any]]:
-    """The op table of one layout, a record an op: work of the step on one GPU, seconds in the TTL, what binds.
+    """The op table of one layout, a record an op: work of the step on one GPU, seconds in the step, what binds.
 
     op, op_class, repeats (executions on the busiest stage), flops, weight_bytes, kv_bytes, activation_bytes,
-    link_bytes, seconds and hidden_s [s, all stages], share (of the TTL), binds (latency, math, hbm or link).
+    link_bytes, seconds and hidden_s [s, all stages], share (of the step), binds (latency, math, hbm or link).
     """
-    exposed = float(step.ttl_s)
+    exposed = float(step.step_s)
     pp = int(step.layout.pp)
     rows = []
     for name, work in step.ops.items():
@@ -294,18 +328,12 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
     context: cached tokens of each request, the new ones among them. query_tokens: new tokens of each request.
     """
     machine, timing = setting.machine, setting.timing
-    s = StepInput(
-        model=setting.model,
-        precision=setting.precision,
-        layout=layout.as_floats(),
-        context=context * 1.0,
-        query_tokens=query_tokens * 1.0,
-    )
+    s = step_input(setting, layout, context, query_tokens)
     tables, all_times, all_hidden, exposed = [], [], [], {}
     known: dict[int, OpTime] = {}
     for half, ops in op_tables(s):
         times = {name: _time_once(work, setting, known) for name, work in ops.items()}
-        hidden = hidden_times(half, ops, times, s.layout.chunks, timing)
+        hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, timing)
         tables.append((half, ops))
         all_times.append((half, times))
         all_hidden.append((half, hidden))
@@ -313,7 +341,7 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
     host = host_ops(timing)
     host_times = {name: op_time(work, machine, timing) for name, work in host.items()}
     host_s = sum(time.seconds for time in host_times.values())
-    stages = heavy_stages(setting.model, s.layout.pp)
+    stages = with_drafts(heavy_stages(setting.model, s.layout.pp), setting.drafter, s.layout.draft_tokens)
     busiest = largest_stage(stages, [stage_seconds(stage, exposed, host_s) for stage in stages])
     return Step(
         setting=setting,
@@ -411,16 +439,18 @@ def setting_of(
     *,
     timing: Timing | str | Path | None = None,
     precision: Precision | None = None,
+    draft: Draft | str | Path | None = None,
 ) -> Setting:
     """A setting, with the defaults where something is not given; each part a record, or its name or file.
 
     timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
-    the checkpoint's number formats unless given.
+    the checkpoint's number formats unless given. draft: what drafts for the model; nothing unless given.
     """
     model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
     precision = precision or default_precision(model, machine, timing)
-    return Setting(model=model, machine=machine, timing=timing, precision=precision)
+    drafter = drafter_of(draft, model) if draft is not None else None
+    return Setting(model=model, machine=machine, timing=timing, precision=precision, drafter=drafter)
 
 
 def decode_step(
@@ -432,24 +462,29 @@ def decode_step(
     query_tokens: int = 1,
     precision: Precision | None = None,
     timing: Timing | str | Path | None = None,
+    draft: Draft | str | Path | None = None,
 ) -> Step:
     """One step of one layout; raises LayoutError with every reason where it cannot run.
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1 decodes. precision: the
-    checkpoint's number formats unless given.
+    checkpoint's number formats unless given. draft: what drafts the layout's `draft_tokens`, such as deepseek-r1-mtp.
     """
-    return checked_step(setting_of(model, machine, timing=timing, precision=precision), layout, context, query_tokens)
+    setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
+    return checked_step(setting, layout, context, query_tokens)
 
 
 def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: int = 1) -> Step:
     """One step of one layout in a setting; raises LayoutError with every reason where it cannot run."""
     sizes = {**layout.columns(), "context": context, "query_tokens": query_tokens}
     problems = [
-        f"{name} is {said(value)}; it must be a whole number from 1 to 10^12"
+        f"{name} is {said(value)}; it must be a whole number from {NONE.get(name, 1)} to 10^12"
         for name, value in sizes.items()
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT
+        if isinstance(value, bool) or not isinstance(value, int) or not NONE.get(name, 1) <= value <= LIMIT
     ]
+    problems = problems or draft_problems(setting.drafter, setting.model, layout.draft_tokens)
+    if not problems and layout.draft_tokens and query_tokens != 1:
+        problems = [f"draft_tokens {layout.draft_tokens} are new tokens already: leave query_tokens at 1"]
     if not problems and query_tokens > context:
         problems = [
             f"query_tokens {query_tokens} is more than the context of {context}, which the new tokens are part of"

@@ -14,6 +14,8 @@ from helix_sim import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
+from helix_sim.specs.model import RoutedFfn
+from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
 from helix_sim.timing.uncertainty import borrowed_kernel
 
@@ -23,21 +25,31 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
 
     `helix_sim.search.layout_source.pick` reads it back, and checks that the inputs hold what they held.
     """
+    drafter = step.setting.drafter
+    drafting: dict[str, Any] = {}
+    if drafter and step.layout.draft_tokens:
+        drafting = {
+            "draft": drafter.draft.name,
+            "step_s": float(step.step_s),
+            "accepted_tokens": float(step.accepted_tokens),
+        }
     return {
         "helix_sim": __version__,
+        "answer_version": ANSWER_VERSION,
         "model": step.model.name,
         "machine": step.machine.name,
         "timing": step.timing.name,
-        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
+        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing", "draft") if kind in inputs},
         "context": int(step.context),
         "longest_context": longest_context,
         "query_tokens": int(step.query_tokens),
         "precision": step.precision.model_dump(exclude_none=True),
         "layout": step.layout.columns(),
-        "gpus": step.layout.gpus,
-        "users": step.layout.users,
+        "gpus": int(step.layout.gpus),
+        "users": int(step.layout.users),
         "kv_tokens": kv_tokens(step),
         "memory_bytes": memory_record(step),
+        **drafting,
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
@@ -56,6 +68,7 @@ def memory_record(step: Step) -> dict[str, float]:
         "resident": float(memory.resident_bytes),
         "reserve": float(memory.reserve),
         "free": float(memory.left_bytes),
+        "kv_cache_room": float(memory.kv_room_bytes),
         "capacity": float(memory.capacity),
     }
 
@@ -68,6 +81,21 @@ def kv_tokens(step: Step) -> int:
 def known(value: float) -> float | None:
     """A number as plain data, none where it is not known (NaN)."""
     return None if math.isnan(value) else float(value)
+
+
+def routing_of(step: Step) -> dict[str, str]:
+    """How tokens are taken to choose experts and how those lie on ranks, in words, by kind of FFN with experts."""
+    return {name: _routing(ffn, int(step.layout.redundant_experts)) for name, ffn in step.model.routed_kinds.items()}
+
+
+def _routing(ffn: RoutedFfn, copies: int) -> str:
+    popularity = f"the n-th of {ffn.routed} experts is picked as n^-{ffn.routing_skew:g}"
+    if not ffn.routing_skew:
+        popularity = f"uniform over {ffn.routed} experts, of which it reads the most"
+    place = "packed by popularity" if copies or ffn.balanced else "on ranks at random"
+    source = ffn.placement.source if ffn.placement and (ffn.balanced or not copies) else "assumed"
+    held = f"experts and {copies} copies of the busiest" if copies else "experts"
+    return f"{popularity} ({ffn.routing_source or 'assumed'}); {held} {place} ({source})"
 
 
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
@@ -98,7 +126,7 @@ def uncertainty_record(step: Step) -> dict[str, Any]:
         return {}
     low, high = (float(end) for end in step.ttl_interval_s)
     beyond, borrowed = extrapolated_ops(step), borrowed_ops(step)
-    return {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": beyond, "borrowed": borrowed}
+    return {"ttl_low_s": low, "ttl_high_s": high, "extrapolated_ops": beyond, "borrowed_ops": borrowed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +147,7 @@ class Explanation:
             **answer_record(step, self.picked.inputs, self.picked.longest_context),
             **uncertainty_record(step),
             "pass_s": float(step.pass_s),
+            **({"routing": routing} if (routing := routing_of(step)) else {}),
             "ops": op_rows(step),
         }
 

@@ -31,13 +31,14 @@ from helix_sim.core.numeric import ceil_div
 from helix_sim.core.text import said
 from helix_sim.core.units import GIGA, format_size, parse_size
 from helix_sim.feasibility import Reason, memory_reason
+from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
-from helix_sim.search.identity import Input
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped_families
 from helix_sim.specs.precision import Precision
+from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 from helix_sim.stacks.rules import StackRule, formats_on_stacks, names_of, stack_flags, start_flags
 from helix_sim.stacks.stack import NAMES
@@ -78,6 +79,11 @@ class Mix:
         [1000000, 455500, 274726]
         """
         return np.ceil(self.mean + (max(self.contexts) - self.mean) / batch).astype(np.int64)
+
+    def record(self) -> list[dict[str, Any]]:
+        """The mix as plain data, a row a context."""
+        parts = zip(self.contexts, self.shares, strict=True)
+        return [{"context": context, "share": share} for context, share in parts]
 
     def scaled(self, factor: float) -> Mix:
         """Every context times a factor."""
@@ -122,7 +128,8 @@ class Request:
     fill; one replica alone unless given. objective: most tokens/s of the whole (`fleet`, which a total is needed for and
     makes the default), or of each GPU that is used (`per-gpu`). confidence: the chance with which a layout must keep
     ttl_s by a measured timing's interval, 0.5 or more; unless given, the TTL itself must keep it. usd_per_gpu_hour: a
-    price in place of the machine's own.
+    price in place of the machine's own. draft: what may draft, by name or file; nothing unless given. draft_tokens: drafts
+    of a step that are tried; 0 to 8 unless given.
     """
 
     model: str
@@ -136,6 +143,8 @@ class Request:
     min_users: int = 1
     choices: int = 5
     stack: str = "any"
+    draft: str | None = None
+    draft_tokens: tuple[int, ...] = ()
     total_gpus: int | None = None
     objective: str | None = None
     confidence: float | None = None
@@ -186,6 +195,8 @@ def search_plan(request: Request) -> Plan:
             "batch": BATCHES,
             "chunks": CHUNKS,
             "families": {name: known[name] for name in request.families or known},
+            "draft": request.draft,
+            "draft_tokens": list(request.draft_tokens) or None,
         }
     )
     return plan(sweep)
@@ -215,7 +226,9 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
     if request.objective is not None and request.objective not in OBJECTIVES:
         return [f"--objective: {said(request.objective)} is not one of {', '.join(OBJECTIVES)}"]
     if total is None:
-        return ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        return ["--objective is of a total of GPUs; give --total-gpus or --racks, or leave it out"] * bool(
+            request.objective
+        )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]
     if first > total:
@@ -266,8 +279,8 @@ def score_of(request: Request, domain: int) -> Score:
     fleet = request.fleet(domain)
     if fleet is None or not request.counts_fleet:
         return throughput
-    return lambda columns: columns["tokens_per_s_gpu"] * (
-        fleet.replicas(columns["gpus"]) * columns["gpus"] / fleet.total
+    return lambda columns: (
+        columns["tokens_per_s_gpu"] * (fleet.replicas(columns["gpus"]) * columns["gpus"] / fleet.total)
     )
 
 
@@ -399,7 +412,7 @@ class Choice:
             "family": self.family,
             "title": self.title,
             "throughput_lost": self.throughput_lost,
-            "binds": self.binds,
+            "largest": self.binds,
             "stopped_by": self.stopped_by,
             "stacks": list(self.stacks),
             **({"fleet": self.filled.record()} if self.filled else {}),
@@ -480,7 +493,7 @@ class Helix:
 
     def record(self) -> dict[str, Any]:
         """The same as plain data."""
-        pair = {"helix": self.choice, "conventional": self.conventional}
+        pair = {"sharded": self.choice, "conventional": self.conventional}
         return {"gain": self.gain} | {
             name: {"family": each.family, "layout": each.step.layout.columns()} for name, each in pair.items()
         }
@@ -493,7 +506,7 @@ class Relaxation:
     limit: str
     given: float
     needed: float
-    layout: str
+    layout: Layout
 
     @property
     def factor(self) -> float:
@@ -507,7 +520,7 @@ class Relaxation:
             "given": self.given,
             "needed": self.needed,
             "factor": self.factor,
-            "layout": self.layout,
+            "layout": self.layout.columns(),
         }
 
 
@@ -516,18 +529,18 @@ class WithoutRules:
     """What the best layout would add if some rules of the stacks were no hindrance.
 
     rules: the rules left out, by name; those against that layout where all are. adds: throughput above the best layout
-    that starts, as a share of it; infinite where none starts. layout: the layout in words. tokens_per_s_gpu: its
-    throughput.
+    that starts, as a share of it; infinite where none starts. layout, tokens_per_s_gpu: the layout and its throughput.
     """
 
     rules: tuple[str, ...]
     adds: float
-    layout: str
+    layout: Layout
     tokens_per_s_gpu: float
 
     def record(self) -> dict[str, Any]:
         """The gain as plain data; `adds` is missing where no layout starts."""
-        found = {"rules": list(self.rules), "layout": self.layout, "tokens_per_s_gpu": self.tokens_per_s_gpu}
+        layout, rate = self.layout.columns(), self.tokens_per_s_gpu
+        found: dict[str, Any] = {"rules": list(self.rules), "layout": layout, "tokens_per_s_gpu": rate}
         return found | ({"adds": self.adds} if np.isfinite(self.adds) else {})
 
 
@@ -586,19 +599,21 @@ class Recommendation:
         sweep, mix = planned.sweep, request.mix
         return {
             "helix_sim": __version__,
+            "answer_version": ANSWER_VERSION,
             "model": planned.model.name,
             "machine": planned.machine.name,
             "timing": planned.timing.name,
             "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
-            "contexts": dict(zip(map(str, mix.contexts), mix.shares, strict=True)),
+            "mix": mix.record(),
             "ttl_s": request.ttl_s,
             "confidence": request.confidence,
             "min_users": request.min_users,
-            "gpus": [sweep.gpu_counts[0], sweep.most_gpus],
+            "gpus_from": sweep.gpu_counts[0],
+            "gpus_to": sweep.most_gpus,
             "total_gpus": request.total_gpus,
             "objective": "fleet" if request.counts_fleet else "per-gpu",
             "stack": request.stack,
-            "stacks": self.stacked.record() if self.stacked else None,
+            "stack_rules": self.stacked.record() if self.stacked else None,
             "families": list(sweep.families),
             "families_without": dict(self.without),
             "layouts": planned.layouts,
@@ -723,9 +738,7 @@ def _why_none_starts(request: Request, planned: Plan, rows: Columns) -> str:
     return f"no stack starts one of its {len(flags):,} layouts within the limits; {most} stands against most"
 
 
-def _that_start(
-    planned: Plan, table: Columns, stacks: Sequence[str], score: Score
-) -> tuple[Columns, Stacked | None]:
+def _that_start(planned: Plan, table: Columns, stacks: Sequence[str], score: Score) -> tuple[Columns, Stacked | None]:
     """The rows of a table, best first, that one of the stacks starts, and what becomes of the others."""
     if not stacks or not table:
         return table, None
@@ -739,7 +752,7 @@ def _that_start(
 
     def without(row: int, rules: tuple[str, ...]) -> WithoutRules:
         rate = float(table["tokens_per_s_gpu"][row])
-        layout = str(Layout(**{name: int(table[name][row]) for name in AXES}))
+        layout = Layout(**{name: int(table[name][row]) for name in AXES})
         adds = float(scores[row]) / best - 1 if best else np.inf
         return WithoutRules(rules=rules, adds=adds, layout=layout, tokens_per_s_gpu=rate)
 
@@ -752,7 +765,9 @@ def _that_start(
         if not started[row := first_without(rule)] and any(mine[row] & ~rule.flag == 0 for mine in each)
     ]
     physics = without(0, tuple(rule.name for rule in StackRule if int(flags[0]) & rule.flag)) if flags[0] else None
-    costliest = max((gain for gain in alone if gain.adds > 0), key=lambda gain: (gain.adds, gain.tokens_per_s_gpu), default=None)
+    costliest = max(
+        (gain for gain in alone if gain.adds > 0), key=lambda gain: (gain.adds, gain.tokens_per_s_gpu), default=None
+    )
     rows = _rows(table, started) if started.any() else {}
     return rows, Stacked(kept=len(flags), refused=refused, physics=physics, costliest=costliest)
 
@@ -835,7 +850,7 @@ def _relaxations(request: Request, planned: Plan, physics: Columns) -> list[Rela
 
     def add(limit: str, given: float, needed: float, row: Columns) -> None:
         widths = Layout(**{name: int(row[name]) for name in AXES})
-        found.append(Relaxation(limit=limit, given=given, needed=needed, layout=str(widths)))
+        found.append(Relaxation(limit=limit, given=given, needed=needed, layout=widths))
 
     smallest = _smallest_batches(planned, limits)
     if row := first(smallest, replace(limits, ttl_s=np.inf), lambda c: -c.get("held_s", c["ttl_s"])):

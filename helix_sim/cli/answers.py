@@ -27,7 +27,7 @@ from helix_sim.cli.base import (
     number_option,
     out_file,
     out_folder,
-    print_json,
+    print_answer,
     print_text,
     progress,
     refuse,
@@ -79,7 +79,7 @@ def import_hf(
         write_text(out, found.text)
         remark(f"written to {out}")
     if as_json:
-        print_json(found.record())
+        print_answer("import-hf", found.record())
     elif not out:
         print_text(found.text)
 
@@ -92,6 +92,12 @@ MostGpusOption = Annotated[
 ]
 
 
+DraftOption = Annotated[
+    str | None, typer.Option(help="what may draft: a shipped draft, such as deepseek-r1-mtp, or a YAML file")
+]
+DraftTokensOption = Annotated[
+    str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
+]
 PriceOption = Annotated[
     str | None, number_option("what an hour of one GPU costs in USD, in place of the machine's own price")
 ]
@@ -127,16 +133,13 @@ def recommend(
     stack: Annotated[
         str, typer.Option(help="the serving stack that must start a layout: trtllm, vllm, sglang, any, or none")
     ] = "any",
+    draft: DraftOption = None,
+    draft_tokens: DraftTokensOption = None,
     choices: Annotated[str, number_option("how many choices to list")] = "5",
     usd_per_gpu_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none.
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --context 128K --ttl-ms 20 --racks 2
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --tokens-per-second 50 --timing gb200-trtllm --confidence 0.9
-    """
+    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
     from helix_sim.core.errors import Exit, SpecError
@@ -161,6 +164,10 @@ def recommend(
         objective=objective,
         confidence=number(confidence, "--confidence") if confidence is not None else None,
         usd_per_gpu_hour=number(usd_per_gpu_hour, "--usd-per-gpu-hour") if usd_per_gpu_hour is not None else None,
+        draft=draft,
+        draft_tokens=tuple(
+            0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
+        ),
     )
     with progress("searching") as on_search:
         found = search(request, on_search)
@@ -168,7 +175,7 @@ def recommend(
         remark(text)
     remark_on(found.plan.model)
     if as_json:
-        print_json(found.record())
+        print_answer("recommend", found.record())
     else:
         _print_recommendation(console(), found)
     if not found.choices:
@@ -343,7 +350,7 @@ def _print_relaxations(out: Console, found: Recommendation) -> None:
         factor = f"{relaxed.factor:.3g}" if relaxed.limit not in words else ""
         numbers = (f"{relaxed.given:,.4g}", f"{relaxed.needed:,.4g}")
         given, needed = words.get(relaxed.limit, numbers)
-        table.add_row(relaxed.limit, given, needed, factor, relaxed.layout)
+        table.add_row(relaxed.limit, given, needed, factor, str(relaxed.layout))
     show(out, table)
 
 
@@ -371,7 +378,7 @@ def export(
         write_text(out, written.text)
         remark(f"written to {out}")
     if as_json:
-        print_json(written.record())
+        print_answer("export", written.record())
     elif not out:
         print_text(written.text)
     for text in written.remarks:
@@ -380,14 +387,20 @@ def export(
 
 @app.command()
 @spread
-def trace(layout: LayoutOptions, out: OutFile = Path("step.json")) -> None:
+def trace(layout: LayoutOptions, out: OutFile = Path("step.json"), as_json: JsonOption = False) -> None:
     """One decode step as a timeline that Perfetto opens (ui.perfetto.dev): streams, layers, HOP-B chunk by chunk."""
+    from helix_sim.answers.explain import answer_record
     from helix_sim.core.files import write_text
     from helix_sim.output.trace import trace
 
-    content = trace(layout.pick())
+    picked = layout.pick()
+    content = trace(picked)
     write_text(out, json.dumps(content) + "\n")
     events, ttl_ms = len(content["traceEvents"]), content["otherData"]["ttl_us"] / 1e3
+    if as_json:
+        about = answer_record(picked.step, picked.inputs, picked.longest_context)
+        print_answer("trace", about | {"file": str(out), "events": events})
+        return
     say(f"{out}: {events:,} events of one step, TTL {ttl_ms:.3f} ms; open it in ui.perfetto.dev")
 
 
@@ -473,7 +486,7 @@ def _report_sensitivity(found: Sensitivity, out: Path | None, as_json: bool) -> 
         title = f"{found.of}, timing {found.timing}"
         files = plot.save(plot.tornado(bars, title, found.panels), out / "tornado")
     if as_json:
-        print_json(found.record())
+        print_answer("sensitivity", found.record())
     else:
         _print_sensitivity(console(), found, out, files)
     if found.ttl_s is None:
@@ -495,7 +508,7 @@ def _report_what_if(found: WhatIf, planned: Plan, as_json: bool) -> None:
     from helix_sim.core.errors import Exit
 
     if as_json:
-        print_json(found.record())
+        print_answer("sensitivity", found.record())
     else:
         _print_what_if(console(), found, planned)
     if found.before.fastest is None and found.after.fastest is None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Picked
     from helix_sim.step import Step
 
-from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, remark, show, styled
+from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_answer, remark, show, styled
 from helix_sim.cli.options import LayoutOptions, spread
 
 
@@ -26,7 +26,7 @@ def explain(layout: LayoutOptions, as_json: JsonOption = False) -> None:
 
     found = explain(layout.pick())
     if as_json:
-        print_json(found.record())
+        print_answer("explain", found.record())
     else:
         _print_step(console(), found.picked)
 
@@ -49,7 +49,7 @@ def capacity(
     for text in found.remarks:
         remark(text)
     if as_json:
-        print_json(found.record())
+        print_answer("capacity", found.record())
     else:
         _print_capacity(console(), found)
 
@@ -84,7 +84,7 @@ WIDE = 118
 
 
 def _print_step(out: Console, picked: Picked) -> None:
-    from helix_sim.answers.explain import kv_tokens
+    from helix_sim.answers.explain import kv_tokens, routing_of
     from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
 
@@ -134,11 +134,19 @@ def _print_step(out: Console, picked: Picked) -> None:
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )
+    if step.layout.draft_tokens and step.setting.drafter:
+        out.print(
+            f"a step of {float(step.step_s) * 1e3:.3f} ms verifies {step.layout.draft_tokens} drafts of "
+            f"{step.setting.drafter.draft.name} and yields {float(step.accepted_tokens):.2f} tokens on average: "
+            "TTL and rates are of these"
+        )
     if step.layout.pp > 1:
         out.print(
             f"{step.layout.pp} batches go round {step.layout.pp} stages at the pace of the busiest, shown above; "
             f"one alone would pass all stages in {float(step.pass_s) * 1e3:.3f} ms"
         )
+    for name, text in routing_of(step).items():
+        out.print(f"routing{f' of {name}' if len(step.model.routed_kinds) > 1 else ''}: {text}")
     if step.timing.calibration:
         _print_interval(out, step)
 

@@ -30,7 +30,7 @@ from helix_sim.cli.base import (
     one_of,
     out_file,
     out_folder,
-    print_json,
+    print_answer,
     refuse,
     remark,
     remark_on,
@@ -100,7 +100,7 @@ def sweep(
     for text in summary.get("remarks", ()):
         remark(text)
     if as_json:
-        print_json(summary)
+        print_answer("sweep", summary)
     else:
         _print_summary(console(), summary, out)
     if not summary["layouts_that_run"]:
@@ -192,7 +192,7 @@ def reproduce(
     timing: TimingOptions,
     figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
     out: OutFolder = Path("out/reproduce"),
-    draws: Annotated[int, typer.Option(help="random timings of `variants`", min=1)] = 100,
+    draws: Annotated[str | None, number_option("random timings of `variants`; 100 unless given")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
@@ -205,9 +205,13 @@ def reproduce(
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
     if figure in ("fig1", "fig3"):
         refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=draws)
+    if figure != "variants":
+        refuse({"--draws": draws}, "is for reproduce variants; leave it out")
+    many = size(draws, "--draws") if draws is not None else 100
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
     if as_json:
-        print_json([claim.record() for claim in written.claims])
+        claims = [claim.record() for claim in written.claims]
+        print_answer("reproduce", {"claims": claims, "files": list(map(str, written.files))})
         return
     if written.claims:
         table = new_table("id", "claim", ">paper", ">ours", ">accepted", "held")
@@ -245,17 +249,21 @@ def regress(
     ] = False,
     markdown: Annotated[Path | None, out_file("verdict for a pull-request comment")] = None,
     junit: Annotated[Path | None, out_file("verdict for a CI system")] = None,
-    json_file: Annotated[Path | None, out_file("verdict for programs, with every moved point", "--json")] = None,
+    json_file: Annotated[Path | None, out_file("verdict for programs, with every moved point", "--json-file")] = None,
     out: Annotated[Path | None, out_folder("folder for all three, and a picture of each sweep")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
     from helix_sim.core.errors import Exit, SpecError
     from helix_sim.core.files import require_writable
     from helix_sim.gate import regress as study
+    from helix_sim.gate.verdict import record as gate_record
     from helix_sim.output import gate_files as gate
     from helix_sim.specs.load import data_folder
 
     tolerance = number(rtol, "--rtol")
+    if as_json and (files := [name for name in sweeps or () if name.endswith(".json")]):
+        raise SpecError([f"--json prints the verdict, as in every verb; write it with --json-file {files[0]}"])
     if update and baseline is None:
         raise SpecError(["--update needs --baseline, the folder to write to"])
     if update and curves_only:
@@ -268,7 +276,10 @@ def regress(
         verdicts = [each.verdict for each in updates if each.verdict]
     else:
         verdicts = study.regress(sweeps or [], folder, rtol=tolerance, curves_only=curves_only)
-    _print_verdicts(console(), verdicts)
+    if as_json:
+        print_answer("regress", gate_record(verdicts))
+    else:
+        _print_verdicts(console(), verdicts)
     for path in gate.write(verdicts, markdown=markdown, junit=junit, json_file=json_file, out=out):
         remark(f"wrote {path}")
     if update:
@@ -311,7 +322,7 @@ def report(
     remark_on(load_model(spec.name_of("model")))
     written = write_report(spec, out)
     if as_json:
-        print_json(written)
+        print_answer("report", written)
     else:
         say(f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB")
     if not written["points"]:

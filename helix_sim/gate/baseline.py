@@ -27,7 +27,7 @@ from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.numeric import broadcast_columns
 from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
@@ -457,7 +457,7 @@ def parse(text: str, shown: str) -> Baseline:
     if not problems and header["format"] != FORMAT:
         problems = [f"its format is {header['format']}, and this helix_sim reads {FORMAT}"]
     columns = table[0].split(",") if table else []
-    missing = [name for name in COLUMNS if name not in (*columns, "index_kvp", "q_shards")]
+    missing = [name for name in COLUMNS if name not in (*columns, *LATER)]
     if missing:
         problems.append(f"it has no column {', '.join(missing)}" if table else "it has no table")
     if problems:
@@ -512,7 +512,7 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
     """One row; ValueError with what is wrong with it."""
     if cells["role"] not in ("frontier", "probe"):
         raise ValueError(f"role is {cells['role']!r}; it must be frontier or probe")
-    if any(cells.get(name, "1") is None for name in COLUMNS):
+    if any(cells.get(name, "") is None for name in COLUMNS):
         raise ValueError("it ends too early")
     values = [_finite(text, "terms") for text in cells["terms"].split()]
     if values and len(values) != len(names):
@@ -521,12 +521,19 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
         role=cells["role"],
         context=_whole(cells["context"], "context"),
         family=text_of_cell(cells["family"]),
-        layout=Layout(**{name: _whole(cells.get(name, "1"), name) for name in AXES}),
+        layout=Layout(**{name: _width(cells, name) for name in AXES}),
         tokens_per_s_user=_finite(cells["tokens_per_s_user"], "tokens_per_s_user", above=0),
         tokens_per_s_gpu=_finite(cells["tokens_per_s_gpu"], "tokens_per_s_gpu", above=0),
         resident_GB=_finite(cells["resident_GB"], "resident_GB"),
         terms=dict(zip(names, values, strict=True)) if values else {},
     )
+
+
+def _width(cells: Mapping[str, str], name: str) -> int:
+    """A width of a row, which may be missing where it came later: of a layout that does not use it."""
+    least = NONE.get(name, 1)
+    text = cells.get(name, str(least))
+    return 0 if text == "0" and least == 0 else _whole(text, name)
 
 
 def _whole(text: str, name: str) -> int:

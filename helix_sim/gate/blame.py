@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.units import GIGA, MICRO
 from helix_sim.feasibility import Reason, sentences
 from helix_sim.gate.baseline import Baseline, Measured, Row, measure, stacked
@@ -188,13 +188,15 @@ class Today:
             return None
         kept = stacked([self.baseline.rows[place].layout for place in self.kept])
         weight = {name: BATCH_WEIGHT if name == "batch" else 1.0 for name in AXES}
-        apart = sum(weight[name] * np.abs(np.log2(getattr(kept, name) / point[name])) for name in AXES)
+        apart = sum(
+            weight[name] * np.abs(np.log2(np.maximum(getattr(kept, name), 1) / max(point[name], 1))) for name in AXES
+        )
         return int(np.argmin(apart))
 
 
 def layout_text(point: Mapping[str, Any]) -> str:
     """A layout as a few words: GPUs, widths other than one, chunks, batch."""
-    widths = "".join(f"{axis}{point[axis]} " for axis in AXES if axis != "batch" and point[axis] != 1)
+    widths = "".join(f"{axis}{point[axis]} " for axis in AXES if axis != "batch" and point[axis] != NONE.get(axis, 1))
     gpus = point["dp"] * point["tpa"] * point["kvp"] * point["pp"]
     return f"{gpus} GPU{'s' * (gpus > 1)} {widths}batch {point['batch']}"
 

@@ -20,6 +20,7 @@ from helix_sim.ops.elementwise import hidden_norm
 from helix_sim.ops.ends import closing_ops, handover_ops, opening_ops
 from helix_sim.ops.exchange import (
     combine_partials,
+    gather_queries,
     gather_tokens,
     group_all_reduce,
     partial_exchange,
@@ -60,7 +61,7 @@ def window_ops(s: StepInput, a: WindowAttention) -> OpTable:
     """Ops of one layer's windowed attention, in order: grouped-query attention without KV shards."""
     t = attention.head_parallel(s)
     ops = _head_ops(t, a, attention.window_core(t, a))
-    shards = ("exchange", "combine_partials")
+    shards = ("query_gather", "exchange", "combine_partials")
     return {name: op for name, op in ops.items() if name not in shards} | _around(s)
 
 
@@ -145,6 +146,7 @@ def _latent_ops(s: StepInput, a: LatentAttention, core: Work, index: OpTable | N
 def _core_ops(s: StepInput, a: attention.Heads, core: Work) -> OpTable:
     return {
         "rope_and_append": attention.rope_and_append(s, a),
+        "query_gather": gather_queries(s, a),
         "attention_core": core,
         "exchange": partial_exchange(s, a),
         "combine_partials": combine_partials(s, a),
@@ -249,12 +251,12 @@ class Kind:
 
 STREAMED = (Streamed(product="output_projection", reduced="attention_all_reduce"),)
 ATTENTION: dict[str, Any] = {
-    "sees": lambda x: (x.tpa, x.kvp, x.token_group),
+    "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.q_shards),
     "pipelined": (("attention_core", "exchange"),),
     "streamed": STREAMED,
 }
 """What attention over KV shards has in common."""
-INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp)}
+INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp, x.q_shards)}
 """What attention with an indexer has in common."""
 HEAD_PARALLEL: dict[str, Any] = {"sees": lambda x: (x.token_group,), "streamed": STREAMED}
 """What attention without KV shards has in common."""
@@ -276,7 +278,7 @@ KINDS: dict[str, Kind] = {
     "routed": Kind(
         title="MoE",
         ops=routed_ops,
-        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards),
+        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards, x.redundant_experts),
         streamed=(Streamed(product="routed_down", reduced="moe_all_reduce", between="combine"),),
         beside=(("shared_up", "routed_up"), ("shared_down", "routed_down")),
     ),
@@ -305,7 +307,9 @@ ENDS: dict[str, Kind] = {
 class Half:
     """A kind of half a layer as a model has it: `half` is "attention", "ffn" or "ends", `name` the model's own name.
 
-    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names.
+    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names. A
+    draft's ("draft") has an input of its own beside a step; holds: whether its weights are its own to hold, but for
+    those of the ops in `elsewhere`.
     """
 
     half: str
@@ -313,6 +317,9 @@ class Half:
     kind: Kind
     spec: Any
     suffix: str = ""
+    input: Callable[[StepInput], StepInput] = lambda s: s
+    holds: bool = True
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -321,7 +328,7 @@ class Half:
 
     def ops(self, s: StepInput) -> OpTable:
         """Its ops for one layer, by their names within the kind."""
-        return self.kind.ops(s, self.spec)
+        return self.kind.ops(self.input(s), self.spec)
 
     def op_name(self, op: str) -> str:
         """An op's name in the step: its own, with the kind's in brackets where two kinds of the model share it."""
@@ -351,14 +358,17 @@ def halves_of(model: Model) -> tuple[Half, ...]:
 
 
 def ordered(tables: Iterable[tuple[Half, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing."""
+    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing, drafts."""
     opening: dict[str, Any] = {}
     body: dict[str, Any] = {}
     closing: dict[str, Any] = {}
+    drafts: dict[str, Any] = {}
     for half, table in tables:
         for op, value in table.items():
-            if half.half != "ends":
+            if half.half == "draft":
+                drafts[half.op_name(op)] = value
+            elif half.half != "ends":
                 body[half.op_name(op)] = value
             else:
                 (opening if op.startswith("embedding") else closing)[op] = value
-    return opening | body | closing
+    return opening | body | closing | drafts

@@ -84,8 +84,10 @@ class Launched:
 
     @property
     def copies(self) -> int:
-        """Experts that are held twice, so that every rank holds as many."""
+        """Copies of experts: the layout's, or as many as fill every rank alike."""
         x = self.step.layout
+        if x.redundant_experts:
+            return int(x.redundant_experts)
         most = max((f.routed for f in self.step.model.routed_kinds.values()), default=0)
         return int(ceil_div(most, x.ep) * x.ep - most) if x.ep > 1 else 0
 
@@ -114,6 +116,10 @@ def written(launched: Launched) -> Draft:
             f"{launched.stack.title} {override.otherwise}; answers beyond it are the model's own affair (RoPE scaling)"
         )
     return draft
+
+
+GATHERED = "queries are gathered over the KV shards, where the layout repeats their projection (q_shards 1)"
+"""Where a stack does not do as the layout says."""
 
 
 def _trtllm(launched: Launched, draft: Draft) -> None:
@@ -187,10 +193,10 @@ def _vllm(launched: Launched, draft: Draft) -> None:
             "--dcp-comm-backend": "a2a",
             "--attention-backend": launched.attention_backend,
         }
-        if launched.mla:
+        if x.q_shards == 1 and launched.mla:
             draft.options["--dcp-q-replicate"] = True
-        else:
-            draft.remarks.append("queries are gathered over the KV shards, where the layout repeats their projection")
+        elif x.q_shards == 1:
+            draft.remarks.append(f"{GATHERED}: its option to repeat it is for MLA")
     memory = step.memory
     draft.options |= {
         "--max-num-seqs": x.batch * x.pp,
@@ -238,14 +244,14 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             "--dcp-comm-backend": exchange,
             "--attention-backend": launched.attention_backend,
         }
-        if launched.mla and step.precision.format_of("attention_weights") in ("bf16", "fp16"):
+        in_16_bits = step.precision.format_of("attention_weights") in ("bf16", "fp16")
+        if x.q_shards == 1 and launched.mla and in_16_bits:
             draft.options["--dcp-replicate-q-proj"] = True
-        elif launched.mla:
+        elif x.q_shards == 1 and launched.mla:
             draft.remarks.append(
-                "queries are gathered over the KV shards, where the layout repeats their projection: "
-                "--dcp-replicate-q-proj falls back to that without a word on quantised projections"
+                f"{GATHERED}: --dcp-replicate-q-proj falls back to that without a word on quantised projections"
             )
-        else:
+        if not launched.mla:
             draft.remarks.append("decode context parallelism of GQA depends on the model's code and its back end")
     memory = step.memory
     static = float(memory.fillable) - float(memory.activations)

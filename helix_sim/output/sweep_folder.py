@@ -16,6 +16,7 @@ from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told
 from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.sweep import SweepResult, result_of
+from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 
 
@@ -39,6 +40,7 @@ def summarise(result: SweepResult) -> dict[str, Any]:
             by_reason[reason] = by_reason.get(reason, 0) + count
     return {
         "helix_sim": __version__,
+        "answer_version": ANSWER_VERSION,
         "sweep": sweep.name,
         "model": planned.model.name,
         "machine": planned.machine.name,
@@ -167,7 +169,7 @@ def _write(result: SweepResult, out: Path, every_point: bool) -> dict[str, Any]:
             continue  # nothing runs there: the summary says why
         stem = "pareto" if len(result.sweep.contexts) == 1 else f"pareto-{format_size(context)}"
         files += plot.save(plot.pareto(result, context), out / stem)
-    points = {"points": "all" if every_point else "frontier"}
+    points = {"written_points": "all" if every_point else "frontier"}
     summary = summarise(result) | points | {"files": [path.name for path in files] + ["summary.json"]}
     write_json(out / "summary.json", summary)
     return summary

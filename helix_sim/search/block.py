@@ -13,6 +13,7 @@ import numpy.typing as npt
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import Column, distinct
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
+from helix_sim.ops.drafts import draft_halves, with_drafts
 from helix_sim.ops.layers import Half, halves_of
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.stages import Stage, heavy_stages
@@ -22,7 +23,7 @@ from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_o
 from helix_sim.search.plan import Block, Plan, layouts_of
 from helix_sim.search.shared_parts import Shapes, Shared, shared_seconds
 from helix_sim.stacks.rules import REASONS, first_reason, start_flags
-from helix_sim.step import evaluate_step, host_seconds, op_tables, served_memory
+from helix_sim.step import evaluate_step, host_seconds, op_tables, served_memory, step_input
 
 CELLS = 2**16
 """Shapes times batches that are added up at a time: enough to amortise numpy's calls, few enough to stay in cache."""
@@ -101,13 +102,14 @@ class Rows:
 
     @cached_property
     def halves(self) -> tuple[Half, ...]:
-        """The kinds of the model."""
-        return halves_of(self.plan.model)
+        """The kinds of the model, and of what drafts for it."""
+        return (*halves_of(self.plan.model), *draft_halves(self.plan.setting.drafter))
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of which one is each row's busiest and one its fullest: counts of kinds, (n,) each."""
-        return heavy_stages(self.plan.model, self.shapes["pp"])
+        stages = heavy_stages(self.plan.model, self.shapes["pp"])
+        return with_drafts(stages, self.plan.setting.drafter, self.shapes.get("draft_tokens", 0))
 
     @cached_property
     def attention_at(self) -> list[dict[tuple[str, str], Any]]:
@@ -142,6 +144,12 @@ class Rows:
                 counts.append({key: np.where(left, stage[key], -1.0) for key in kinds})
         return levels, counts
 
+    @cached_property
+    def accepted(self) -> npt.NDArray[Any]:
+        """Tokens that a step of each row yields, (n,)."""
+        drafter = self.plan.setting.drafter
+        return np.asarray(drafter.tokens(self.shapes["draft_tokens"])) if drafter else np.ones(len(self.row))
+
     def batches(self, span: tuple[int, int]) -> npt.NDArray[Any]:
         """The batch sizes of a range of the plan's list."""
         return self.plan.batches[slice(*span)]
@@ -153,9 +161,8 @@ class Rows:
 
     def step_input(self, rows: Any, context: Column, batch: Column = 1) -> StepInput:
         """One decode step of some rows' shapes, a column entry each."""
-        x = Layout(batch=batch, **{axis: column[rows] for axis, column in self.shapes.items()}).as_floats()
-        precision, tokens = self.plan.setting.precision, np.multiply(context, 1.0)
-        return StepInput(model=self.plan.model, precision=precision, layout=x, context=tokens)
+        x = Layout(batch=batch, **{axis: column[rows] for axis, column in self.shapes.items()})
+        return step_input(self.plan.setting, x, context)
 
 
 def at_rows(stage: Stage, rows: Any) -> dict[tuple[str, str], Any]:
@@ -287,7 +294,7 @@ class Slice:
     """Rows and batches (a half-open range of the plan's list) whose layouts are added up together, at one context.
 
     levels: the stages among which each row's busiest is; the first is of all rows. fits: batch sizes of the plan's list
-    that each row has memory for. stages: pipeline stages of each row.
+    that each row has memory for. stages: pipeline stages of each row. accepted: tokens that its step yields.
     """
 
     context: int
@@ -296,6 +303,7 @@ class Slice:
     levels: tuple[Level, ...]
     fits: Ints
     stages: npt.NDArray[Any]
+    accepted: npt.NDArray[Any]
 
     def ttl_s(self, fastest: bool) -> Any:
         """TTL (c, n, b) by chunk count, or (n, b) of the fastest; infinite where a layout does not run."""
@@ -311,6 +319,8 @@ class Slice:
         if fastest and not alike:
             ttl = ttl.min(axis=0)
         ttl *= self.stages[:, None]
+        if (self.accepted != 1).any():
+            ttl /= self.accepted[:, None]
         beyond = np.arange(*self.span) >= self.fits[:, None]
         if beyond.any():
             ttl[..., beyond] = np.inf
@@ -350,8 +360,9 @@ def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
     first, stop = rows.block.batches
     while first < stop and (some := np.flatnonzero(admitted.most > first)).size:
         last = min(first + max(CELLS // some.size // longest, 16), stop)
-        rests = _rests(rows, some, (first, last))
-        for index in rows.contexts:
+        for index, context in rows.contexts.items():
+            if index == rows.block.contexts[0] or rows.plan.setting.drafter:
+                rests = _rests(rows, some, (first, last), context)
             for hop_b in (False, True):
                 mine = np.flatnonzero((admitted.fits[index][some] > first) & (rows.hop_b[some] == hop_b))
                 if mine.size:
@@ -359,12 +370,12 @@ def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
         first = last
 
 
-def _rests(rows: Rows, some: Ints, span: tuple[int, int]) -> list[Rest]:
-    """Seconds of stages without their attention; there is no context in them. The first is of all rows."""
+def _rests(rows: Rows, some: Ints, span: tuple[int, int], context: int) -> list[Rest]:
+    """Seconds of stages without their attention: drafts alone see the context. The first is of all rows."""
     setting, batch = rows.plan.setting, rows.batches(span)
     shapes = {axis: column[some] for axis, column in rows.shapes.items()}
     parts = {
-        half.key: shared_seconds(setting, half, shapes, batch, rows.plan.sweep.contexts[0])
+        half.key: shared_seconds(setting, half, shapes, batch, context)
         for half in rows.halves
         if half.half != "attention"
     }
@@ -436,6 +447,7 @@ def _slice(
         levels=tuple(levels),
         fits=admitted.fits[index][own],
         stages=rows.shapes["pp"][own],
+        accepted=rows.accepted[own],
     )
 
 
@@ -508,7 +520,7 @@ class Kept:
             "id": planned.ids(some.context, own.row[rows], batch, chunk),
             "family": own.family[rows].astype(np.int16),
             "context": np.full(len(rows), context, dtype=np.int64),
-            **{name: np.asarray(values) for name, values in x.columns().items()},
+            **{name: np.broadcast_to(values, len(rows)) for name, values in x.columns().items()},
             "gpus": x.gpus,
             "users": x.users,
             "ttl_s": seconds,

@@ -18,9 +18,8 @@ from helix_sim.core.collectives import narrowest_piece
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, distinct, floor_div
 from helix_sim.ops.layers import Half
-from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.setting import Setting
-from helix_sim.step import hidden_times
+from helix_sim.step import hidden_times, step_input
 from helix_sim.timing.roofline import op_time
 
 Shapes = dict[str, npt.NDArray[Any]]
@@ -38,11 +37,10 @@ class Shared:
 
 def part_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> Any:
     """Seconds of one layer of a kind: its ops, less what overlap hides; ops in pieces, the long columns, last."""
-    x = x.as_floats()
-    s = StepInput(model=setting.model, precision=setting.precision, layout=x, context=np.multiply(context, 1.0))
+    s = step_input(setting, x, context)
     ops = half.ops(s)
     times = {name: op_time(work, setting.machine, setting.timing) for name, work in ops.items()}
-    hidden = hidden_times(half, ops, times, x.chunks, setting.timing)
+    hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, setting.timing)
     whole: Any = 0.0
     pieces: Any = 0.0
     for name, time in times.items():
@@ -74,7 +72,7 @@ def shared_seconds(
 ) -> Shared:
     """A kind's seconds at the distinct widths that it sees among `shapes`, and places in NVLink domains."""
     given = Layout(**shapes)
-    first, place = distinct((*half.kind.sees(given), _places(given, setting.machine.domain)))
+    first, place = distinct((*half.kind.sees(given), given.draft_tokens, _places(given, setting.machine.domain)))
     x = Layout(batch=batch, chunks=chunks, **{name: column[first, None] for name, column in shapes.items()})
     cells = np.broadcast_shapes(np.shape(chunks), (len(first), len(batch)))
     seconds = np.broadcast_to(part_seconds(setting, half, x, context), cells)

@@ -13,6 +13,7 @@ import numpy as np
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon.attention_kinds import kind_classes
 from helix_sim.silicon.composition import borrowed_composition, composition
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
 from helix_sim.silicon.measured_kernels import SECTIONS, apart, lent_class, measurements
@@ -48,6 +49,9 @@ def calibrate(
         errors = fitted[measured.name].record.residuals
         say(f"{measured.name}: {errors.count} held out, median {errors.median_error:.1%}, mean {errors.mean_error:.1%}")
     made = _timing(system, framework, fitted)
+    with silicon.software(framework, software) if software else nullcontext():
+        made, kinds = with_kinds(made, say)
+    fitted |= kinds
     assert made.calibration is not None
     sums = composition(made)
     say(f"whole modules over the sum of their kernels, beyond what each misses: {sums.low:+.1%} to {sums.high:+.1%}")
@@ -55,6 +59,15 @@ def calibrate(
     if software:
         changed |= {"name": f"{made.name}-{software}", "description": f"{made.description}, as of {software}"}
     return Calibrated(timing=made.model_copy(update=changed), fitted=fitted)
+
+
+def with_kinds(timing: Timing, say: Callable[[str], None] = lambda _: None) -> tuple[Timing, dict[str, Fitted]]:
+    """A timing of full attention's kernels, with classes of every other kind that was measured beside its own."""
+    assert timing.calibration is not None
+    fitted = kind_classes(timing, say)
+    classes = {**timing.calibration.classes, **{name: each.record for name, each in fitted.items()}}
+    update = {"calibration": timing.calibration.model_copy(update={"classes": classes})}
+    return timing.model_copy(update=update), fitted
 
 
 def as_served(name: str, version: str) -> Timing:

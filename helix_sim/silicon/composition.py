@@ -103,7 +103,7 @@ def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) ->
     by_class: dict[str, Any] = {}
     for name in MODULE:
         key = measured_classes(ops[name], timing)[0].partition("/")[0]
-        by_class[key] = by_class.get(key, 0.0) + _alone_s(ops[name], timing) * np.ones(len(rows))
+        by_class[key] = by_class.get(key, 0.0) + alone_s(ops[name], timing) * np.ones(len(rows))
     ranges = {name: residual_range(name, timing) for name in by_class}
     below, above = interval_deviations(
         Deviation(cause=name, seconds=seconds, low=ranges[name][0], high=ranges[name][1])
@@ -112,7 +112,7 @@ def _kernels_s(rows: pd.DataFrame, timing: Timing, kv: Any, gemm_format: Any) ->
     return sum(by_class.values()), below, above
 
 
-def _alone_s(work: Work, timing: Timing) -> Any:
+def alone_s(work: Work, timing: Timing) -> Any:
     """Seconds of one op on the fastest of its measured kernels, as a benchmark that repeats it finds it."""
     assert timing.calibration is not None
     machine = machine_of(timing.calibration.system)

@@ -146,10 +146,10 @@ def fit(measured: Measured, gpu: Gpu, rate: Callable[[str], float], *, starts: i
     assert best is not None
     chosen = values(best.x)
     modelled = modelled_s(measured.shape, measured.works, gpu, rate, chosen)
-    return Fitted(measured=measured, record=_record(measured, chosen, known, modelled), modelled_s=modelled)
+    return Fitted(measured=measured, record=record_of(measured, chosen, known, modelled), modelled_s=modelled)
 
 
-def _record(measured: Measured, values: Mapping[str, float], known: Mapping[str, float], modelled: Any) -> KernelClass:
+def record_of(measured: Measured, values: Mapping[str, float], known: Mapping[str, float], modelled: Any) -> KernelClass:
     """The fitted class as a timing's file says it."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     used = int((~measured.held).sum())

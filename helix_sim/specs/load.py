@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import is_path, said, shortened
 from helix_sim.specs.comparison import Comparison
+from helix_sim.specs.draft import Draft
 from helix_sim.specs.extending import extend
 from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
@@ -33,6 +34,7 @@ FOLDERS = {
     "timing": "hardware_profiles/timings",
     "sweep": "sweeps",
     "framework": "hardware_profiles/frameworks",
+    "draft": "model_specs/drafts",
 }
 CALIBRATIONS = "hardware_profiles/measured_timings"
 """Timings fitted to measured kernels; they load by name like the others."""
@@ -43,6 +45,7 @@ KINDS: dict[str, type[Record]] = {
     "sweep": Sweep,
     "framework": Framework,
     "comparison": Comparison,
+    "draft": Draft,
 }
 MOST_BYTES = 2**18
 """Of a file: the shipped ones have a few thousand, and the worst of this size takes about a second."""
@@ -64,7 +67,7 @@ def data_folder(folder: str) -> Path:
 
 
 def shipped(kind: str) -> list[str]:
-    """Names of the shipped files of a kind (model, machine, timing, sweep, framework), sorted."""
+    """Names of the shipped files of a kind (model, machine, timing, sweep, framework, draft), sorted."""
     return sorted(_shipped_files(kind))
 
 
@@ -92,6 +95,11 @@ def load_timing(name: Timing | str | Path) -> Timing:
 def load_sweep(name: Sweep | str | Path) -> Sweep:
     """A sweep by its shipped name (`paper-deepseek-r1`) or the path of a YAML file; a record is itself."""
     return name if isinstance(name, Sweep) else _load(Sweep, "sweep", name)
+
+
+def load_draft(name: Draft | str | Path) -> Draft:
+    """A way to draft by its shipped name (`deepseek-r1-mtp`) or the path of a YAML file; a record is itself."""
+    return name if isinstance(name, Draft) else _load(Draft, "draft", name)
 
 
 def load_framework(name: str | Path) -> Framework:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -89,22 +90,22 @@ class Machine(Record):
             raise ValueError(f"memory_reserve_GB {reserve:g} leaves nothing of memory_GB {memory:g}")
         return self
 
-    @property
+    @cached_property
     def hbm_bytes_per_s(self) -> float:
         """Peak HBM bandwidth of one GPU [B/s]."""
         return self.hbm_bandwidth_GBps.value * GIGA
 
-    @property
+    @cached_property
     def memory_bytes(self) -> float:
         """Memory of one GPU that weights, KV cache and activations may fill [B]."""
         return (self.memory_GB.value - self.memory_reserve_GB.value) * GIGA
 
-    @property
+    @cached_property
     def nvlink_bytes_per_s(self) -> float:
         """NVLink bandwidth of one GPU in one direction [B/s]."""
         return self.nvlink_per_direction_GBps.value * GIGA
 
-    @property
+    @cached_property
     def network_bytes_per_s(self) -> float:
         """Scale-out bandwidth of one GPU in one direction [B/s]."""
         return self.network_per_direction_GBps.value * GIGA
@@ -135,7 +136,7 @@ class Machine(Record):
         """Arithmetic this machine has a dense tensor-core rate for, fastest first."""
         return [name for name in get_args(MathFormat) if getattr(self, f"{name}_dense_TFLOPs") is not None]
 
-    @property
+    @cached_property
     def kernel_facts(self) -> tuple[int, float, int]:
         """Streaming multiprocessors, bytes of L2 cache and GPUs on a board; SpecError where the file lacks one."""
         if self.sms is None or self.l2_MB is None or self.tray_gpus is None:

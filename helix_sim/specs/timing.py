@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -94,7 +95,7 @@ class KernelClass(Record):
     )
     residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
-    @property
+    @cached_property
     def values(self) -> dict[str, float]:
         """Parameters by name, without their sources."""
         return {name: quantity.value for name, quantity in self.parameters.items()}
@@ -155,12 +156,20 @@ class Calibration(Record):
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
 
+    @cached_property
+    def kernels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes by what they serve: under a class those of its kernels, of which the fastest runs."""
+        found: dict[str, list[str]] = {}
+        for name in self.classes:
+            found.setdefault(name.partition("/")[0], []).append(name)
+        return {served: tuple(names) for served, names in found.items()}
+
     @property
     def cache_formats(self) -> list[str]:
-        """Formats of a KV cache that kernels of every measured kind of attention read, narrowest first."""
+        """Formats of a KV cache that measured kernels of full attention read, grouped-query and latent, narrowest first."""
         kinds: dict[str, set[str]] = {}
         for name in self.classes:
-            if found := re.fullmatch(r"(attention-[^-]+)-([^/]+)(/.*)?", name):
+            if found := re.fullmatch(r"(attention-(?:gqa|mla))-([^/]+)(/.*)?", name):
                 kinds.setdefault(found[1], set()).add(found[2])
         shared = set.intersection(*kinds.values()) if kinds else set()
         return sorted(shared, key=lambda name: FORMAT_BITS[name])
@@ -231,7 +240,7 @@ class Timing(Record):
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
-        return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
+        return self.pointwise if op_class in ("pointwise", "grouped-pointwise", "convolution") else self.kernel
 
     def scale_latencies(
         self, *, kernel: float = 1, collective: float = 1, network: float = 1, host: float = 1

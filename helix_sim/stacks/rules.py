@@ -116,9 +116,14 @@ def _not_replicated(heads: int, ranks: Any) -> Any:
 
 def _experts(p: Placed) -> Any:
     """Experts that do not divide over ep, and cannot be filled up with copies of some."""
+    uneven = _any([_uneven(f.routed, p.layout.ep) for f in p.model.routed_kinds.values()])
+    return uneven & (np.asarray(p.layout.redundant_experts) == 0) & ~_copied(p)
+
+
+def _copied(p: Placed) -> Any:
+    """Whether the stack copies experts on such a layout."""
     x = p.layout
-    filled = np.logical_and(np.asarray(x.ep == p.stage), np.asarray(x.dp) > p.stack.redundant_experts_need_dp)
-    return np.logical_and(_any([_uneven(f.routed, x.ep) for f in p.model.routed_kinds.values()]), ~filled)
+    return np.logical_and(np.asarray(x.ep == p.stage), np.asarray(x.dp) > p.stack.redundant_experts_need_dp)
 
 
 def _attention_tiles(p: Placed) -> Any:
@@ -250,6 +255,10 @@ class StackRule(Enum):
         holds=lambda p: np.asarray(p.layout.ep != 1) & np.asarray(p.layout.ep != p.stage) & bool(p.model.routed_kinds),
     )
     EXPERTS = Refusal(title="experts that do not divide over expert parallelism", holds=_experts)
+    EXPERT_COPIES = Refusal(
+        title="copies of experts without expert parallelism over the whole stage",
+        holds=lambda p: (np.asarray(p.layout.redundant_experts) > 0) & ~_copied(p),
+    )
     EXPERT_SHARDS = Refusal(
         title="an expert that does not divide over tpf",
         holds=lambda p: _any([_uneven(f.intermediate_size, p.layout.tpf) for f in p.model.routed_kinds.values()]),
@@ -283,6 +292,13 @@ class StackRule(Enum):
     ATTENTION_TILES = Refusal(title="projections of a rank that cut quantised tiles", holds=_attention_tiles)
     VOCABULARY = Refusal(title="a vocabulary that does not divide over tensor parallelism", holds=_vocabulary)
     HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
+    QUERY_SHARDS = Refusal(
+        title="a projection of queries shared by KV shards as the stack does not share it",
+        holds=lambda p: (
+            (np.asarray(p.layout.q_shards) > 1)
+            & ((not p.stack.gathers_queries) | np.asarray(p.layout.q_shards != p.layout.kvp))
+        ),
+    )
     NO_ONE_STACK = Refusal(
         title="every stack refuses it, each by another rule",
         holds=lambda p: np.zeros(np.shape(p.layout.gpus), dtype=bool),

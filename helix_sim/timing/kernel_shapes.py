@@ -10,13 +10,14 @@ which is latency: launches, dependent steps, partly filled waves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from helix_sim.core.numeric import Column, ceil_div
+from helix_sim.core.numeric import Column, alike_rows, ceil_div
 from helix_sim.core.units import MICRO, bytes_per_value
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import LSE_BYTES
@@ -75,16 +76,25 @@ ShapeTime = Callable[[Work, Gpu, float, Mapping[str, float]], Terms]
 
 
 def norm(p: float, *terms: Column) -> Any:
-    """Smooth maximum of non-negative terms: (sum of a^p)^(1/p), scaled so that nothing overflows.
+    """Smooth maximum of non-negative terms: (sum of a^p)^(1/p).
+
+    Seconds are squared and cubed as they are, for numpy's power takes five times as long; any other p is scaled so that
+    nothing overflows.
 
     >>> float(norm(2, 3.0, 4.0)), float(norm(2, 0.0, 0.0))
     (5.0, 0.0)
     """
+    if len(terms) == 1:
+        return terms[0]
+    if p == 2:
+        return np.sqrt(sum(term * term for term in terms))
+    if p == 3:
+        return np.cbrt(sum(term * term * term for term in terms))
     largest: Any = 0.0
     for term in terms:
         largest = np.maximum(largest, term)
     unit = np.where(largest > 0, largest, 1.0)
-    return largest * sum((term / unit) ** p for term in terms) ** (1 / p) if len(terms) > 1 else largest
+    return largest * sum((term / unit) ** p for term in terms) ** (1 / p)
 
 
 def _at_least(total: Column, *, math_s: Column = 0.0, hbm_s: Column = 0.0) -> Terms:
@@ -107,6 +117,8 @@ TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128), (25
 """(rows, columns) of the output tiles that a kernel library has to choose from."""
 SPLITS = (1, 2, 4, 8)
 """Pieces of the inner dimension that several blocks may share, at the price of adding their results."""
+FEW_PRODUCTS = 1024
+"""Products up to which all tiles are tried in one call; of more, a tile at a time stays in cache."""
 
 
 def gemm(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
@@ -115,7 +127,21 @@ def gemm(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Te
     A block walks the inner dimension at the pace of its tile's loads, of its SM's tensor cores or of a dependent load,
     whichever is slowest; tiles run in ceil(tiles · splits / SMs) waves, and the library picks the best tile and split.
     At 257 rows every tile has a second row of tiles; below the first full wave time follows the inner dimension alone.
+    Of columns of shapes (n, 1) it is evaluated once for the rows that are alike: many layouts share a product.
     """
+    sizes = (work.rows, work.inner, work.outer, work.copies, work.weight_bytes, work.activation_bytes, work.flops)
+    if (alike := alike_rows(*sizes)) is None:
+        return _gemm(work, gpu, flops_per_s, p)
+    *columns, place = alike
+    once = _gemm(replace(work, **dict(zip(PRODUCT, columns, strict=True))), gpu, flops_per_s, p)
+    return Terms(*(np.asarray(term)[place] if np.ndim(term) > 1 else term for term in once))
+
+
+PRODUCT = ("rows", "inner", "outer", "copies", "weight_bytes", "activation_bytes", "flops")
+"""Fields of a Work on which the time of a product depends."""
+
+
+def _gemm(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
     weight_bytes = work.weight_bytes * _cold_share(work.weight_bytes, gpu, p)
     hbm_s = (weight_bytes + work.activation_bytes) / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
     math_s = work.flops / (p["math_share"] * flops_per_s)
@@ -140,16 +166,21 @@ def _best_tiling(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float
     """Seconds of the waves of the fastest tile shape and split."""
     value_bytes = bytes_per_value(work.weights)
     sm_flops, sm_bytes = p["math_share"] * flops_per_s / gpu.sms, p["load_share"] * gpu.hbm_bytes_per_s / gpu.sms
+    shape = np.broadcast_shapes(*(np.shape(size) for size in (work.copies, work.rows, work.outer, work.inner)))
+    splits = np.reshape(SPLITS, (-1, *(1 for _ in shape))) * 1.0
+    split_inner, sums = work.inner / splits, 4.0 * work.copies * work.rows * work.outer * splits / gpu.hbm_bytes_per_s
+    split_s = (splits > 1) * (p["split_us"] * MICRO * np.log2(splits) + sums)
+    together = len(TILES) if math.prod(shape) <= FEW_PRODUCTS else 1
     best: Any = np.inf
-    for rows, columns in TILES:
+    for first in range(0, len(TILES), together):
+        sides = zip(*TILES[first : first + together], strict=True)
+        rows, columns = (np.reshape(side, (-1, *(1 for _ in splits.shape))) * 1.0 for side in sides)
         tiles = work.copies * ceil_div(work.rows, rows) * ceil_div(work.outer, columns)
         load_s = (np.minimum(work.rows, rows) + columns) * value_bytes / sm_bytes
         per_k = np.maximum(np.maximum(load_s, 2.0 * rows * columns / sm_flops), p["step_ns"] * NANO)
-        for splits in SPLITS:
-            waves = ceil_div(tiles * splits, gpu.sms)
-            sums = 4.0 * work.copies * work.rows * work.outer * splits / gpu.hbm_bytes_per_s
-            split_s = (splits > 1) * (p["split_us"] * MICRO * np.log2(splits) + sums)
-            best = np.minimum(best, waves * (p["wave_us"] * MICRO + work.inner / splits * per_k) + split_s)
+        waves = ceil_div(tiles * splits, gpu.sms)
+        seconds = waves * (p["wave_us"] * MICRO + split_inner * per_k) + split_s
+        best = np.minimum(best, seconds.min(axis=(0, 1)))
     return best
 
 
@@ -328,6 +359,48 @@ def all_reduce(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float])
     return Terms(best - best_link, 0.0, 0.0, best_link)
 
 
+# --- Attention to a part of the context, and states ------------------------------------------------------------------
+
+
+def picked_attention(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """A core over gathered tokens, or an indexer's scores: latency + norm(bytes, FLOP, a block's walk) + waves.
+
+    A request's (and KV head's) turn on an SM is longer the more queries it has. Few tokens: no splits to merge. Where a
+    rank has one query head alone, a kernel that packs heads may read at a fraction of its rate.
+    """
+    bandwidth = p["bandwidth_share"] * gpu.hbm_bytes_per_s
+    hbm_s = (work.kv_bytes * _cold_share(work.kv_bytes, gpu, p) + work.activation_bytes) / bandwidth
+    math_s = work.flops / (p["math_share"] * flops_per_s)
+    turn_s = p["request_us"] * MICRO * (1 + work.heads / work.copies / p["heads_half"])
+    waves_s = turn_s * work.rows * work.copies / gpu.sms
+    read_s = hbm_s * (1 + p["lone_head"] * (work.heads <= 1))
+    total = p["latency_us"] * MICRO + waves_s + norm(2, read_s, math_s, p["token_ns"] * NANO * work.tokens)
+    return _at_least(total, math_s=math_s, hbm_s=hbm_s)
+
+
+def row_walk(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """A choice among the scores of each row: latency + norm(bytes, waves of rows that a block walks along)."""
+    hbm_s = work.hbm_bytes / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
+    row_kb = work.hbm_bytes / np.maximum(work.rows, 1e-9) / 1e3
+    walk_s = p["kB_ns"] * NANO * row_kb * np.maximum(work.rows / gpu.sms, 1.0)
+    total = work.kernels * p["latency_us"] * MICRO + norm(2, hbm_s, walk_s)
+    return _at_least(total, hbm_s=hbm_s)
+
+
+def state_pass(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """A recurrence over states: latency, the new tokens one after another, norm(bytes, waves of heads).
+
+    A kernel that verifies drafts, several new tokens a request, may take a longer turn for each head.
+    """
+    bandwidth = p["bandwidth_share"] * gpu.hbm_bytes_per_s
+    hbm_s = (work.kv_bytes * _cold_share(work.kv_bytes, gpu, p) + work.activation_bytes) / bandwidth
+    several = (work.tokens > 1) * 1
+    turn_s = (p["head_us"] + several * p["verify_us"]) * MICRO
+    waves_s = turn_s * work.rows * work.copies / gpu.sms
+    first_s = (p["latency_us"] + several * p["verify_latency_us"] + p["token_us"] * (work.tokens - 1)) * MICRO
+    return _at_least(first_s + norm(3, hbm_s, waves_s), hbm_s=hbm_s)
+
+
 SHAPES: dict[str, ShapeTime] = {
     "stream": stream,
     "gemm": gemm,
@@ -340,12 +413,17 @@ SHAPES: dict[str, ShapeTime] = {
     "gather": gather,
     "partial-exchange": partial_exchange,
     "all-reduce": all_reduce,
+    "picked-attention": picked_attention,
+    "row-walk": row_walk,
+    "state": state_pass,
 }
 """Each shape's equation by its name in a timing's file; its parameters are in `specs.kernel_parameters`."""
 
 
 def one_piece(work: Work) -> Work:
     """One of an op's equal pieces: as many launches, its share of the requests, bytes, FLOP and payload."""
+    if isinstance(work.pieces, int | float) and work.pieces == 1:
+        return work
     share = 1 / work.pieces
     sent = work.collective
     return replace(

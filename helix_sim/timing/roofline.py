@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.kept import kept_for_records
 from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MICRO
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.timing import KernelClass, Timing
-from helix_sim.timing.kernel_shapes import SHAPES, gpu_of, one_piece
+from helix_sim.specs.timing import CollectiveConstants, KernelClass, Timing
+from helix_sim.timing.kernel_shapes import SHAPES, Gpu, gpu_of, one_piece
 
 TERMS = ("latency", "math", "hbm", "link")
 
@@ -89,22 +90,24 @@ SAME_KIND = {"attention-window": "attention-gqa", "convolution": "pointwise"}
 begin, and a pass over values."""
 
 
-def measured_classes(work: Work, timing: Timing) -> list[str]:
+def measured_classes(work: Work, timing: Timing) -> tuple[str, ...]:
     """Names of the calibration's classes for an op: by its stored format, by its arithmetic, or for all formats.
 
-    Where its kind was not measured, those of a kind that stands in. Several where a framework has kernels to choose from, as class/kernel.
+    Where its kind was not measured, those of a kind that stands in. Several where a framework has kernels to choose
+    from, as class/kernel.
     """
     if timing.calibration is None:
-        return []
-    formats = (work.weights, *SAME_KERNEL.get(work.weights, ()), work.math, *SAME_KERNEL.get(work.math, ()))
-    for kind in (work.op_class, SAME_KIND.get(work.op_class)):
+        return ()
+    kernels, (stored, computed) = timing.calibration.kernels, (work.weights, work.math)
+    formats = (stored, *SAME_KERNEL.get(stored, ()), computed, *SAME_KERNEL.get(computed, ()))
+    for kind in (work.op_class, SAME_KIND.get(work.op_class, work.op_class)):
         for wanted in (*(f"{kind}-{number_format}" for number_format in formats), kind):
-            if names := [name for name in timing.calibration.classes if name.partition("/")[0] == wanted]:
+            if names := kernels.get(wanted):
                 return names
-    return []
+    return ()
 
 
-def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[list[str], Any]:
+def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[str, ...], Any]:
     """Names of an op's measured classes and, for each layout of a column, the place of the one that runs, the fastest.
 
     No names, and place 0, where nothing was measured for the op.
@@ -129,8 +132,7 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
     """Pieces one after another, each as its class was measured; later pieces may share the first one's latency."""
     assert timing.calibration is not None
     measured = timing.calibration.classes[name]
-    constants = timing.collective
-    gpu = gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
+    gpu = _gpu_under(machine, timing.collective)
     rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
     terms = SHAPES[measured.shape](one_piece(_passed_over(work, timing)), gpu, rate, measured.values)
     latency_s = terms.latency_s
@@ -142,6 +144,12 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
         hbm_s=work.pieces * terms.hbm_s,
         link_s=work.pieces * terms.link_s,
     )
+
+
+@kept_for_records
+def _gpu_under(machine: Machine, constants: CollectiveConstants) -> Gpu:
+    """What the shapes ask of a machine, with a timing's constants of its network."""
+    return gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
 
 
 def _passed_over(work: Work, timing: Timing) -> Work:

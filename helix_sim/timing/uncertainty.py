@@ -99,7 +99,7 @@ def _op_deviations(
 
 
 def stands_in(work: Work, served: str, measured: KernelClass) -> bool:
-    """Whether a kernel of class `served` is not an op's own, of another format or borrowed, and no width holds that yet."""
+    """Whether a kernel of class `served` is not an op's own: of another format, or borrowed and not widened for it."""
     of_another = served not in (work.op_class, f"{work.op_class}-{work.weights}")
     return of_another or (measured.borrowed is not None and not measured.widened)
 
@@ -175,7 +175,7 @@ def size_of(work: Work, name: str) -> Any:
 def residual_range(name: str, timing: Timing) -> tuple[float, float]:
     """The tenth and the ninetieth centile of ln(measured / modelled) of a class; the widest of its kernels."""
     assert timing.calibration is not None
-    found = [each.residuals for key, each in timing.calibration.classes.items() if key.partition("/")[0] == name]
+    found = [timing.calibration.classes[key].residuals for key in timing.calibration.kernels[name]]
     return min(each.low for each in found), max(each.high for each in found)
 
 

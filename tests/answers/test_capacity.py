@@ -105,4 +105,4 @@ def test_the_verb_prints_what_servers_print() -> None:
     assert f"GPU KV cache size: {found.kv_tokens // 2:,} tokens of each attention group" in shown.stdout
     assert f"Maximum concurrency for 8,000 tokens per request: {found.concurrency:.2f}x" in shown.stdout
     record = json.loads(CliRunner().invoke(app, ["capacity", "llama-3.1-8b", "h100-hgx", "--json"]).stdout)
-    assert record["kv_tokens"] == record["kv_tokens_per_group"] * record["groups"]
+    assert record["kv_tokens"] == record["kv_tokens_per_group"] * record["attention_groups"]

@@ -159,7 +159,7 @@ def test_per_gpu_is_the_order_without_a_total() -> None:
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"total_gpus": 0}, "--total-gpus: 0 is not a whole number"),
     ({"total_gpus": 4, "gpus": (8, 8)}, "--total-gpus: a layout of 8 GPUs does not fit into 4"),
-    ({"objective": "fleet"}, "--objective: fleet needs a total"),
+    ({"objective": "fleet"}, "--objective is of a total of GPUs"),
     ({"objective": "users", "total_gpus": 8}, "--objective: 'users' is not one of fleet, per-gpu"),
     ({"confidence": 0.9}, "--confidence: timing paper has no interval"),
     ({"confidence": 0.4}, "--confidence: 0.4 is not between 0.5 and 1"),

@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_check_says_what_is_right_and_what_is_not(tmp_path):
     good = helix_sim("models", "--json")
-    assert {row["name"] for row in json.loads(good.stdout)} >= {"deepseek-r1", "llama-3.1-405b"}
+    assert {row["name"] for row in json.loads(good.stdout)["rows"]} >= {"deepseek-r1", "llama-3.1-405b"}
     (tmp_path / "bad.yaml").write_text("kind: machine\nname: mine\n")
     shown = helix_sim("check", "bad.yaml", cwd=tmp_path)
     assert shown.returncode == 2

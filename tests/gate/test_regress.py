@@ -374,7 +374,7 @@ def test_a_failure_explains_itself_in_every_form(
     assert run("--baseline", folder) == 0
     edit(tmp_path / "machine.yaml", "value: 8000,", "value: 7920,")
     capsys.readouterr()
-    single = ("--markdown", tmp_path / "v.md", "--junit", tmp_path / "v.xml", "--json", tmp_path / "v.json")
+    single = ("--markdown", tmp_path / "v.md", "--junit", tmp_path / "v.xml", "--json-file", tmp_path / "v.json")
     assert run("--baseline", folder, "--out", out, *single) == Exit.MOVED
     said = capsys.readouterr().out
     for words in ("small: moved", "attention_core", "machine.yaml", "hbm_bandwidth_GBps: 8000.0 → 7920.0"):

@@ -416,3 +416,16 @@ def test_a_smooth_maximum_of_one_term_is_that_term():
     assert shapes.norm(3, 1.0, 2.0) == pytest.approx(9 ** (1 / 3))
     assert shapes.norm(2, np.array([0.0, 3.0]), np.array([0.0, 4.0])).tolist() == [0, 5]
     assert float(shapes.norm(6, 1e300, 1e300)) == pytest.approx(1e300 * 2 ** (1 / 6))
+
+
+@pytest.mark.parametrize("varied", shapes.PRODUCT)
+def test_products_that_are_alike_are_found_once_and_those_that_differ_are_not(varied: str):
+    # 2,000 rows of seven products; where rows are a table, the last of each row's three batches differs as well
+    whole = replace(PRODUCT, weight_bytes=1e6, activation_bytes=1e5, flops=1e8)
+    steps = 1 + np.arange(2000.0)[::-1, None] % 7
+    for column in (getattr(whole, varied) * steps, getattr(whole, varied) * (steps + [[0, 0, 1]])):
+        many = shapes.gemm(replace(whole, **{varied: column}), GPU, PETA, FREE)
+        for row in range(0, 2000, 173):
+            alone = shapes.gemm(replace(whole, **{varied: column[row]}), GPU, PETA, FREE)
+            for of_many, of_one in zip(many, alone, strict=True):
+                assert np.broadcast_to(of_many, (2000, column.shape[1]))[row] == pytest.approx(of_one, rel=1e-12)

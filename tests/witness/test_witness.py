@@ -296,6 +296,14 @@ def test_experts_of_a_latent_run_on_every_legal_layout_and_count_their_work():
         check_step(LATENT, "moe", Layout(batch=3, **shape), MIXED, 77, seed=1)
 
 
+@pytest.mark.parametrize("name", ["gqa", "mla", *SMALL])
+def test_gathered_queries_compute_the_layer_and_count_their_traffic_instead_of_the_projection(name):
+    model = {"gqa": GQA, "mla": MLA, **SMALL}[name]
+    for place, shape in enumerate(legal_layouts(model, 80, 8)):
+        for shards in (n for n in range(2, shape["kvp"] + 1) if shape["kvp"] % n == 0):
+            check_step(model, "dense", Layout(batch=2, q_shards=shards, **shape), MIXED, 80, seed=place, new=5)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(("ranks", "context", "new"), [(8, 80, 5), (6, 83, 20), (4, 12, 10), (4, 96, 1)])
 def test_every_kind_runs_on_every_legal_layout_and_counts_its_work(name, ranks, context, new):
@@ -345,7 +353,8 @@ def steps(draw):
     ffn, new = draw(st.sampled_from(list(model.ffn))), draw(st.integers(1, min(context, 40)))
     shape = draw(st.sampled_from(legal_layouts(model, context, 10)))
     chunks = draw(st.integers(1, batch)) if shape["kvp"] > 1 else 1
-    return model, ffn, Layout(batch=batch, chunks=chunks, **shape), context, new
+    shards = draw(st.sampled_from([n for n in range(1, shape["kvp"] + 1) if shape["kvp"] % n == 0]))
+    return model, ffn, Layout(batch=batch, chunks=chunks, q_shards=shards, **shape), context, new
 
 
 @st.composite

@@ -85,7 +85,7 @@ class Imported:
     def record(self) -> dict[str, Any]:
         """All of it as plain data."""
         return {
-            "model": self.model.model_dump(exclude_none=True, exclude_unset=True),
+            "imported": self.model.model_dump(exclude_none=True, exclude_unset=True),
             "parameters_B": self.model.total_parameters / 1e9,
             "active_parameters_B": self.active_parameters / 1e9,
             "named_B": self.named_B,
