@@ -81,7 +81,9 @@ def kind_classes(timing: Timing, say: Callable[[str], None] = lambda _: None) ->
     in_modules = {each.name: fit(each, gpu_of(machine), machine.flops_per_s, starts=1) for each in of_dummies}
     for kinds in TOGETHER:
         known = calibration.model_copy(
-            update={"classes": {**calibration.classes, **{name: each.record for name, each in (found | in_modules).items()}}}
+            update={
+                "classes": {**calibration.classes, **{name: each.record for name, each in (found | in_modules).items()}}
+            }
         )
         for modules in module_classes(timing.model_copy(update={"calibration": known}), kinds):
             add(fit_modules(modules, gpu_of(machine), machine.flops_per_s))

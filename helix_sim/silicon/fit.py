@@ -149,7 +149,9 @@ def fit(measured: Measured, gpu: Gpu, rate: Callable[[str], float], *, starts: i
     return Fitted(measured=measured, record=record_of(measured, chosen, known, modelled), modelled_s=modelled)
 
 
-def record_of(measured: Measured, values: Mapping[str, float], known: Mapping[str, float], modelled: Any) -> KernelClass:
+def record_of(
+    measured: Measured, values: Mapping[str, float], known: Mapping[str, float], modelled: Any
+) -> KernelClass:
     """The fitted class as a timing's file says it."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     used = int((~measured.held).sum())
