@@ -116,6 +116,9 @@ class Unknowns(Record):
         description="of a kernel's time where another format's or framework's kernel, or an assumed one, stands in [1]"
     )
     borrowed_collective: Quantity = Field(description="of a collective's time where another stands in for it [1]")
+    unmeasured: Quantity = Field(
+        description="upwards, of a kernel's time that the timing's constants give, where no class of it was measured [1]"
+    )
     collective: Quantity = Field(
         description="of all collectives together, which were measured alone, not in a step [1]"
     )

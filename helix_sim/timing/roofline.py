@@ -88,19 +88,26 @@ SAME_KERNEL = {
 }
 """Number formats whose kernels stand in for those of a format without measurements."""
 
+SAME_KIND = {"attention-window": "attention-gqa", "convolution": "pointwise"}
+"""Op classes whose kernels stand in for those of a class without measurements: full attention that is told where to
+begin, and a pass over values."""
+
 
 def measured_classes(work: Work, timing: Timing) -> tuple[str, ...]:
     """Names of the calibration's classes for an op: by its stored format, by its arithmetic, or for all formats.
 
-    Several where a framework has kernels to choose from, as class/kernel.
+    Where its kind was not measured, those of a kind that stands in. Several where a framework has kernels to choose
+    from, as class/kernel.
     """
     if timing.calibration is None:
         return ()
     kernels, (stored, computed) = timing.calibration.kernels, (work.weights, work.math)
-    for number_format in (stored, *SAME_KERNEL.get(stored, ()), computed, *SAME_KERNEL.get(computed, ())):
-        if names := kernels.get(f"{work.op_class}-{number_format}"):
-            return names
-    return kernels.get(work.op_class, ())
+    formats = (stored, *SAME_KERNEL.get(stored, ()), computed, *SAME_KERNEL.get(computed, ()))
+    for kind in (work.op_class, SAME_KIND.get(work.op_class, work.op_class)):
+        for wanted in (*(f"{kind}-{number_format}" for number_format in formats), kind):
+            if names := kernels.get(wanted):
+                return names
+    return ()
 
 
 def measured_within(work: Work, timing: Timing) -> bool:
@@ -121,15 +128,6 @@ def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[
         return names, 0
     seconds = np.broadcast_arrays(*(_measured_time(work, machine, timing, name).seconds for name in names))
     return names, np.argmin(seconds, axis=0)
-
-
-def borrowed_kernel(work: Work, machine: Machine, timing: Timing) -> KernelClass | None:
-    """The class that an op of one layout runs on, where it stands in for the op's own; None where its own runs."""
-    names, place = running_kernel(work, machine, timing)
-    if not names or timing.calibration is None:
-        return None
-    runs = timing.calibration.classes[names[int(place)]]
-    return runs if runs.borrowed else None
 
 
 def _fastest(times: list[OpTime]) -> OpTime:
