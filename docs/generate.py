@@ -574,7 +574,7 @@ def _record(name: str, record: Any) -> list[str]:
     if name in YAML_PAGES:
         parts.append(f"Its fields are the keys of its [YAML file](yaml/{YAML_PAGES[name]}.md).")
     rows = []
-    for key, member in vars(record).items():
+    for key, member in list(vars(record).items()):  # a record is built when it is first read
         target = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if key.startswith("_") or not inspect.isfunction(target) or target.__module__.startswith("pydantic"):
             continue

@@ -144,6 +144,12 @@ class Reason(Enum):
         ),
         change=lambda c: "set --index-kvp to a divisor of kvp" if c.model.has_indexer else "leave --index-kvp out",
     )
+    QUERY_SHARDS = Rule(
+        title="KV shards that share the projection of queries and do not divide the KV shards",
+        holds=lambda c: np.logical_and(c.layout.q_shards > 1, np.asarray(c.layout.kvp) % c.layout.q_shards != 0),
+        sentence=lambda c: f"q_shards = {c.layout.q_shards} does not divide kvp = {c.layout.kvp}",
+        change=lambda c: "set --q-shards to a divisor of kvp",
+    )
     REDUNDANT_EXPERTS = Rule(
         title="copies of experts that there are not, or that do not fill the ranks evenly",
         holds=lambda c: np.logical_and(

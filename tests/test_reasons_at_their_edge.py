@@ -45,6 +45,10 @@ EDGES = {
         (LLAMA, {"kvp": 2, "tpf": 2, "batch": 4, "chunks": 2}),
         (LLAMA, {"kvp": 1, "tpf": 1, "batch": 4, "chunks": 2}),
     ),
+    "QUERY_SHARDS": (
+        (LLAMA, {"kvp": 6, "tpf": 6, "q_shards": 3}),
+        (LLAMA, {"kvp": 6, "tpf": 6, "q_shards": 4}),
+    ),
     "REDUNDANT_EXPERTS": (
         (R1, {"dp": 32, "ep": 32, "redundant_experts": 32}),
         (R1, {"dp": 32, "ep": 32, "redundant_experts": 33}),

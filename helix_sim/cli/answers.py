@@ -139,12 +139,7 @@ def recommend(
     usd_per_gpu_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none.
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --context 128K --ttl-ms 20 --racks 2
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --tokens-per-second 50 --timing gb200-trtllm --confidence 0.9
-    """
+    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
     from helix_sim.core.errors import Exit, SpecError
@@ -265,13 +260,13 @@ def _print_choices(out: Console, choices: list[Choice], title: str, numbered: bo
         ">$/M tokens", ">J/token", ">GB free", "largest op", "stopped by", "starts on",
         *(["rests on"] if measured else []), title=title,
     )  # fmt: skip
-    for number, choice in enumerate(choices, start=1):
+    for place, choice in enumerate(choices, start=1):
         step, binds = choice.step, choice.binds
         low, high = (float(end) * 1e3 for end in step.ttl_interval_s)
         cost, energy = float(step.usd_per_million_tokens), float(step.joules_per_token)
         filled = choice.filled
         table.add_row(
-            f"{number}: {choice.title}" if numbered else choice.title,
+            f"{place}: {choice.title}" if numbered else choice.title,
             str(step.layout),
             str(step.layout.gpus),
             str(step.layout.users),
@@ -338,8 +333,8 @@ def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
     gpus = int(second.step.layout.gpus - best.step.layout.gpus)
     room = (second.headroom_bytes - best.headroom_bytes) / 1e9
     out.print(
-        f"runner-up: {second.title}, {second.step.layout}: {second.throughput_lost:.2%} less throughput, TTL {ttl:+.1%}, "
-        f"GPUs {gpus:+d}, free memory {room:+.1f} GB"
+        f"runner-up: {second.title}, {second.step.layout}: {second.throughput_lost:.2%} less throughput, "
+        f"TTL {ttl:+.1%}, GPUs {gpus:+d}, free memory {room:+.1f} GB"
     )
 
 

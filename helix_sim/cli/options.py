@@ -194,6 +194,9 @@ class LayoutOptions(FormatOptions):
     index_kvp: Annotated[
         str | None, _width("sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank")
     ] = None
+    q_shards: Annotated[
+        str | None, _width("KV shards that share a projection of queries and gather them; 1 repeats it on each")
+    ] = None
     redundant_experts: Annotated[
         str | None, _width("copies of busy experts beside the model's own, over all of ep; 0, unless said, is none")
     ] = None

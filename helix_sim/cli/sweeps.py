@@ -192,7 +192,7 @@ def reproduce(
     timing: TimingOptions,
     figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
     out: OutFolder = Path("out/reproduce"),
-    draws: Annotated[int, typer.Option(help="random timings of `variants`", min=1)] = 100,
+    draws: Annotated[str | None, number_option("random timings of `variants`; 100 unless given")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
@@ -205,7 +205,10 @@ def reproduce(
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
     if figure in ("fig1", "fig3"):
         refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=draws)
+    if figure != "variants":
+        refuse({"--draws": draws}, "is for reproduce variants; leave it out")
+    many = size(draws, "--draws") if draws is not None else 100
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
     if as_json:
         claims = [claim.record() for claim in written.claims]
         print_answer("reproduce", {"claims": claims, "files": list(map(str, written.files))})

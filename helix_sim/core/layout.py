@@ -29,6 +29,7 @@ class Layout:
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
     | index_kvp |    | sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank |
+    | q_shards |     | KV shards that share a projection of queries and gather them, a divisor of kvp; 1 repeats it |
     | redundant_experts | | copies of busy experts beside the model's own, over all of ep; 0 is none |
     | draft_tokens | | draft tokens of each request that a step verifies; 0 is no drafting |
 
@@ -46,6 +47,7 @@ class Layout:
     pp: Column = 1
     chunks: Column = 1
     index_kvp: Column = 1
+    q_shards: Column = 1
     redundant_experts: Column = 0
     draft_tokens: Column = 0
 

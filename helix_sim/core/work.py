@@ -11,12 +11,14 @@ from helix_sim.core.numeric import Column, total
 COMPUTE_CLASSES = (
     "attention-gqa",
     "attention-mla",
+    "attention-window",
     "attention-block-sparse",
     "attention-sparse",
     "attention-compressed",
     "index-logits",
     "index-top-k",
     "linear-state",
+    "convolution",
     "gemm",
     "grouped-gemm",
     "batched-gemm",
@@ -47,6 +49,8 @@ class Work:
     | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
     | collective | tokens             |                    |                 | needed: share of others' that is sent;|
     |            |                    |                    |                 | heads: whose partial outputs are sent |
+
+    part, part_of: what the op is called as a part of another class's kernel, which may have been measured with it.
     """
 
     op_class: str
@@ -69,6 +73,8 @@ class Work:
     tokens: Column = 1
     arrived: Column | None = None
     needed: Column = 1
+    part: str | None = None
+    part_of: str | None = None
 
     @property
     def hbm_bytes(self) -> Any:

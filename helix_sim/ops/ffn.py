@@ -8,6 +8,7 @@ and only the all-reduce is left.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from helix_sim.core.numeric import Column, ceil_div, larger
@@ -120,7 +121,9 @@ def routed_up(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
     """SiLU(gate)·up of the routed tokens; of up alone where nothing gates."""
     shard = ceil_div(ffn.intermediate_size, s.layout.tpf)
-    return gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
+    activation = gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
+    formats = {"math": s.precision.format_of("routed_math"), "weights": s.precision.format_of("routed_weights")}
+    return replace(activation, part="activation", part_of="grouped-gemm", **formats)
 
 
 def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:

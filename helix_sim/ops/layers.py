@@ -20,6 +20,7 @@ from helix_sim.ops.elementwise import hidden_norm
 from helix_sim.ops.ends import closing_ops, handover_ops, opening_ops
 from helix_sim.ops.exchange import (
     combine_partials,
+    gather_queries,
     gather_tokens,
     group_all_reduce,
     partial_exchange,
@@ -60,7 +61,7 @@ def window_ops(s: StepInput, a: WindowAttention) -> OpTable:
     """Ops of one layer's windowed attention, in order: grouped-query attention without KV shards."""
     t = attention.head_parallel(s)
     ops = _head_ops(t, a, attention.window_core(t, a))
-    shards = ("exchange", "combine_partials")
+    shards = ("query_gather", "exchange", "combine_partials")
     return {name: op for name, op in ops.items() if name not in shards} | _around(s)
 
 
@@ -145,6 +146,7 @@ def _latent_ops(s: StepInput, a: LatentAttention, core: Work, index: OpTable | N
 def _core_ops(s: StepInput, a: attention.Heads, core: Work) -> OpTable:
     return {
         "rope_and_append": attention.rope_and_append(s, a),
+        "query_gather": gather_queries(s, a),
         "attention_core": core,
         "exchange": partial_exchange(s, a),
         "combine_partials": combine_partials(s, a),
@@ -249,12 +251,12 @@ class Kind:
 
 STREAMED = (Streamed(product="output_projection", reduced="attention_all_reduce"),)
 ATTENTION: dict[str, Any] = {
-    "sees": lambda x: (x.tpa, x.kvp, x.token_group),
+    "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.q_shards),
     "pipelined": (("attention_core", "exchange"),),
     "streamed": STREAMED,
 }
 """What attention over KV shards has in common."""
-INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp)}
+INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp, x.q_shards)}
 """What attention with an indexer has in common."""
 HEAD_PARALLEL: dict[str, Any] = {"sees": lambda x: (x.token_group,), "streamed": STREAMED}
 """What attention without KV shards has in common."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import heapq
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ def _picked(ffn: RoutedFfn) -> npt.NDArray[np.float64]:
     """Probability (experts,) that a token picks each expert, from hot to cold."""
     rank = np.arange(1, ffn.routed + 1)
     weight = rank**-ffn.routing_skew
-    picked = np.minimum(1.0, ffn.top_k * weight / weight.sum())
+    picked: npt.NDArray[np.float64] = np.minimum(1.0, ffn.top_k * weight / weight.sum())
     for _ in range(ffn.top_k):  # what the cap takes from the hottest goes to the rest
         free = picked < 1
         if not free.any():
@@ -101,17 +103,39 @@ EXACT_UP_TO = 16
 """Experts or tokens up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
 
 
+def largest_normal(ranks: Column) -> Any:
+    """Expected largest of `ranks` independent standard normals, by Blom's approximation: Φ⁻¹((r - 3/8) / (r + 1/4)).
+
+    Whole numbers of ranks, of which a column has few different ones: each is looked up once.
+
+    >>> float(largest_normal(1)), largest_normal(np.array([4.0, 1.0, 4.0])).round(4).tolist()
+    (0.0, [1.0491, 0.0, 1.0491])
+    """
+    if np.ndim(ranks) == 0:
+        return _largest_normal(float(ranks))
+    column = np.asarray(ranks, dtype=np.int64)
+    found = np.zeros(int(np.max(column, initial=0)) + 1)
+    for count in np.flatnonzero(np.bincount(column.ravel())).tolist():
+        found[count] = _largest_normal(count)
+    return found[column]
+
+
+@lru_cache(maxsize=4096)
+def _largest_normal(ranks: float) -> float:
+    return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
+
+
 def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
     Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
-    z the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness, which fades
-    with a spread below one count.
+    z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades with
+    a spread below one count.
 
     >>> float(largest_binomial(32, 1.0, ranks=8))
     32.0
     """
-    z, spread = ndtri((ranks - 0.375) / (ranks + 0.25)), np.sqrt(n * p * (1 - p))
+    z, spread = largest_normal(ranks), np.sqrt(n * p * (1 - p))
     skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
     normal = n * p + spread * z + skewness
     largest = np.array(np.clip(normal, 0, n))
@@ -226,7 +250,7 @@ def _of_random_ranks(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     popularity = sum(count * (picked - share) ** 2 for count, picked in classes) / ffn.routed
     others = 1 - 1 / x.ep
     deviation = np.sqrt(held * others * (tokens * picked_or_not + tokens**2 * popularity))
-    z = ndtri((x.ep - 0.375) / (x.ep + 0.25))
+    z = largest_normal(x.ep)
     skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = tokens * ffn.top_k * held / ffn.routed + deviation * z + skewness
     if ffn.routing_skew:  # the rank of the hottest expert has that one, and an average share of the others

@@ -71,7 +71,8 @@ def _heavy_stages(
     ends = np.cumsum(sizes)
     number = np.arange(stages)
     edges = np.stack([number == 0, number == stages - 1, number < stages - 1], axis=1)
-    counts = np.unique(np.hstack([before[ends] - before[ends - sizes], edges]), axis=0)[::-1]
+    of_stages = np.hstack([before[ends] - before[ends - sizes], edges]).tolist()
+    counts = np.array(sorted(set(map(tuple, of_stages)), reverse=True))
     covered = (counts[:, None] <= counts[None]).all(axis=2).sum(axis=1) > 1  # each covers itself
     left: npt.NDArray[np.float64] = counts[~covered]
     return np.asarray(left[np.argsort(-left[:, : len(kinds)].sum(axis=1), kind="stable")])

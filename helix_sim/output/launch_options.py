@@ -119,6 +119,10 @@ def written(launched: Launched) -> Draft:
     return draft
 
 
+GATHERED = "queries are gathered over the KV shards, where the layout repeats their projection (q_shards 1)"
+"""Where a stack does not do as the layout says."""
+
+
 def _trtllm(launched: Launched, draft: Draft) -> None:
     step, x = launched.step, launched.step.layout
     draft.options |= {
@@ -198,10 +202,10 @@ def _vllm(launched: Launched, draft: Draft) -> None:
             "--dcp-comm-backend": "a2a",
             "--attention-backend": launched.attention_backend,
         }
-        if launched.mla:
+        if x.q_shards == 1 and launched.mla:
             draft.options["--dcp-q-replicate"] = True
-        else:
-            draft.remarks.append("queries are gathered over the KV shards, where the layout repeats their projection")
+        elif x.q_shards == 1:
+            draft.remarks.append(f"{GATHERED}: its option to repeat it is for MLA")
     if n := _drafts(step):
         method = {"external": "draft_model"}.get(_method(step), _method(step))
         model = {} if method == "mtp" else {"model": draft_checkpoint(step)}
@@ -253,14 +257,14 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             "--dcp-comm-backend": exchange,
             "--attention-backend": launched.attention_backend,
         }
-        if launched.mla and step.precision.format_of("attention_weights") in ("bf16", "fp16"):
+        in_16_bits = step.precision.format_of("attention_weights") in ("bf16", "fp16")
+        if x.q_shards == 1 and launched.mla and in_16_bits:
             draft.options["--dcp-replicate-q-proj"] = True
-        elif launched.mla:
+        elif x.q_shards == 1 and launched.mla:
             draft.remarks.append(
-                "queries are gathered over the KV shards, where the layout repeats their projection: "
-                "--dcp-replicate-q-proj falls back to that without a word on quantised projections"
+                f"{GATHERED}: --dcp-replicate-q-proj falls back to that without a word on quantised projections"
             )
-        else:
+        if not launched.mla:
             draft.remarks.append("decode context parallelism of GQA depends on the model's code and its back end")
     if n := _drafts(step):
         draft.options |= {

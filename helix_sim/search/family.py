@@ -16,7 +16,7 @@ from helix_sim.specs.sweep import Family, Sweep
 WIDTH = np.int16
 """What a width is kept as: a sweep has at most 4096 GPUs, and may have millions of shapes."""
 
-SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "redundant_experts")
+SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "q_shards", "redundant_experts")
 
 
 @functools.cache
@@ -51,6 +51,7 @@ def _copies(family: Family, model: Model, ep: int) -> list[int]:
 def _shapes_of(family: Family, gpus: int, most_tpa: int, model: Model) -> Iterator[tuple[int, ...]]:
     for kvp in allowed(family.kvp, gpus):
         index = allowed(family.index_kvp or "free", kvp) if model.has_indexer else (1,)
+        queries = allowed(family.q_shards or 1, kvp)
         for tpa in allowed(family.tpa, gpus // kvp):
             if tpa > most_tpa:
                 continue
@@ -60,7 +61,7 @@ def _shapes_of(family: Family, gpus: int, most_tpa: int, model: Model) -> Iterat
                     continue
                 grid = dp * tpa * (kvp if family.ffn_on == "all" else 1)
                 for ep in allowed(family.ep, grid):
-                    more = itertools.product(index, _copies(family, model, ep))
+                    more = itertools.product(index, queries, _copies(family, model, ep))
                     yield from ((tpa, kvp, dp, pp, grid // ep, ep, *each) for each in more)
 
 

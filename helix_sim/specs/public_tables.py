@@ -146,6 +146,15 @@ class Exchange(Record):
     )
 
 
+class Included(Record):
+    """What the measured time of some classes of kernels includes beside their own op."""
+
+    of: Text = Field(description="how the classes' names begin [name]")
+    kernel: Text | None = Field(None, description="of this kernel's rows alone, as the table spells it [name]")
+    parts: list[Text] = Field(min_length=1, description="the ops that are measured with it [list of names]")
+    source: Source = Field(description="where that is known from [text]")
+
+
 class Releases(Record):
     """A framework's own version inside the releases of a distribution that servings name."""
 
@@ -203,4 +212,7 @@ class Framework(Record):
     )
     borrowed: list[Borrowed] = Field(
         [], description="rows that its tables lack on every machine, and whose stand in [list]"
+    )
+    includes: list[Included] = Field(
+        [], description="what the measured time of its kernels includes beside their own op [list]"
     )

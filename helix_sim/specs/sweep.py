@@ -34,6 +34,11 @@ class Family(Record):
         description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
         "[count, or free, or many]",
     )
+    q_shards: Axis | None = Field(
+        default=None,
+        description="KV shards that share a projection of queries and gather them, a divisor of kvp; 1, which repeats "
+        "it on each, if absent [count, or free, or many]",
+    )
     redundant_experts: Annotated[list[NaturalCount], Field(min_length=1)] | None = Field(
         default=None,
         description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
@@ -197,7 +202,7 @@ class Sweep(Record):
         """Drafts of a step that are tried, rising; none without a draft."""
         if self.draft is None:
             return [0]
-        given = self.draft_tokens or DraftRange(last=USUAL_DRAFTS)
+        given = self.draft_tokens or DraftRange.model_validate({"to": USUAL_DRAFTS})
         return list(range(given.first, given.last + 1)) if isinstance(given, DraftRange) else sorted(set(given))
 
     @property

@@ -81,8 +81,13 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
-    widened: bool = Field(
-        False,
+    includes: list[Text] | None = Field(
+        None,
+        description="ops of a step beside its own that its measured time includes, as rope_and_append or activation: "
+        "they take no time of their own [list of names]",
+    )
+    widened: bool | None = Field(
+        None,
         description="whether its residuals hold what standing in for another adds, as its source says it; else the "
         "timing's unknowns do [yes or no]",
     )
@@ -163,10 +168,10 @@ class Calibration(Record):
 
     @property
     def cache_formats(self) -> list[str]:
-        """Formats of a KV cache that kernels of every measured kind of attention read, narrowest first."""
+        """Formats of a KV cache that measured kernels of full attention read, grouped-query and latent, narrowest first."""
         kinds: dict[str, set[str]] = {}
         for name in self.classes:
-            if found := re.fullmatch(r"(attention-[^-]+)-([^/]+)(/.*)?", name):
+            if found := re.fullmatch(r"(attention-(?:gqa|mla))-([^/]+)(/.*)?", name):
                 kinds.setdefault(found[1], set()).add(found[2])
         shared = set.intersection(*kinds.values()) if kinds else set()
         return sorted(shared, key=lambda name: FORMAT_BITS[name])
@@ -237,7 +242,7 @@ class Timing(Record):
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
-        return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
+        return self.pointwise if op_class in ("pointwise", "grouped-pointwise", "convolution") else self.kernel
 
     def scale_latencies(
         self, *, kernel: float = 1, collective: float = 1, network: float = 1, host: float = 1

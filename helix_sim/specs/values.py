@@ -76,7 +76,7 @@ Word = Annotated[StrictStr, AfterValidator(_word)]
 class Record(Shown, BaseModel):
     """Frozen, and no key that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def __repr__(self) -> str:
         name = getattr(self, "name", None)

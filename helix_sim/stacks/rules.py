@@ -296,6 +296,13 @@ class StackRule(Enum):
         holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (np.asarray(p.layout.draft_tokens) > 0),
     )
     HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
+    QUERY_SHARDS = Refusal(
+        title="a projection of queries shared by KV shards as the stack does not share it",
+        holds=lambda p: (
+            (np.asarray(p.layout.q_shards) > 1)
+            & ((not p.stack.gathers_queries) | np.asarray(p.layout.q_shards != p.layout.kvp))
+        ),
+    )
     NO_ONE_STACK = Refusal(
         title="every stack refuses it, each by another rule",
         holds=lambda p: np.zeros(np.shape(p.layout.gpus), dtype=bool),

@@ -121,6 +121,9 @@ class Stack(Record):
         default=None, description="tokens of a KV block, where KV parallelism fixes it [tokens]"
     )
     kvp_kinds: list[Text] = Field(description="kinds of attention that have KV parallelism [list of names]")
+    gathers_queries: bool = Field(
+        description="whether all KV shards may share the projection of queries and gather them [yes or no]"
+    )
     kvp_needs: MathFormat | None = Field(
         default=None, description="arithmetic without which KV parallelism is not supported [format]"
     )

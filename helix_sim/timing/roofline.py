@@ -50,10 +50,13 @@ def op_time(work: Work, machine: Machine, timing: Timing) -> OpTime:
 
     kernels:     launches · latency + max(FLOP / (share · rate), bytes / (share · HBM bandwidth))
     collectives: phases · latency + max(NVLink bytes / bandwidth, network bytes / bandwidth), in its fastest form
-    measured:    the shape of its class, where the timing has a calibration with that class
+    measured:    the shape of its class, where the timing has a calibration with that class; nothing where another class
+                 was measured with the op inside
     """
     if work.op_class == HOST:
         return OpTime(latency_s=_overhead_s(timing), math_s=0.0, hbm_s=0.0, link_s=0.0)
+    if measured_within(work, timing):
+        return OpTime(latency_s=0.0, math_s=0.0, hbm_s=0.0, link_s=0.0)
     if names := measured_classes(work, timing):
         return _fastest([_measured_time(work, machine, timing, name) for name in names])
     if work.collective is not None:
@@ -100,7 +103,15 @@ def measured_classes(work: Work, timing: Timing) -> tuple[str, ...]:
     return kernels.get(work.op_class, ())
 
 
-def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[list[str], Any]:
+def measured_within(work: Work, timing: Timing) -> bool:
+    """Whether an op's time is inside that of the kernels that it is a part of, as these were measured."""
+    if work.part is None or work.part_of is None or timing.calibration is None:
+        return False
+    names = measured_classes(replace(work, op_class=work.part_of), timing)
+    return bool(names) and all(work.part in (timing.calibration.classes[name].includes or ()) for name in names)
+
+
+def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[str, ...], Any]:
     """Names of an op's measured classes and, for each layout of a column, the place of the one that runs, the fastest.
 
     No names, and place 0, where nothing was measured for the op.

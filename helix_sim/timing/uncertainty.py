@@ -96,7 +96,7 @@ def _op_deviations(
 
 
 def stands_in(work: Work, served: str, measured: KernelClass) -> bool:
-    """Whether a kernel of class `served` is not an op's own, of another format or borrowed, and no width holds that yet."""
+    """Whether a kernel of class `served` is not an op's own: of another format, or borrowed and not widened for it."""
     of_another = served not in (work.op_class, f"{work.op_class}-{work.weights}")
     return of_another or (measured.borrowed is not None and not measured.widened)
 

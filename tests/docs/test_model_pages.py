@@ -77,6 +77,7 @@ def steps():
                     index_kvp=random.choice([n for n in (1, 2, x["kvp"]) if x["kvp"] % n == 0])
                     if model.has_indexer
                     else 1,
+                    q_shards=random.choice([n for n in (1, 2, x["kvp"]) if x["kvp"] % n == 0]),
                     chunks=random.randint(1, batch) if x["kvp"] > 1 else 1,
                 ).as_floats(),
                 context=float(random.randint(200, 100_000)),
@@ -92,6 +93,7 @@ def letters(s: StepInput, a, ffn):
     m, x, b = s.model, s.layout, s.precision.bytes_of
     given = {axis.upper() if axis not in ("batch", "chunks") else axis: getattr(x, axis) for axis in AXES}
     given |= {"B": x.batch, "q": s.query_tokens, "S": s.context, "H": m.hidden_size, "V": m.vocab_size}
+    given |= {"Nq": x.q_shards}
     given |= {"L": m.layer_count, "Q": a.q_heads, "K": a.kv_heads, "Wo": a.output_width}
     tensors = {"baw": "attention_weights", "bow": "output_weights", "bfw": "dense_weights", "bew": "routed_weights"}
     tensors |= {"bsw": "shared_weights", "bhw": "head_weights", "btw": "embedding_weights", "bw": "weights"}
@@ -106,9 +108,9 @@ def letters(s: StepInput, a, ffn):
         given |= {name: float(getattr(rank, name)) for name in ("held", "read", "pairs", "foreign")}
     found = equations.with_letters("index.md", given)
     if a.kind in ("window", "linear"):
-        alone = {"TPA": x.token_group, "KVP": 1.0, "chunks": 1.0}
+        alone = {"TPA": x.token_group, "KVP": 1.0, "chunks": 1.0, "Nq": 1.0}
         own = equations.with_letters("index.md", given | alone)
-        found |= alone | {letter: own[letter] for letter in ("Kr", "Qr", "Qn", "Sr", "A")}
+        found |= alone | {letter: own[letter] for letter in ("Kr", "Qr", "Qp", "Qn", "Sr", "A")}
     if a.kind == "linear":
         return found | linear_letters(s, a, found)
     names = {"cache_width": "Wc", "score_width": "Ws", "value_width": "Wv", "head_size": "Hsz", "q_lora_rank": "Rq"}

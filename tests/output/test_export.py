@@ -178,6 +178,17 @@ def test_tensor_parallel_experts_dispatch_nothing() -> None:
     assert export(step, to="trtllm").options["moe_config"] == {"backend": "AUTO"}
 
 
+def test_flags_follow_whether_a_layout_repeats_or_gathers_its_queries() -> None:
+    bf16 = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_weights="bf16")
+    flags = {"vllm": "--dcp-q-replicate", "sglang": "--dcp-replicate-q-proj"}
+    for shards in (1, 8):
+        step = step_of("deepseek-r1", kvp=8, ep=8, batch=4, q_shards=shards, formats=bf16)
+        for stack, flag in flags.items():
+            written = export(step, to=stack)
+            assert (flag in written.options) == (shards == 1)
+            assert not any("queries are gathered" in remark for remark in written.remarks)
+
+
 def test_sglang_repeats_query_projections_of_16_bits_alone_and_says_so() -> None:
     bf16 = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_weights="bf16")
     plain = export(step_of("deepseek-r1", kvp=8, ep=8, batch=4, formats=bf16), to="sglang")

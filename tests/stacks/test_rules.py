@@ -74,6 +74,10 @@ NVFP4, FP8_BLOCK, BF16 = formats(), formats("fp8-block"), formats("bf16")
 Case = tuple[str, str | Model, str, Precision, dict[str, int], dict[str, int]]
 CASES: dict[str, list[Case]] = {
     "HOP_B": [("trtllm vllm sglang", R1, RACK, NVFP4, {"kvp": 4, "batch": 8}, {"kvp": 4, "batch": 8, "chunks": 2})],
+    "QUERY_SHARDS": [
+        ("vllm sglang", R1, RACK, NVFP4, {"kvp": 8, "q_shards": 8}, {"kvp": 8, "q_shards": 2}),
+        ("trtllm", R1, RACK, NVFP4, {"kvp": 8}, {"kvp": 8, "q_shards": 8}),
+    ],
     "IDLE_GPUS": [("trtllm vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8, "kvp": 4}, {"tpa": 8, "kvp": 4, "tpf": 8})],
     "WHOLE_TRAYS": [
         ("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 64, "ep": 64}, {"dp": 65, "ep": 65}),
