@@ -78,9 +78,16 @@ class Launched:
         return bool(self.step.model.routed_kinds) and bool(self.placed.dispatched)
 
     @property
+    def gathers(self) -> bool:
+        """Whether the stack gathers all tokens in place of sending them: a stage of one board that is the domain."""
+        machine, x = self.step.machine, self.step.layout
+        board = machine.tray_gpus is not None and machine.tray_gpus.value == machine.domain
+        return not self.stack.dispatch.on_board and board and int(x.dp * x.attention_group) <= machine.domain
+
+    @property
     def dispatch(self) -> str:
-        """The stack's back end of dispatch and combine on this machine."""
-        reach = self.step.machine.domain > self.gpus_of_node
+        """The stack's back end of dispatch and combine on this machine; microbatches take turns on DeepEP's alone."""
+        reach = self.step.machine.domain > self.gpus_of_node and self.step.layout.microbatches == 1
         return self.stack.dispatch.one_domain if reach else self.stack.dispatch.several
 
     @property
@@ -191,6 +198,8 @@ def _vllm(launched: Launched, draft: Draft) -> None:
         draft.options["--enable-expert-parallel"] = True
         if launched.dispatched:
             draft.options["--all2all-backend"] = launched.dispatch
+        if x.microbatches > 1:
+            draft.options |= {"--enable-dbo": True, "--dbo-decode-token-threshold": x.batch}
         if launched.copies:
             draft.options |= {
                 "--enable-eplb": True,
@@ -244,7 +253,9 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             draft.options["--moe-dense-tp-size"] = 1
     if step.model.routed_kinds:
         draft.options["--ep-size"] = x.ep
-        if launched.dispatched:
+        if launched.dispatched and not launched.gathers:
+            if x.microbatches > 1:
+                draft.options["--enable-two-batch-overlap"] = True
             # flashinfer's back end sends from every rank, each with tokens of its own
             single = x.attention_group == 1
             draft.options["--moe-a2a-backend"] = launched.dispatch if single else launched.stack.dispatch.several

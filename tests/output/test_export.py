@@ -171,6 +171,12 @@ def test_wide_expert_parallelism_says_its_dispatch_and_its_copies(
         assert written.environment["TRTLLM_FORCE_ALLTOALL_METHOD"] == "NVLinkTwoSided"
 
 
+def test_sglang_gathers_inside_a_board_as_its_timing_does() -> None:
+    board, two = (step_of("deepseek-r1", machine="h200-hgx", dp=n, ep=n, batch=4, formats=H100) for n in (8, 16))
+    assert "--moe-a2a-backend" not in export(board, to="sglang").options
+    assert export(two, to="sglang").options["--moe-a2a-backend"] == "deepep"
+
+
 def test_tensor_parallel_experts_dispatch_nothing() -> None:
     step = step_of("deepseek-r1", tpa=8, ep=8, batch=4)
     assert "--all2all-backend" not in export(step, to="vllm").options
