@@ -17,7 +17,7 @@ from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_model, load_sweep, load_timing, parse
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import decode_step, evaluate_step
+from helix_sim.step import decode_step, evaluate_step, setting_of
 from helix_sim.timing.overlap import LayerTimes, hidden_by_turns
 
 H100 = {"vllm": load_timing("h100-vllm"), "sglang": load_timing("h100-sglang")}
@@ -152,6 +152,15 @@ def test_where_exchanges_take_longest_microbatches_are_worth_it_and_where_they_t
     assert float(step(R1, machine=far, microbatches=2, **slow).ttl_s) < float(step(R1, machine=far, **slow).ttl_s)
     few = {"context": 8192, "batch": 4, "dp": 8, "ep": 8}
     assert float(step(R1, microbatches=2, **few).ttl_s) > float(step(R1, **few).ttl_s)
+
+
+def test_on_eight_h100_boards_and_one_a_batch_pays_from_some_tens_of_requests_on():
+    # a gain was seen on H20 from 64 or 128 requests on, and none below [https://github.com/deepseek-ai/DeepEP/pull/390]
+    setting = setting_of(R1, "h100-hgx", timing=H100["sglang"])
+    x = Layout(batch=np.array([16, 16, 128, 128]), dp=72, ep=72, microbatches=np.array([1, 2, 1, 2]))
+    few, few_in_turns, many, many_in_turns = evaluate_step(setting, x, 2048.0).ttl_s
+    assert few_in_turns > few
+    assert many_in_turns < 0.95 * many
 
 
 @pytest.mark.parametrize(
