@@ -191,18 +191,18 @@ HYBRID = R1.model_copy(
 
 
 @pytest.mark.parametrize(
-    ("model", "timing", "machine"),
-    [(R1, "paper", "gb200-nvl72"), (R1, "h100-vllm", "h100-hgx"), (R1, "gb200-sglang", "gb200-nvl72"),
-     (HYBRID, "paper", "gb200-nvl72")],
+    ("model", "timing", "machine", "drafts"),
+    [(R1, "paper", "gb200-nvl72", {}), (R1, "h100-vllm", "h100-hgx", {}), (HYBRID, "paper", "gb200-nvl72", {}),
+     (R1, "gb200-sglang", "gb200-nvl72", {"draft": "deepseek-r1-mtp", "draft_tokens": [0, 2]})],
     ids=lambda each: getattr(each, "name", each),
 )  # fmt: skip
-def test_a_sweep_tries_microbatches_as_the_step_has_them(model, timing, machine):
+def test_a_sweep_tries_microbatches_as_the_step_has_them(model, timing, machine, drafts):
     spec = load_sweep("paper-deepseek-r1").model_dump(by_alias=True) | {"timing": timing, "machine": machine}
     wide = {"title": "wide EP", "dp": "free", "tpa": "free", "pp": "free", "ep": "free", "microbatches": [1, 2]}
     helix = {"title": "Helix", "dp": "many", "kvp": "many", "ep": "many", "hop_b": True, "microbatches": [2, 1]}
     spec |= {"families": {"wide": wide, "helix": helix}, "groups": {}, "contexts": [4096, 65536], "gpus": [12, 32]}
     spec |= {"batch": {"dense_to": 5, "growth": 3, "to": 130}, "chunks": [1, 2], "chunks_anyway": True}
-    spec |= {"precision": {"weights": "fp8", "kv": "fp8", "math": "fp8"}}
+    spec |= {"precision": {"weights": "fp8", "kv": "fp8", "math": "fp8"}, **drafts}
     planned = plan(parse(Sweep, spec, "microbatches"), {"model": model})
     parts = []
     total = run_plan(planned, on_points=parts.append)
