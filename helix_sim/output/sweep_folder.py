@@ -158,7 +158,7 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(result: SweepResult, out: Path, every_point: bool, price: float | None) -> dict[str, Any]:
+def _write(result: SweepResult, out: Path, every_point: bool, price: float | None = None) -> dict[str, Any]:
     from helix_sim.output import plot
 
     frame = result.at_price(price).to_frame()
