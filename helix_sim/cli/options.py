@@ -219,6 +219,9 @@ class LayoutOptions(FormatOptions):
         typer.Option(help="what drafts them: a shipped draft, such as deepseek-r1-mtp, or the path of a YAML file",
                      rich_help_panel=WIDTHS_PANEL, metavar="NAME|FILE"),
     ] = None  # fmt: skip
+    microbatches: Annotated[
+        str | None, _width("parts of the batch, 2 of which take turns in layers with experts; 1 is the whole batch")
+    ] = None
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""

@@ -59,7 +59,7 @@ def _print_capacity(out: Console, found: Capacity) -> None:
     names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
     out.print(styled(*names, f", timing {step.timing.name}; {step.precision}"))
     x = replace(step.layout, batch=1)
-    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention groups")
+    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention group{'s' * (x.dp > 1)}")
     out.print()
     table = new_table("memory of the fullest GPU", ">GB")
     rows = {"capacity": memory.capacity, "reserve": memory.reserve, "weights": memory.weights,
@@ -154,7 +154,7 @@ def _print_step(out: Console, picked: Picked) -> None:
 
 
 def _print_interval(out: Console, step: Step) -> None:
-    """The 80 % interval on measured kernels, and what lies beyond the measured sizes."""
+    """The 80 % interval on measured kernels, what lies beyond the measured sizes, and what no kernel of its own times."""
     from helix_sim.answers.explain import borrowed_ops
 
     low, high = (float(end) for end in step.ttl_interval_s)
@@ -165,5 +165,8 @@ def _print_interval(out: Console, step: Step) -> None:
     )
     if beyond := [name for name, outside in step.extrapolated.items() if outside]:
         out.print(f"extrapolated beyond the measured sizes: {', '.join(beyond)}")
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for name, lent in borrowed_ops(step).items():
-        out.print(f"borrowed: {name}, {lent['low']:.2g} to {lent['high']:.2g} times what it says: {lent['reason']}")
+        alike.setdefault((lent["reason"], f"{lent['low']:.2g}", f"{lent['high']:.2g}"), []).append(name)
+    for (reason, low, high), names in alike.items():
+        out.print(f"borrowed: {', '.join(names)}, {low} to {high} times what is said: {reason}")

@@ -66,6 +66,9 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
     usd_per_gpu_hour: PriceOption = None,
     block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="draw nothing, which takes longer than most searches")
+    ] = False,
     progress: Annotated[
         str, typer.Option(help="auto: a bar on a terminal; json: lines for programs on stderr; none")
     ] = "auto",
@@ -91,6 +94,7 @@ def sweep(
             spec,
             out,
             every_point=points == "all",
+            plots=not no_plots,
             executor=executor,
             workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,

@@ -77,13 +77,14 @@ MARKERS = {
 
 
 def save(figure: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) -> list[Path]:
-    """The figure as stem.png and stem.svg, the same bytes in every run."""
+    """The figure as stem.png and stem.svg, the same bytes in every run; it is laid out once, for all formats."""
     written = []
     for suffix in formats:
         path = stem.with_name(f"{stem.name}.{suffix}")
         with appearing(path) as partial, plt.rc_context(STYLE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box: a user can do nothing about it
             figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else {"Software": None})
+        figure.set_layout_engine("none")  # axes stay where the first format has put them
         written.append(path)
     plt.close(figure)
     return written

@@ -149,7 +149,7 @@ def find(kind: str, name: str | Path) -> Path:
     if is_path(text):
         path = Path(text)
         if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
-            raise SpecError([f"{shortened(text)}: there is no such file"])
+            raise SpecError([f"{shortened(text)}: there is no such file{_of_hugging_face(text, kind)}"])
         return path
     files = _shipped_files(kind)
     if text not in files:
@@ -157,6 +157,16 @@ def find(kind: str, name: str | Path) -> Path:
             [f"there is no {kind} named {said(text)}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
         )
     return files[text]
+
+
+def _of_hugging_face(text: str, kind: str) -> str:
+    """What to do with a model's id on Hugging Face, as the rest of a sentence; nothing where it is none."""
+    if kind != "model" or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.endswith((".yaml", ".yml", ".json")):
+        return ""
+    known = {name.lower(): name for name in _shipped_files(kind)}
+    near = difflib.get_close_matches(text.partition("/")[2].lower()[:80], known, n=1, cutoff=0.6)
+    shipped_one = f"; did you mean {known[near[0]]}, which is shipped?" if near else ""
+    return f"{shipped_one}; helix-sim import-hf reads the config.json of a model of Hugging Face"
 
 
 def _shown(path: Path) -> str:
@@ -221,14 +231,20 @@ def _with_base(content: dict[str, Any], shown: str, folder: Path | None) -> dict
 
 
 def _with_framework(content: dict[str, Any]) -> dict[str, Any]:
-    """A measured timing's content with what the file of its framework says of memory, where it says nothing itself."""
+    """A measured timing's content with what its framework's file says of memory and microbatches, unless it does."""
     calibration = content.get("calibration")
-    if not isinstance(calibration, dict) or calibration.get("memory") is not None:
+    if not isinstance(calibration, dict):
         return content
     name = calibration.get("framework")
     if not isinstance(name, str) or name not in _shipped_files("framework"):
         return content
-    return {**content, "calibration": {**calibration, "memory": load_framework(name).memory.model_dump()}}
+    framework = load_framework(name)
+    said = {
+        key: part.model_dump()
+        for key in ("memory", "microbatches")
+        if calibration.get(key) is None and (part := getattr(framework, key)) is not None
+    }
+    return {**content, "calibration": {**calibration, **said}}
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
