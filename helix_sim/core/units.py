@@ -25,6 +25,7 @@ MICRO = 1e-6
 _PREFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([KMGT]i?|[kmgt])?")
 
+
 def format_bits(format_: Mapping[str, Any]) -> float:
     """Bits that a stored value takes, its part of the scale and of the zero point that its block shares included.
 
