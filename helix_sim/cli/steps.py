@@ -174,5 +174,5 @@ def _print_interval(out: Console, step: Step) -> None:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, lent in borrowed_ops(step).items():
         alike.setdefault((lent["reason"], f"{lent['low']:.2g}", f"{lent['high']:.2g}"), []).append(name)
-    for (reason, low, high), names in alike.items():
-        out.print(f"borrowed: {', '.join(names)}, {low} to {high} times what is said: {reason}")
+    for (reason, least, most), names in alike.items():
+        out.print(f"borrowed: {', '.join(names)}, {least} to {most} times what is said: {reason}")

@@ -365,7 +365,7 @@ def figure_pareto(result: SweepResult, title: str, claims: Iterable[str] = ()) -
         draw_frontier(axes, helix, label="Helix", colour=COLOURS["helix"], marker="o", linewidth=2)
         pareto_axes(axes, title)
         label_knees(axes, helix, COLOURS["helix"], 4)
-        label_knees(axes, baseline, COLOURS["baseline"], 2, (-6, -6))
+        label_knees(axes, baseline, COLOURS["baseline"], 2, helix)
         _relative_axes(axes, x0, y0)
         axes.legend(fontsize=8, loc="lower left", title="\n".join(claims) or None, title_fontsize=8, alignment="left")
     return figure
