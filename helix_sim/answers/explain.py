@@ -17,7 +17,7 @@ from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.specs.model import RoutedFfn
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
-from helix_sim.timing.roofline import borrowed_kernel
+from helix_sim.timing.uncertainty import borrowed_kernel
 
 
 def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int) -> dict[str, Any]:
@@ -99,17 +99,16 @@ def _routing(ffn: RoutedFfn, copies: int) -> str:
 
 
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
-    """Ops of one layout that run on kernels which stand in for the framework's own, by name.
+    """Ops of one layout that no kernel of the framework's own times, by name: another's does, or the timing's constants.
 
-    reason: whose they are, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
+    reason: whose it is, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, work in step.ops.items():
         if not float(step.repeats[name] * step.times[name].seconds):
             continue
-        if runs := borrowed_kernel(work, step.machine, step.timing):
-            low, high = (float(np.exp(end)) for end in (runs.residuals.low, runs.residuals.high))
-            found[name] = {"reason": runs.borrowed, "low": low, "high": high}
+        if lent := borrowed_kernel(work, step.machine, step.timing):
+            found[name] = {"reason": lent.reason, "low": float(np.exp(lent.low)), "high": float(np.exp(lent.high))}
     return found
 
 

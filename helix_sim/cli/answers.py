@@ -38,7 +38,7 @@ from helix_sim.cli.base import (
     size,
     styled,
 )
-from helix_sim.cli.options import FormatOptions, LayoutOptions, spread
+from helix_sim.cli.options import FormatOptions, LayoutOptions, PriceOption, price, spread
 
 # --- import-hf ------------------------------------------------------------------------------------------------------
 
@@ -97,9 +97,6 @@ DraftOption = Annotated[
 ]
 DraftTokensOption = Annotated[
     str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
-]
-PriceOption = Annotated[
-    str | None, number_option("what an hour of one GPU costs in USD, in place of the machine's own price")
 ]
 
 
@@ -163,7 +160,7 @@ def recommend(
         total_gpus=_total_gpus(total_gpus, racks, machine),
         objective=objective,
         confidence=number(confidence, "--confidence") if confidence is not None else None,
-        usd_per_gpu_hour=number(usd_per_gpu_hour, "--usd-per-gpu-hour") if usd_per_gpu_hour is not None else None,
+        usd_per_gpu_hour=price(usd_per_gpu_hour),
         draft=draft,
         draft_tokens=tuple(
             0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text

@@ -254,8 +254,9 @@ def sparse_core(s: StepInput, a: SparseAttention | BlockSparseAttention) -> Work
 
 
 def indexed_bytes(s: StepInput, a: SparseAttention | BlockSparseAttention) -> Any:
-    """Cache of one layer and one request on the fullest rank: keys and values, sharded, and index keys."""
-    return cached_bytes(s, a) + index_bytes(s, a)
+    """Cache of one layer and one request on the fullest rank: keys and values, sharded, and index keys of its own."""
+    shared = isinstance(a, SparseAttention) and a.picks_shared
+    return cached_bytes(s, a) + (0 if shared else index_bytes(s, a))
 
 
 # --- Compressed tokens -----------------------------------------------------------------------------------------------

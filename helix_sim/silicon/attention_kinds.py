@@ -28,7 +28,7 @@ from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT, cited, fastes
 from helix_sim.silicon.module_fit import Group, Modules, fit_modules
 from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_model
-from helix_sim.specs.model import LinearAttention, Model, WindowAttention
+from helix_sim.specs.model import LinearAttention, WindowAttention
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Calibration, Timing
 from helix_sim.timing.kernel_shapes import gpu_of

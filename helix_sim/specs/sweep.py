@@ -44,6 +44,11 @@ class Family(Record):
         description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
         "if absent [list of counts]",
     )
+    microbatches: Annotated[list[Literal[1, 2]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="parts of the batch that take turns in layers with experts, 2 where tokens are dispatched there; "
+        "the whole batch alone if absent [list of 1 and 2]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",

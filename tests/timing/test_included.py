@@ -108,3 +108,30 @@ def test_a_column_of_layouts_has_the_width_of_the_kernel_that_runs_in_each():
         one = step(timing, "deepseek-r1", Layout(batch=8, dp=groups, ep=groups))
         assert [float(end) for end in one.ttl_interval_s] == pytest.approx([low[place], high[place]], rel=1e-12)
     assert doublings_beyond(many.ops["dispatch"], [timing.calibration.classes["dispatch/gather"]])[1] > 0
+
+
+# --- Gathered inside a board -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timing", ["b200-sglang", "h100-sglang"])
+def test_inside_a_board_sglang_gathers_in_bf16_and_its_experts_pass_over_every_token(timing):
+    board, across = (step(timing, "deepseek-r1", Layout(batch=32, dp=n, ep=n)) for n in (8, 16))
+    classes = load_timing(timing).calibration.classes
+    # every token of the seven other ranks arrives whole, two bytes a value, whatever the dispatch's own format
+    rate = board.machine.nvlink_bytes_per_s * classes["dispatch/gather"].values["link_share"]
+    assert float(board.times["dispatch"].link_s) == pytest.approx(7 * 32 * 7168 * 2 / rate, rel=1e-9)
+    none = load_timing(timing).model_copy(
+        update={
+            "calibration": load_timing(timing).calibration.model_copy(
+                update={"classes": {name: each for name, each in classes.items() if not name.endswith("/gather")}}
+            )
+        }
+    )
+    sent = [step(none, "deepseek-r1", Layout(batch=32, dp=n, ep=n)) for n in (8, 16)]
+    assert float(sent[0].times["routed_up"].seconds) < float(board.times["routed_up"].seconds)
+    assert float(sent[1].ttl_s) == float(across.ttl_s), "between boards tokens are sent to their experts"
+
+
+def test_on_nvl72_sglang_sends_tokens_to_their_experts():
+    classes = load_timing("gb200-sglang").calibration.classes
+    assert [name for name in classes if name.startswith("dispatch")] == ["dispatch"]
