@@ -175,6 +175,34 @@ class Reason(Enum):
             else "leave --redundant-experts out"
         ),
     )
+    MORE_MICROBATCHES_THAN_BATCH = Rule(
+        title="more microbatches than two, or than requests in the batch",
+        holds=lambda c: c.layout.microbatches > np.minimum(c.layout.batch, 2),
+        sentence=lambda c: (
+            f"microbatches = {c.layout.microbatches} is more than the {min(c.layout.batch, 2)} that a batch of "
+            f"{c.layout.batch} is split into at most"
+        ),
+    )
+    NO_DISPATCH_TO_HIDE = Rule(
+        title="microbatches without a dispatch to hide",
+        holds=lambda c: np.logical_and(
+            c.layout.microbatches > 1, np.logical_or(np.asarray(c.layout.dp == 1), not c.model.routed_kinds)
+        ),
+        sentence=lambda c: (
+            f"microbatches = {c.layout.microbatches} has nothing to hide: "
+            + (f"dp is {c.layout.dp}, so" if c.model.routed_kinds else f"{c.model.name} has no experts, so")
+            + " no token is dispatched"
+        ),
+        change=lambda c: "leave --microbatches out",
+    )
+    SPLIT_TWICE = Rule(
+        title="a batch split into microbatches and into HOP-B chunks",
+        holds=lambda c: np.logical_and(c.layout.microbatches > 1, np.asarray(c.layout.chunks > 1)),
+        sentence=lambda c: (
+            f"chunks = {c.layout.chunks} and microbatches = {c.layout.microbatches} split the same batch"
+        ),
+        change=lambda c: "set --chunks or --microbatches to 1",
+    )
 
     @property
     def flag(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from helix_sim import feasibility
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import NONE, Layout
-from helix_sim.core.numeric import Column, smaller
+from helix_sim.core.numeric import Column, larger, smaller
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
 from helix_sim.ops.drafts import draft_counts, draft_halves, with_drafts
 from helix_sim.ops.layers import Half, OpTable, halves_of, ordered
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
+from helix_sim.ops.microbatches import SplitLayer, split_kinds, split_layers, split_stage
 from helix_sim.ops.stages import Stage, heavy_stages, largest_stage
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.draft import Draft
@@ -32,7 +34,13 @@ from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
-from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
+from helix_sim.timing.overlap import (
+    HiddenExchanges,
+    LayerTimes,
+    hidden_by_pipelining,
+    hidden_by_streaming,
+    hidden_by_turns,
+)
 from helix_sim.timing.roofline import HOST, SAME_KERNEL, OpTime, measured_classes, op_time, piece_time
 from helix_sim.timing.uncertainty import (
     Deviation,
@@ -96,9 +104,75 @@ def exposed_seconds(times: Mapping[str, OpTime], hidden: Mapping[str, Any]) -> A
     return sum(time.seconds for time in times.values()) - sum(hidden.values())
 
 
-def stage_seconds(stage: Stage, exposed: Mapping[tuple[str, str], Any], host_s: Any) -> Any:
-    """Seconds of a step on a stage: each kind as often as the stage has it, and what a step takes beside kernels."""
-    return host_s + sum(stage[key] * seconds for key, seconds in exposed.items())
+def stage_seconds(
+    stage: Stage,
+    exposed: Mapping[tuple[str, str], Any],
+    host_s: Any,
+    turns: Mapping[tuple[str, str], LayerTurns] = MappingProxyType({}),
+) -> Any:
+    """Seconds of a step on a stage: each kind as often as the stage has it, and what a step takes beside kernels.
+
+    turns: of the layers in which two microbatches take turns, by the key that the stage counts them under.
+    """
+    seconds = host_s + sum(stage[key] * seconds for key, seconds in exposed.items())
+    for key, layer in turns.items():
+        seconds = seconds + stage[key] * layer.seconds + (stage[key] > 0) * layer.lost
+    return seconds
+
+
+# --- Two microbatches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTurns:
+    """A layer in which two microbatches take turns: both together [s], what is hidden, and what less of it in a run."""
+
+    seconds: Any
+    hidden: HiddenExchanges
+
+    @property
+    def lost(self) -> Any:
+        """Seconds that a run of such layers takes beside them: its first and last exchanges have less to hide behind.
+
+        Each kind of layer of a stage is taken as one run.
+        """
+        return self.hidden.dispatch_lost + self.hidden.combine_lost
+
+
+def layer_turns(
+    layer: SplitLayer, attention: Mapping[str, Any], ffn: Mapping[str, Any], microbatches: Column, timing: Timing
+) -> LayerTurns:
+    """What microbatches take in a layer where they take turns, from the seconds of one's ops by their names."""
+    before, own = list(attention), list(ffn)
+    core, sent, back = before.index(layer.attention.kind.core), own.index("dispatch"), own.index("combine")
+    between = own[sent + 1 : back]
+
+    def over(times: Mapping[str, Any], names: list[str]) -> Any:
+        return sum((times[name] for name in names), 0.0)
+
+    times = LayerTimes(
+        prepare=over(attention, before[:core]) + over(ffn, own[back + 1 :]),
+        attend=over(attention, before[core:]) + over(ffn, own[:sent]),
+        shared=over(ffn, [name for name in between if name.startswith("shared_")]),
+        experts=over(ffn, [name for name in between if not name.startswith("shared_")]),
+        dispatch=ffn["dispatch"],
+        combine=ffn["combine"],
+    )
+    hidden = hidden_by_turns(times, timing.microbatch_order)
+    return LayerTurns(seconds=microbatches * (times.seconds - hidden.dispatch - hidden.combine), hidden=hidden)
+
+
+def _hidden_per_execution(
+    layers: Iterable[SplitLayer], turns: Mapping[tuple[str, str], LayerTurns], stage: Stage, microbatches: Column
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Seconds of dispatch and combine that are hidden, on average over a stage's layers, by the key of the FFN."""
+    saved: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in layers:
+        count, hidden = stage[each.key], turns[each.key].hidden
+        own = saved.setdefault(each.ffn.key, {"dispatch": 0.0, "combine": 0.0})
+        own["dispatch"] = own["dispatch"] + count * microbatches * hidden.dispatch - (count > 0) * hidden.dispatch_lost
+        own["combine"] = own["combine"] + count * microbatches * hidden.combine - (count > 0) * hidden.combine_lost
+    return {key: {op: part / larger(stage[key], 1) for op, part in own.items()} for key, own in saved.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +254,9 @@ class Step(Shown):
         All layers, both ends, drafts, pp - 1 hand-overs and the host's time of each stage. The step is longer by what
         the stages are unequal.
         """
-        counts = {**self.model.kind_counts, ("ends", "opening"): 1, ("ends", "closing"): 1}
-        every = counts | {("ends", "handover"): self.layout.pp - 1}
+        [whole] = heavy_stages(self.model, 1, layers=True)
+        counts = split_stage(whole, split_layers(self.model), self.layout.microbatches)
+        every = {**counts, ("ends", "handover"): self.layout.pp - 1}
         every |= draft_counts(self.setting.drafter, self.layout.draft_tokens)
         return stage_seconds(every, self._exposed(), self.layout.pp * self._host_s)
 
@@ -329,20 +404,31 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
     """
     machine, timing = setting.machine, setting.timing
     s = step_input(setting, layout, context, query_tokens)
-    tables, all_times, all_hidden, exposed = [], [], [], {}
+    split = split_layers(setting.model) if np.any(s.layout.microbatches > 1) else ()
+    whole = op_tables(s)
+    tables, all_times, all_hidden = [*whole, *((half, half.ops(s)) for half in split_kinds(split))], [], {}
     known: dict[int, OpTime] = {}
-    for half, ops in op_tables(s):
+    exposed: dict[tuple[str, str], dict[str, Any]] = {}
+    for half, ops in tables:
         times = {name: _time_once(work, setting, known) for name, work in ops.items()}
         hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, timing)
-        tables.append((half, ops))
         all_times.append((half, times))
-        all_hidden.append((half, hidden))
-        exposed[half.key] = exposed_seconds(times, hidden)
+        all_hidden[half.key] = hidden
+        exposed[half.key] = {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
+    turns = {
+        each.key: layer_turns(each, exposed[each.attention.key], exposed[each.ffn.key], s.layout.microbatches, timing)
+        for each in split
+    }
     host = host_ops(timing)
     host_times = {name: op_time(work, machine, timing) for name, work in host.items()}
     host_s = sum(time.seconds for time in host_times.values())
-    stages = with_drafts(heavy_stages(setting.model, s.layout.pp), setting.drafter, s.layout.draft_tokens)
-    busiest = largest_stage(stages, [stage_seconds(stage, exposed, host_s) for stage in stages])
+    stages = heavy_stages(setting.model, s.layout.pp, layers=bool(split))
+    stages = with_drafts(stages, setting.drafter, s.layout.draft_tokens)
+    timed = tuple(split_stage(stage, split, s.layout.microbatches) for stage in stages)
+    alone = {half.key: exposed_seconds(times, all_hidden[half.key]) for half, times in all_times[: len(whole)]}
+    busiest = largest_stage(timed, [stage_seconds(stage, alone, host_s, turns) for stage in timed])
+    for key, more in _hidden_per_execution(split, turns, busiest, s.layout.microbatches).items():
+        all_hidden[key] |= more
     return Step(
         setting=setting,
         layout=layout,
@@ -352,9 +438,9 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
         repeats=ordered((half, dict.fromkeys(ops, busiest[half.key])) for half, ops in tables) | dict.fromkeys(host, 1),
         stage=busiest,
         times=ordered(all_times) | host_times,
-        hidden_s=ordered(all_hidden),
+        hidden_s=ordered((half, all_hidden[half.key]) for half, _ in tables),
         memory=memory_of(
-            s, stages, [resident_weights(tables, stage) for stage in stages], machine, served_memory(timing)
+            s, stages, [resident_weights(whole, stage) for stage in stages], machine, served_memory(timing)
         ),
         kinds=tuple((half, tuple(half.op_name(op) for op in ops)) for half, ops in tables),
     )

@@ -38,7 +38,7 @@ from helix_sim.cli.base import (
     size,
     styled,
 )
-from helix_sim.cli.options import FormatOptions, LayoutOptions, spread
+from helix_sim.cli.options import FormatOptions, LayoutOptions, PriceOption, price, spread
 
 # --- import-hf ------------------------------------------------------------------------------------------------------
 
@@ -97,9 +97,6 @@ DraftOption = Annotated[
 ]
 DraftTokensOption = Annotated[
     str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
-]
-PriceOption = Annotated[
-    str | None, number_option("what an hour of one GPU costs in USD, in place of the machine's own price")
 ]
 
 
@@ -163,7 +160,7 @@ def recommend(
         total_gpus=_total_gpus(total_gpus, racks, machine),
         objective=objective,
         confidence=number(confidence, "--confidence") if confidence is not None else None,
-        usd_per_gpu_hour=number(usd_per_gpu_hour, "--usd-per-gpu-hour") if usd_per_gpu_hour is not None else None,
+        usd_per_gpu_hour=price(usd_per_gpu_hour),
         draft=draft,
         draft_tokens=tuple(
             0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
@@ -260,13 +257,13 @@ def _print_choices(out: Console, choices: list[Choice], title: str, numbered: bo
         ">$/M tokens", ">J/token", ">GB free", "largest op", "stopped by", "starts on",
         *(["rests on"] if measured else []), title=title,
     )  # fmt: skip
-    for number, choice in enumerate(choices, start=1):
+    for place, choice in enumerate(choices, start=1):
         step, binds = choice.step, choice.binds
         low, high = (float(end) * 1e3 for end in step.ttl_interval_s)
         cost, energy = float(step.usd_per_million_tokens), float(step.joules_per_token)
         filled = choice.filled
         table.add_row(
-            f"{number}: {choice.title}" if numbered else choice.title,
+            f"{place}: {choice.title}" if numbered else choice.title,
             str(step.layout),
             str(step.layout.gpus),
             str(step.layout.users),
@@ -333,8 +330,8 @@ def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
     gpus = int(second.step.layout.gpus - best.step.layout.gpus)
     room = (second.headroom_bytes - best.headroom_bytes) / 1e9
     out.print(
-        f"runner-up: {second.title}, {second.step.layout}: {second.throughput_lost:.2%} less throughput, TTL {ttl:+.1%}, "
-        f"GPUs {gpus:+d}, free memory {room:+.1f} GB"
+        f"runner-up: {second.title}, {second.step.layout}: {second.throughput_lost:.2%} less throughput, "
+        f"TTL {ttl:+.1%}, GPUs {gpus:+d}, free memory {room:+.1f} GB"
     )
 
 

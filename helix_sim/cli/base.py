@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from helix_sim.specs.model import Model
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
 class Verbs(typer.Typer):
     """The application: every verb's help ends as `Verb` has it."""
 
-    def command(self, name: str | None = None, **how: Any) -> Any:
+    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:
         """A decorator that makes a function a verb."""
         return super().command(name, cls=Verb, **how)
 

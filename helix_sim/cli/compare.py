@@ -108,7 +108,8 @@ def _print_rows(out: Console, found: Compared) -> None:
         seen.append(question)
         alike = [each for each in found.cells if tuple(each.asked[name] for name in asked) == question]
         model, context, budget = question
-        table = new_table("machine, timing", "layout", ">GPUs", ">users", ">TTL ms", ">tokens/s/GPU", ">$/M tokens", ">J/token",
+        table = new_table("machine, timing", "layout", ">GPUs", ">users", ">TTL ms", ">tokens/s/GPU",
+                          ">$/M tokens", ">J/token",
                           title=f"{model}, {context:,} tokens, within {budget:g} ms")  # fmt: skip
         for each in alike:
             row = each.record()

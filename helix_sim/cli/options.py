@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Options, Picked
     from helix_sim.specs.precision import Precision
 
-from helix_sim.cli.base import remark, remark_on, size
+from helix_sim.cli.base import number, remark, remark_on, size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +67,17 @@ class Group:
             for group in cls.__mro__
             for name in vars(group).get("__annotations__", {})
         ]
+
+
+PriceOption = Annotated[
+    str | None,
+    typer.Option(help="what an hour of one GPU costs in USD, in place of the machine's own price", metavar="N"),
+]
+
+
+def price(text: str | None) -> float | None:
+    """What --usd-per-gpu-hour says; None without it."""
+    return number(text, "--usd-per-gpu-hour") if text is not None else None
 
 
 # --- Timing ----------------------------------------------------------------------------------------------------------
@@ -208,6 +219,9 @@ class LayoutOptions(FormatOptions):
         typer.Option(help="what drafts them: a shipped draft, such as deepseek-r1-mtp, or the path of a YAML file",
                      rich_help_panel=WIDTHS_PANEL, metavar="NAME|FILE"),
     ] = None  # fmt: skip
+    microbatches: Annotated[
+        str | None, _width("parts of the batch, 2 of which take turns in layers with experts; 1 is the whole batch")
+    ] = None
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""

@@ -39,7 +39,7 @@ from helix_sim.cli.base import (
     size,
     styled,
 )
-from helix_sim.cli.options import TimingOptions, spread
+from helix_sim.cli.options import PriceOption, TimingOptions, price, spread
 
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
@@ -64,7 +64,11 @@ def sweep(
         str | None, typer.Option(help="address of a Dask scheduler, e.g. tcp://host:8786; a local cluster unless given")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
+    usd_per_gpu_hour: PriceOption = None,
     block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="draw nothing, which takes longer than most searches")
+    ] = False,
     progress: Annotated[
         str, typer.Option(help="auto: a bar on a terminal; json: lines for programs on stderr; none")
     ] = "auto",
@@ -90,12 +94,14 @@ def sweep(
             spec,
             out,
             every_point=points == "all",
+            plots=not no_plots,
             executor=executor,
             workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,
             resume=resume,
             layouts_per_block=size(block, "--block") if block is not None else None,
             on_progress=on_progress,
+            usd_per_gpu_hour=price(usd_per_gpu_hour),
         )
     for text in summary.get("remarks", ()):
         remark(text)

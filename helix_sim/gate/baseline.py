@@ -338,7 +338,8 @@ def _candidates(planned: Plan, context: int) -> tuple[list[str], Layout]:
         hop_b = planned.sweep.families[family].hop_b
         chunks = [np.ones_like(batch), *([np.full_like(batch, 2), batch] if hop_b else [])]
         shape = {name: column[:, None, None].astype(np.int64) for name, column in planned.shapes[family].items()}
-        part = broadcast_columns({"batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
+        unused = {name: NONE.get(name, 1) for name in AXES}
+        part = broadcast_columns({**unused, "batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
         families += [family] * len(part["batch"])
         parts.append(part)
     return families, Layout(**{name: np.concatenate([part[name] for part in parts]) for name in AXES})

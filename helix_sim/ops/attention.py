@@ -209,7 +209,8 @@ def rope_and_append(s: StepInput, a: Heads) -> Work:
 
     The whole query that a rank projects is read and written: in MLA this is where its absorbed and its rotary part come
     together. Of the new K and V a rank reads those whose turn in the cache is its own: as many as `fullest_share` of
-    the new tokens where the first of them opens a block, and no more at any other place.
+    the new tokens where the first of them opens a block, and no more at any other place. Where KV shards project
+    unequal shares of the queries, the one with most is taken to append most.
     """
     rotated = 2 * s.tokens * q_heads_projected(s, a) * a.score_width
     appended = s.layout.batch * fullest_share(s.query_tokens, s.layout.kvp) * kv_heads_per_rank(s, a) * a.cache_width
@@ -218,6 +219,10 @@ def rope_and_append(s: StepInput, a: Heads) -> Work:
         activation_bytes=(rotated + appended) * s.activation_bytes,
         kv_bytes=appended * s.precision.bytes_of("kv"),
         rows=s.tokens,
+        math=s.precision.format_of("attention_math"),
+        weights=s.precision.format_of("kv"),
+        part="rope_and_append",
+        part_of=f"attention-{a.kind}",
     )
 
 

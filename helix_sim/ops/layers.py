@@ -77,7 +77,7 @@ def mla_ops(s: StepInput, a: MlaAttention) -> OpTable:
 
 def sparse_ops(s: StepInput, a: SparseAttention) -> OpTable:
     """Ops of one layer's sparse latent attention, in order: the indexer, then MLA over what it picked."""
-    return _latent_ops(s, a, sparse.sparse_core(s, a), _index_ops(s, a))
+    return _latent_ops(s, a, sparse.sparse_core(s, a), None if a.picks_shared else _index_ops(s, a))
 
 
 def compressed_ops(s: StepInput, a: CompressedAttention) -> OpTable:
@@ -235,15 +235,16 @@ class Kind:
 
     ops: the op table of (step, spec). cached: bytes that one request keeps in one layer on the fullest rank. sees: the
     widths of a layout that its ops look at, besides the batch, the context and the chunks: where they are the same, so
-    are its times. pipelined: (op in pieces, the exchange that follows each piece and runs behind the next). streamed:
-    see Streamed. beside: (op of the shared experts, op of the routed ones that it runs beside); they share HBM, but not
-    their latencies.
+    are its times. core: the op that divides attention in two where microbatches take turns. pipelined: (op in pieces,
+    the exchange that follows each piece and runs behind the next). streamed: see Streamed. beside: (op of the shared
+    experts, op of the routed ones that it runs beside); they share HBM, but not their latencies.
     """
 
     title: str
     ops: Callable[[StepInput, Any], OpTable]
     cached: Callable[[StepInput, Any], Any] = lambda s, spec: 0
     sees: Callable[[Layout], tuple[Column, ...]]
+    core: str = "attention_core"
     pipelined: tuple[tuple[str, str], ...] = ()
     streamed: tuple[Streamed, ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
@@ -268,7 +269,9 @@ KINDS: dict[str, Kind] = {
     "mla": Kind(title="multi-head latent attention", ops=mla_ops, cached=attention.cached_bytes, **ATTENTION),
     "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
     "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **INDEXED),
-    "linear": Kind(title="linear attention", ops=linear_ops, cached=linear.state_bytes, **HEAD_PARALLEL),
+    "linear": Kind(
+        title="linear attention", ops=linear_ops, cached=linear.state_bytes, core="state_update", **HEAD_PARALLEL
+    ),
     "dense": Kind(
         title="dense",
         ops=dense_ops,

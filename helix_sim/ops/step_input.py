@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
+from helix_sim.core.kept import kept_property
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column
 from helix_sim.specs.drafter import Drafter
@@ -31,22 +32,22 @@ class StepInput:
     drafter: Drafter | None = None
     known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
+    @kept_property
     def tokens(self) -> Any:
         """New tokens of one attention group in this step: requests · new tokens of each."""
         return self.layout.batch * self.query_tokens
 
-    @cached_property
+    @kept_property
     def stage_tokens(self) -> Any:
         """New tokens of all attention groups of a pipeline stage: what its experts see."""
         return self.tokens * self.layout.dp
 
-    @cached_property
+    @kept_property
     def activation_bytes(self) -> float:
         """Bytes of one activation value in HBM."""
         return self.precision.bytes_of("activations")
 
-    @cached_property
+    @kept_property
     def wire_bytes(self) -> float:
         """Bytes of one activation value on a link."""
         return self.precision.bytes_of("wire")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,9 +79,16 @@ class Launched:
         return bool(self.step.model.routed_kinds) and bool(self.placed.dispatched)
 
     @property
+    def gathers(self) -> bool:
+        """Whether the stack gathers all tokens in place of sending them: a stage of one board that is the domain."""
+        machine, x = self.step.machine, self.step.layout
+        board = machine.tray_gpus is not None and machine.tray_gpus.value == machine.domain
+        return not self.stack.dispatch.on_board and board and int(x.dp * x.attention_group) <= machine.domain
+
+    @property
     def dispatch(self) -> str:
-        """The stack's back end of dispatch and combine on this machine."""
-        reach = self.step.machine.domain > self.gpus_of_node
+        """The stack's back end of dispatch and combine on this machine; microbatches take turns on DeepEP's alone."""
+        reach = self.step.machine.domain > self.gpus_of_node and self.step.layout.microbatches == 1
         return self.stack.dispatch.one_domain if reach else self.stack.dispatch.several
 
     @property
@@ -168,11 +176,19 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
         draft.options["moe_config"] = moe
     if x.dp > 1:
         draft.options["enable_attention_dp"] = True
+    if n := _drafts(step):
+        method = _method(step)
+        if method == "mtp":
+            speculative: dict[str, Any] = {"decoding_type": "MTP", "num_nextn_predict_layers": n}
+        else:
+            kind = "Eagle3" if method == "eagle3" else "DraftTarget"
+            speculative = {"decoding_type": kind, "max_draft_len": n, "speculative_model_dir": draft_checkpoint(step)}
+        draft.options["speculative_config"] = speculative
     free = step.memory.capacity - float(step.memory.weights)
     blocks = {"tokens_per_block": launched.block_tokens} if x.kvp > 1 else {}
     draft.options |= {
         "max_batch_size": x.batch,
-        "max_num_tokens": max(8192, int(x.batch)),
+        "max_num_tokens": max(8192, int(x.batch) * (1 + _drafts(step))),
         "max_seq_len": launched.tokens,
         "cuda_graph_config": {"enable_padding": True, "max_batch_size": x.batch},
         "kv_cache_config": {
@@ -192,6 +208,8 @@ def _vllm(launched: Launched, draft: Draft) -> None:
         draft.options["--enable-expert-parallel"] = True
         if launched.dispatched:
             draft.options["--all2all-backend"] = launched.dispatch
+        if x.microbatches > 1:
+            draft.options |= {"--enable-dbo": True, "--dbo-decode-token-threshold": x.batch}
         if launched.copies:
             draft.options |= {
                 "--enable-eplb": True,
@@ -207,6 +225,10 @@ def _vllm(launched: Launched, draft: Draft) -> None:
             draft.options["--dcp-q-replicate"] = True
         elif x.q_shards == 1:
             draft.remarks.append(f"{GATHERED}: its option to repeat it is for MLA")
+    if n := _drafts(step):
+        method = {"external": "draft_model"}.get(_method(step), _method(step))
+        model = {} if method == "mtp" else {"model": draft_checkpoint(step)}
+        draft.options["--speculative-config"] = json.dumps({"method": method, **model, "num_speculative_tokens": n})
     memory = step.memory
     draft.options |= {
         "--max-num-seqs": x.batch * x.pp,
@@ -241,7 +263,9 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             draft.options["--moe-dense-tp-size"] = 1
     if step.model.routed_kinds:
         draft.options["--ep-size"] = x.ep
-        if launched.dispatched:
+        if launched.dispatched and not launched.gathers:
+            if x.microbatches > 1:
+                draft.options["--enable-two-batch-overlap"] = True
             # flashinfer's back end sends from every rank, each with tokens of its own
             single = x.attention_group == 1
             draft.options["--moe-a2a-backend"] = launched.dispatch if single else launched.stack.dispatch.several
@@ -263,6 +287,15 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             )
         if not launched.mla:
             draft.remarks.append("decode context parallelism of GQA depends on the model's code and its back end")
+    if n := _drafts(step):
+        draft.options |= {
+            "--speculative-algorithm": {"mtp": "EAGLE", "eagle3": "EAGLE3"}.get(_method(step), "STANDALONE"),
+            "--speculative-num-steps": n,
+            "--speculative-eagle-topk": 1,
+            "--speculative-num-draft-tokens": n + 1,
+        }
+        if _method(step) != "mtp":
+            draft.options["--speculative-draft-model-path"] = draft_checkpoint(step)
     memory = step.memory
     static = float(memory.fillable) - float(memory.activations)
     draft.options |= {
@@ -278,6 +311,25 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             "--dist-init-addr": '"${HEAD_ADDRESS:?the address of node 0}:20000"',
         }
         draft.remarks.append(f"start it on each of {launched.nodes} nodes")
+
+
+def _drafts(step: Step) -> int:
+    """Drafts of a step; none where nothing drafts."""
+    return int(step.layout.draft_tokens) if step.setting.drafter else 0
+
+
+def _method(step: Step) -> str:
+    """How the step drafts."""
+    assert step.setting.drafter is not None
+    return step.setting.drafter.draft.method
+
+
+def draft_checkpoint(step: Step) -> str:
+    """The Hugging Face name of what drafts, as its file says; else a placeholder."""
+    assert step.setting.drafter is not None
+    draft, module = step.setting.drafter.draft, step.setting.drafter.module
+    match = re.search(r"https://huggingface\.co/([\w.-]+/[\w.-]+)", module.source)
+    return match[1].rstrip(",") if match else f"CHECKPOINT-OF-{draft.name}"
 
 
 def _kv(launched: Launched) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
+from helix_sim.core.errors import SpecError
 from helix_sim.ops.drafts import pass_of
 from helix_sim.ops.layers import Half
 from helix_sim.ops.stages import stage_layers
@@ -55,7 +56,9 @@ def trace(
 
 
 def timeline(step: Step) -> list[Slice]:
-    """Every slice of one step of one layout, stage after stage."""
+    """Every slice of one step of one layout, stage after stage; SpecError where microbatches take turns."""
+    if step.layout.microbatches > 1:
+        raise SpecError(["microbatches that take turns are not drawn; set --microbatches to 1, or see `explain`"])
     slices: list[Slice] = []
     now, turn = 0.0, float(step.step_s) / int(step.layout.pp)
     for stage in range(int(step.layout.pp)):

@@ -16,7 +16,9 @@ from helix_sim.specs.sweep import Family, Sweep
 WIDTH = np.int16
 """What a width is kept as: a sweep has at most 4096 GPUs, and may have millions of shapes."""
 
-SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "q_shards", "redundant_experts")
+SHAPE_AXES = (
+    "tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "q_shards", "redundant_experts", "microbatches",
+)  # fmt: skip
 
 
 @functools.cache
@@ -61,7 +63,8 @@ def _shapes_of(family: Family, gpus: int, most_tpa: int, model: Model) -> Iterat
                     continue
                 grid = dp * tpa * (kvp if family.ffn_on == "all" else 1)
                 for ep in allowed(family.ep, grid):
-                    more = itertools.product(index, queries, _copies(family, model, ep))
+                    turns = [n for n in family.microbatches or [1] if n == 1 or (dp > 1 and model.routed_kinds)]
+                    more = itertools.product(index, queries, _copies(family, model, ep), turns)
                     yield from ((tpa, kvp, dp, pp, grid // ep, ep, *each) for each in more)
 
 

@@ -26,7 +26,7 @@ from helix_sim.step import checked_step, evaluate_step, setting_of
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = 8192
+ROWS = 16384
 """Rows that are evaluated at a time: their columns stay in cache. No result depends on it."""
 
 SIZES = (*AXES, "context", "query_tokens")

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -75,6 +75,10 @@ class Picked:
     inputs: Mapping[str, Input]
     longest_context: int
     remarks: tuple[str, ...] = ()
+
+    def at_price(self, usd_per_gpu_hour: float | None) -> Picked:
+        """The layout with another price of a GPU [USD/hour]; itself without one. Its inputs are what they were."""
+        return replace(self, step=replace(self.step, setting=self.step.setting.at_price(usd_per_gpu_hour)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,7 +168,7 @@ def plan(sweep: Sweep, records: Mapping[str, Model | Machine | Timing | Draft] =
     records: those of them, by kind, that were made in Python and no file holds.
     """
     kinds = ("model", "machine", "timing", *(("draft",) if sweep.draft else ()))
-    files = {kind: "" if kind in records else sweep.name_of(kind) for kind in kinds}  # type: ignore[arg-type]
+    files = {kind: "" if kind in records else sweep.name_of(kind) for kind in kinds}
     model: Any = load_model(records.get("model") or files["model"])  # type: ignore[arg-type]
     machine: Any = load_machine(records.get("machine") or files["machine"])  # type: ignore[arg-type]
     timing: Any = load_timing(records.get("timing") or files["timing"])  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def plan(sweep: Sweep, records: Mapping[str, Model | Machine | Timing | Draft] =
     if drafter and sweep.draft_tokens is None:
         last = min(USUAL_DRAFTS, drafter.draft.acceptance.longest)
         sweep = sweep.model_copy(update={"draft_tokens": list(range(last + 1))})
-    if problems := draft_problems(drafter, model, sweep.draft_counts):
+    if problems := draft_problems(drafter, model, np.array(sweep.draft_counts)):
         raise SpecError([f"{sweep.name}: {problem}" for problem in problems])
     return Plan(
         sweep=sweep,

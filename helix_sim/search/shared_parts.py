@@ -52,6 +52,14 @@ def part_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> An
     return whole + pieces
 
 
+def op_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> dict[str, Any]:
+    """Seconds of each op of one layer of a kind, less what overlap within the kind hides; the batch in one piece."""
+    ops = half.ops(step_input(setting, x, context))
+    times = {name: op_time(work, setting.machine, setting.timing) for name, work in ops.items()}
+    hidden = hidden_times(half, ops, times, 1, setting.timing)
+    return {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
+
+
 def _places(x: Layout, domain: int) -> Column:
     """A number for what collectives see of where their groups lie in NVLink domains of `domain` ranks.
 
@@ -67,12 +75,17 @@ def _places(x: Layout, domain: int) -> Column:
     return distinct(np.asarray(piece, dtype=np.int64) for piece in pieces)[1]
 
 
+def widths_of(setting: Setting, half: Half, shapes: Shapes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first shape of each distinct combination of what a kind sees of shapes, and the place of each among those."""
+    given = Layout(**shapes)
+    return distinct((*half.kind.sees(given), given.draft_tokens, _places(given, setting.machine.domain)))
+
+
 def shared_seconds(
     setting: Setting, half: Half, shapes: Shapes, batch: npt.NDArray[Any], context: Column, chunks: Any = 1
 ) -> Shared:
     """A kind's seconds at the distinct widths that it sees among `shapes`, and places in NVLink domains."""
-    given = Layout(**shapes)
-    first, place = distinct((*half.kind.sees(given), given.draft_tokens, _places(given, setting.machine.domain)))
+    first, place = widths_of(setting, half, shapes)
     x = Layout(batch=batch, chunks=chunks, **{name: column[first, None] for name, column in shapes.items()})
     cells = np.broadcast_shapes(np.shape(chunks), (len(first), len(batch)))
     seconds = np.broadcast_to(part_seconds(setting, half, x, context), cells)

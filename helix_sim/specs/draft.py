@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.numeric import Column, smaller
 from helix_sim.specs.model import Attention, Entry, Ffn
-from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Source, Text, Word
+from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Source, Text, WholeQuantity, Word
 
 MOST_DRAFTS = 64
 """Draft tokens of a step, at most: far beyond what any chain of drafts pays."""
@@ -103,6 +103,9 @@ class Draft(Record):
         default=None, description="tokens that its head chooses among; the model's vocabulary if absent [count]"
     )
     acceptance: Acceptance = Field(description="what of its drafts is accepted [mapping]")
+    served: dict[Text, WholeQuantity] = Field(
+        default={}, description="drafts of a step in published deployments, by framework [mapping of tokens]"
+    )
 
     @model_validator(mode="after")
     def _layers_or_model(self) -> Self:

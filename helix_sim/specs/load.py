@@ -221,14 +221,20 @@ def _with_base(content: dict[str, Any], shown: str, folder: Path | None) -> dict
 
 
 def _with_framework(content: dict[str, Any]) -> dict[str, Any]:
-    """A measured timing's content with what the file of its framework says of memory, where it says nothing itself."""
+    """A measured timing's content with what its framework's file says of memory and microbatches, unless it does."""
     calibration = content.get("calibration")
-    if not isinstance(calibration, dict) or calibration.get("memory") is not None:
+    if not isinstance(calibration, dict):
         return content
     name = calibration.get("framework")
     if not isinstance(name, str) or name not in _shipped_files("framework"):
         return content
-    return {**content, "calibration": {**calibration, "memory": load_framework(name).memory.model_dump()}}
+    framework = load_framework(name)
+    said = {
+        key: part.model_dump()
+        for key in ("memory", "microbatches")
+        if calibration.get(key) is None and (part := getattr(framework, key)) is not None
+    }
+    return {**content, "calibration": {**calibration, **said}}
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------

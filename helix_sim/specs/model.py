@@ -241,6 +241,11 @@ class SparseAttention(LatentAttention):
 
     kind: Literal["sparse"] = Field(description="type of the attention: sparse [name]")
     indexer: Indexer = Field(description="what picks the tokens [mapping]")
+    picks_shared: bool | None = Field(
+        default=None,
+        description="whether a query attends to what the indexer of an earlier layer picked, and this layer has neither "
+        "an indexer nor index keys of its own; no if absent [yes or no]",
+    )
 
     @property
     def ratio(self) -> int:
@@ -250,13 +255,13 @@ class SparseAttention(LatentAttention):
     @property
     def kv_values_per_token(self) -> float:
         """Values by which one layer's cache of a request grows with a token: the latent's and an index key."""
-        return self.cache_width + self.indexer.width
+        return self.cache_width + self.indexer.width * (not self.picks_shared)
 
     def parameters(self, hidden_size: int) -> int:
         """Weights of the attention block of one layer, those of the indexer among them."""
         i = self.indexer
         index = self.q_lora_rank * i.heads * i.width + hidden_size * (i.width + i.heads)
-        return LatentAttention.parameters(self, hidden_size) + index
+        return LatentAttention.parameters(self, hidden_size) + index * (not self.picks_shared)
 
 
 class CompressedAttention(Record):

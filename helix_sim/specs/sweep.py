@@ -44,6 +44,11 @@ class Family(Record):
         description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
         "if absent [list of counts]",
     )
+    microbatches: Annotated[list[Literal[1, 2]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="parts of the batch that take turns in layers with experts, 2 where tokens are dispatched there; "
+        "the whole batch alone if absent [list of 1 and 2]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",
@@ -202,7 +207,7 @@ class Sweep(Record):
         """Drafts of a step that are tried, rising; none without a draft."""
         if self.draft is None:
             return [0]
-        given = self.draft_tokens or DraftRange(last=USUAL_DRAFTS)
+        given = self.draft_tokens or DraftRange.model_validate({"to": USUAL_DRAFTS})
         return list(range(given.first, given.last + 1)) if isinstance(given, DraftRange) else sorted(set(given))
 
     @property

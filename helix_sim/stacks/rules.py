@@ -332,12 +332,23 @@ class StackRule(Enum):
     )
     ATTENTION_TILES = Refusal(title="projections of a rank that cut quantised tiles", holds=_attention_tiles)
     VOCABULARY = Refusal(title="a vocabulary that does not divide over tensor parallelism", holds=_vocabulary)
+    KVP_DRAFTS = Refusal(
+        title="drafts verified under KV parallelism",
+        holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (np.asarray(p.layout.draft_tokens) > 0),
+    )
     HOP_B = Refusal(title="HOP-B: the stack does not split a batch", holds=lambda p: np.asarray(p.layout.chunks) > 1)
-    QUERY_SHARDS = Refusal(
+    GATHERED_QUERIES = Refusal(
         title="a projection of queries shared by KV shards as the stack does not share it",
         holds=lambda p: (
             (np.asarray(p.layout.q_shards) > 1)
             & ((not p.stack.gathers_queries) | np.asarray(p.layout.q_shards != p.layout.kvp))
+        ),
+    )
+    MICROBATCHES = Refusal(
+        title="microbatches that take turns where the stack does not split a batch",
+        holds=lambda p: (
+            (np.asarray(p.layout.microbatches) > 1)
+            & (~p.dispatched | (not set(_kinds(p.model)) <= set(p.stack.microbatch_kinds)))
         ),
     )
     NO_ONE_STACK = Refusal(
@@ -438,6 +449,7 @@ def _facts(p: Placed) -> dict[str, Any]:
         "unsupported": ", ".join(unsupported_weights(p)),
         "kv": p.precision.kv,
         "attention": ", ".join(dict.fromkeys(_kinds(model))),
+        "microbatch_kinds": ", ".join(p.stack.microbatch_kinds),
         "vocabulary": -(-model.vocab_size // multiple) * multiple,
     }
 

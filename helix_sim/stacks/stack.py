@@ -80,6 +80,11 @@ class Dispatch(Record):
 
     one_domain: Text = Field(description="where NVLink reaches beyond a tray (NVL72) [name]")
     several: Text = Field(description="where a tray is the NVLink domain (HGX) [name]")
+    on_board: bool = Field(
+        default=True,
+        description="whether it sends tokens where a stage is one board and that the NVLink domain, or gathers all "
+        "[yes or no]",
+    )
     source: Text = Field(description="file or page of the stack [text]")
 
 
@@ -140,6 +145,11 @@ class Stack(Record):
     kvp: list[KvpKinds] = Field(description="kinds of attention that have KV parallelism, and how [list of mappings]")
     gathers_queries: bool = Field(
         description="whether all KV shards may share the projection of queries and gather them [yes or no]"
+    )
+    microbatch_kinds: list[Text] = Field(
+        default=[],
+        description="kinds of attention of models whose microbatches take turns, where tokens are dispatched; none "
+        "where the stack does not split a batch [list of names]",
     )
     shard_multiples: dict[NumberFormat, Count] = Field(
         description="a shard's width must be a multiple of this, by weight format [mapping of values]"

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import page_equations as equations
 import pytest
 
@@ -24,6 +25,7 @@ from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.load import load_machine, load_model, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.step import op_tables
+from helix_sim.timing.overlap import LayerTimes, hidden_by_turns
 
 ROOT = Path(__file__).parents[2]
 GB200 = load_machine("gb200-nvl72")
@@ -296,6 +298,19 @@ def test_the_list_of_a_layers_ops_on_the_first_page_is_complete():
     text = (equations.MODEL / "index.md").read_text(encoding="utf-8")
     layers = {op for s in STEPS for half in halves_of(s.model) if half.half != "ends" for op in half.ops(s)}
     assert layers <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_two_microbatches_take_what_their_page_says():
+    rng = np.random.default_rng(2)
+    lines = equations.blocks("timing.md", "turns")[0].splitlines()
+    said = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
+    assert len(said) == 2
+    for order, formula in said.items():
+        for a0, a1, s, e, d, c in rng.exponential(size=(50, 6)):
+            x = LayerTimes(prepare=a0, attend=a1, shared=s, experts=e, dispatch=d, combine=c)
+            hidden = hidden_by_turns(x, order)
+            found = equations.value(formula, {"A0": a0, "A1": a1, "S": s, "E": e, "D": d, "C": c})
+            assert 2 * (x.seconds - hidden.dispatch - hidden.combine) == pytest.approx(found, rel=1e-12)
 
 
 def test_memory_is_what_its_page_says():

@@ -19,6 +19,7 @@ from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.output.export import STACKS, TARGETS, Launch, export, nearest_that_starts
+from helix_sim.search.layout_source import Options
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.stacks.stack import Option, load_stack
@@ -168,6 +169,12 @@ def test_wide_expert_parallelism_says_its_dispatch_and_its_copies(
     assert "32" in str(written.options[copies]) or "288" in str(written.options[copies])
     if stack == "trtllm":
         assert written.environment["TRTLLM_FORCE_ALLTOALL_METHOD"] == "NVLinkTwoSided"
+
+
+def test_sglang_gathers_inside_a_board_as_its_timing_does() -> None:
+    board, two = (step_of("deepseek-r1", machine="h200-hgx", dp=n, ep=n, batch=4, formats=H100) for n in (8, 16))
+    assert "--moe-a2a-backend" not in export(board, to="sglang").options
+    assert export(two, to="sglang").options["--moe-a2a-backend"] == "deepep"
 
 
 def test_tensor_parallel_experts_dispatch_nothing() -> None:
@@ -399,3 +406,29 @@ def test_the_command_writes_the_file_and_says_what_differs(tmp_path: Path) -> No
     assert "generation servers" in shown.stderr
     printed = CliRunner().invoke(app, [*words, "--checkpoint", "/models/a b"])
     assert "'/models/a b'" in printed.stdout
+
+
+DRAFTING = {"draft": "deepseek-r1-mtp", "named_formats": "nvfp4", "context": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("trtllm", ["decoding_type: MTP", "num_nextn_predict_layers: 3"]),
+        ("vllm", ["--speculative-config", '"method": "mtp"', '"num_speculative_tokens": 3']),
+        ("sglang", ["--speculative-algorithm EAGLE", "--speculative-num-steps 3", "--speculative-num-draft-tokens 4"]),
+    ],
+)
+def test_drafts_are_said_in_each_stacks_words(to, said):
+    widths = {"tpa": 8, "ep": 8, "batch": 4, "draft_tokens": 3}
+    found = export("deepseek-r1", "gb200-nvl72", Options(widths=widths, **DRAFTING), to=to)
+    for words in said:
+        assert words in found.text
+    assert float(found.runs.accepted_tokens) > 1
+
+
+@pytest.mark.parametrize("to", ["trtllm", "sglang"])
+def test_drafts_under_kv_parallelism_are_refused_where_the_stack_cannot_verify_them(to):
+    widths = {"tpa": 1, "kvp": 8, "ep": 8, "batch": 4, "draft_tokens": 3}
+    with pytest.raises(SpecError, match=f"{to} cannot run this layout: draft_tokens = 3 with kvp 8"):
+        export("deepseek-r1", "gb200-nvl72", Options(widths=widths, **DRAFTING), to=to)

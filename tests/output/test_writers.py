@@ -224,7 +224,7 @@ def test_a_terminal_shows_a_name_in_sentences_tables_and_titles(name):
         base.remark(name)
         base.print_text(name)
         base.print_json({name: name})
-        base.print_rows([{name: name}], as_json=False)
+        base.print_rows([{name: name}])
         shown.print(name)
         shown.print(base.styled((name, "bold"), name))
         base.show(shown, base.new_table(name, title=name))

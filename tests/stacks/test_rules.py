@@ -74,7 +74,7 @@ NVFP4, FP8_BLOCK, BF16 = formats(), formats("fp8-block"), formats("bf16")
 Case = tuple[str, str | Model, str, Precision, dict[str, int], dict[str, int]]
 CASES: dict[str, list[Case]] = {
     "HOP_B": [("trtllm vllm sglang", R1, RACK, NVFP4, {"kvp": 4, "batch": 8}, {"kvp": 4, "batch": 8, "chunks": 2})],
-    "QUERY_SHARDS": [
+    "GATHERED_QUERIES": [
         ("vllm sglang", R1, RACK, NVFP4, {"kvp": 8, "q_shards": 8}, {"kvp": 8, "q_shards": 2}),
         ("trtllm", R1, RACK, NVFP4, {"kvp": 8}, {"kvp": 8, "q_shards": 8}),
     ],
@@ -117,6 +117,24 @@ CASES: dict[str, list[Case]] = {
     "EXPERTS": [
         ("sglang", gqa(48, 4), RACK, BF16, {"tpa": 12, "ep": 12}, {"tpa": 24, "ep": 24}),
         ("trtllm vllm sglang", R1, RACK, NVFP4, {"dp": 72, "ep": 72}, {"dp": 48, "ep": 24, "tpf": 2}),
+    ],
+    "MICROBATCHES": [
+        (
+            "vllm sglang",
+            R1,
+            RACK,
+            NVFP4,
+            {"dp": 64, "ep": 64, "batch": 8, "microbatches": 2},
+            {"dp": 64, "ep": 32, "tpf": 2, "batch": 8, "microbatches": 2},
+        ),
+        (
+            "trtllm",
+            R1,
+            RACK,
+            NVFP4,
+            {"dp": 64, "ep": 64, "batch": 8},
+            {"dp": 64, "ep": 64, "batch": 8, "microbatches": 2},
+        ),
     ],
     "EXPERT_COPIES": [
         (
@@ -287,3 +305,8 @@ def test_formats_become_those_that_a_stack_stores() -> None:
         found = formats_on_stacks(paper, (stack,), rack, model)
         assert (found.weights, found.kv) == ("nvfp4", kv)
     assert formats_on_stacks(formats("bf16", "int8"), ("vllm",), rack, model).kv == "fp8"
+
+
+def test_no_rule_of_a_stack_has_the_name_of_a_physical_reason() -> None:
+    assert len(REASONS) == len(Reason) + len(StackRule)
+    assert len(set(REASONS.values())) == len(REASONS)

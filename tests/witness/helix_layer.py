@@ -13,7 +13,7 @@ attention group, then KV shard, then tpa column. Tokens are appended to the KV s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import gcd
 
@@ -105,7 +105,7 @@ class Widths:
     @classmethod
     def of(cls, layout: Layout) -> Widths:
         """The widths of a layout; it must be one layout, not a column of them."""
-        return cls(**{name: int(value) for name, value in layout.columns().items() if name != "pp"})
+        return cls(**{field.name: int(getattr(layout, field.name)) for field in fields(cls)})
 
     @property
     def keepers(self) -> int:
@@ -200,6 +200,11 @@ class KvShard:
         """More tokens of every request, [B, tokens, k, cached values]."""
         self.values = np.concatenate([self.values, entries], axis=1)
         self.positions = np.concatenate([self.positions, positions])
+
+    def roll_back_to(self, position: int) -> None:
+        """Leaves what is at a position or behind it."""
+        kept = self.positions < position
+        self.values, self.positions = self.values[:, kept], self.positions[kept]
 
     def forget_before(self, position: int) -> None:
         """Leaves what is older than a position."""
@@ -453,6 +458,13 @@ class LinearState:
         self.heads, self.keys = len(seat.q_heads), len(seat.kv_heads)
         self.matrices = np.zeros((batch, self.heads, a.key_width, a.value_width))
         self.inputs = np.zeros((batch, a.conv_tokens - 1, self.channels(a)))
+        self.after: list[Array] = []
+        self.every_input: Array = self.inputs
+
+    def roll_back_to(self, accepted: int) -> None:
+        """The state as it was after that many tokens of the last step, each of which left one."""
+        self.matrices = self.after[accepted - 1]
+        self.inputs = self.every_input[:, accepted : accepted + self.inputs.shape[1]]
 
     def channels(self, a: LinearAttention) -> int:
         """Values of a token that pass the convolution."""
@@ -483,8 +495,10 @@ def run_linear(a: LinearAttention, rank: Rank, state: LinearState, w: Weights, x
     elif given:
         decay = sigmoid(given[0])[..., None]
     out = np.zeros(v.shape)
+    state.after = []
     for t in range(new):
         out[:, t] = _recur(a, rank, state, q[:, t], k[:, t], v[:, t], decay[:, t], strength[:, t])
+        state.after.append(state.matrices)
     rank.moves_kv("state_update", state.matrices, (1 + kept) * bytes_per_value(a.state_format))
     rank.moves("state_update", mixed, numbers, out)
     normed = rms_norm(out)
@@ -499,7 +513,7 @@ def _convolve(a: LinearAttention, rank: Rank, state: LinearState, w: Weights, mi
     if a.conv_tokens == 1:
         return mixed
     kernel = np.concatenate([w[f"conv_{name}"].reshape(-1, a.conv_tokens) for name in ("q", "k", "v")])
-    inputs = np.concatenate([state.inputs, mixed], axis=1)
+    inputs = state.every_input = np.concatenate([state.inputs, mixed], axis=1)
     summed = np.asarray(sum(inputs[:, i : i + mixed.shape[1]] * kernel[:, i] for i in range(a.conv_tokens)))
     rank.moves_kv("convolution", state.inputs, rank.bytes_of("activations"))
     state.inputs = inputs[:, -(a.conv_tokens - 1) :]
@@ -683,6 +697,23 @@ class HelixLayer:
         )
         residuals, deltas = self.attend(residuals, deltas)
         return [rows.reshape(self.widths.batch, -1, hidden) for rows in self.feed_forward(residuals, deltas)]
+
+    def roll_back(self, new: int, accepted: int) -> None:
+        """Takes back what the last step's `new` tokens left, but for the first `accepted`: the others are rejected."""
+        a, self.tokens = self.attention, self.tokens - new + accepted
+        if isinstance(a, LinearAttention):
+            for state in self.states:
+                state.roll_back_to(accepted)
+            return
+        compressed = isinstance(a, CompressedAttention)
+        closed = self.tokens // (getattr(a, "ratio", None) or 1)  # compressed vectors, and index keys made of these
+        for r in range(len(self.seats)):
+            self.cache[r].roll_back_to(self.tokens)
+            self.entries[r].roll_back_to(closed)
+            if self.indexer:
+                self.index[r].roll_back_to(closed if compressed else self.tokens)
+            if compressed:
+                self.opened[r] = self.opened[r][:, : self.tokens]
 
     def _own(self, seat: Seat, values: Array) -> Array:
         """What belongs to the requests of a rank's own attention group."""

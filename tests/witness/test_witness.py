@@ -226,15 +226,20 @@ def compare(s, layer, op, work, most, counted):
             if certain(layer.ffn, x, op, quantity):
                 assert got == pytest.approx(modelled, rel=1e-9), case
             assert got <= float(getattr(most, quantity)) * (1 + 1e-9), case
-        elif op == "rope_and_append" and (s.context - new) % BLOCK_TOKENS:
+        elif op == "rope_and_append" and ((s.context - new) % BLOCK_TOKENS or projects_unevenly(s, layer.attention)):
             assert got <= modelled, case
-            assert got == modelled or (x.kvp > 1 and new > 1), case
+            assert got == modelled or (x.kvp > 1 and new > 1) or projects_unevenly(s, layer.attention), case
         elif left_open(s, layer.attention, op, quantity):
             assert got <= float(getattr(most, quantity)) * (1 + 1e-12), case
         elif layer.attention.kind not in ("gqa", "mla"):
             assert got == pytest.approx(modelled, rel=1e-12), case
         else:
             assert got == modelled, case
+
+
+def projects_unevenly(s, a):
+    """Whether some KV shards project more queries than others: another than the busiest may append the new token."""
+    return s.layout.q_shards > 1 and a.q_heads % (s.layout.tpa * s.layout.q_shards) != 0
 
 
 def left_open(s, a, op, quantity):
