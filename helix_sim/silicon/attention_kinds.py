@@ -183,7 +183,7 @@ def linear_work(op: str, rows: pd.DataFrame) -> Work:
 
 
 def index_classes(system: str, *, alike: bool = False) -> list[Measured]:
-    """index-logits-fp8 and index-top-k, of the kernels that SGLang runs; of a choice among scores that are all alike."""
+    """index-logits-fp8 and index-top-k, of the kernels that SGLang runs; of a choice among scores all alike."""
     scores, choices = kind_tables.index_logits(system), kind_tables.index_top_k(system, alike=alike)
     v4, v32 = load_model("deepseek-v4-flash").attention["csa"], load_model("deepseek-v3.2").attention["sparse"]
     in_fp8 = {"indexer": v4.indexer.model_copy(update={"key_bytes": 132, "math": "fp8"})}  # type: ignore[union-attr]
