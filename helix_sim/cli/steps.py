@@ -130,7 +130,13 @@ def _print_step(out: Console, picked: Picked) -> None:
     ttl_ms, per_user, per_gpu = float(step.ttl_s) * 1e3, float(step.tokens_per_s_user), float(step.tokens_per_s_gpu)
     out.print(
         styled(
-            *("TTL ", (f"{ttl_ms:.3f} ms", "bold"), "   interactivity ", (f"{per_user:.1f}", "bold"), " tokens/s/user"),
+            *(
+                "token-to-token latency (TTL) ",
+                (f"{ttl_ms:.3f} ms", "bold"),
+                "   interactivity ",
+                (f"{per_user:.1f}", "bold"),
+                " tokens/s/user",
+            ),
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )
@@ -168,5 +174,5 @@ def _print_interval(out: Console, step: Step) -> None:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for name, lent in borrowed_ops(step).items():
         alike.setdefault((lent["reason"], f"{lent['low']:.2g}", f"{lent['high']:.2g}"), []).append(name)
-    for (reason, low, high), names in alike.items():
-        out.print(f"borrowed: {', '.join(names)}, {low} to {high} times what is said: {reason}")
+    for (reason, least, most), names in alike.items():
+        out.print(f"borrowed: {', '.join(names)}, {least} to {most} times what is said: {reason}")

@@ -235,7 +235,7 @@ def _pairs(table: pd.DataFrame, timing: Timing | None) -> pd.DataFrame:
         without = rows[rows["speculation"] == "none"]
         for _, one in rows[rows["speculation"] != "none"].iterrows():
             if len(without):
-                other = without.loc[(without["tpot_s"] - without["tpot_s"].median()).abs().idxmin()]
+                other = without.iloc[int((without["tpot_s"] - without["tpot_s"].median()).abs().argmin())]
                 both, steps = _predicted(pd.DataFrame([other, one]), timing)
                 plain_s, drafted_s = both["predicted_s"]
                 found.append(
