@@ -17,7 +17,7 @@ from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.specs.model import RoutedFfn
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
-from helix_sim.timing.roofline import borrowed_kernel
+from helix_sim.timing.uncertainty import borrowed_kernel
 
 
 def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int) -> dict[str, Any]:
@@ -25,13 +25,21 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
 
     `helix_sim.search.layout_source.pick` reads it back, and checks that the inputs hold what they held.
     """
+    drafter = step.setting.drafter
+    drafting: dict[str, Any] = {}
+    if drafter and step.layout.draft_tokens:
+        drafting = {
+            "draft": drafter.draft.name,
+            "step_s": float(step.step_s),
+            "accepted_tokens": float(step.accepted_tokens),
+        }
     return {
         "helix_sim": __version__,
         "answer_version": ANSWER_VERSION,
         "model": step.model.name,
         "machine": step.machine.name,
         "timing": step.timing.name,
-        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing")},
+        "inputs": {kind: inputs[kind].record() for kind in ("model", "machine", "timing", "draft") if kind in inputs},
         "context": int(step.context),
         "longest_context": longest_context,
         "query_tokens": int(step.query_tokens),
@@ -41,6 +49,7 @@ def answer_record(step: Step, inputs: Mapping[str, Input], longest_context: int)
         "users": int(step.layout.users),
         "kv_tokens": kv_tokens(step),
         "memory_bytes": memory_record(step),
+        **drafting,
         "ttl_s": float(step.ttl_s),
         "tokens_per_s_user": float(step.tokens_per_s_user),
         "tokens_per_s_gpu": float(step.tokens_per_s_gpu),
@@ -90,17 +99,16 @@ def _routing(ffn: RoutedFfn, copies: int) -> str:
 
 
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
-    """Ops of one layout that run on kernels which stand in for the framework's own, by name.
+    """Ops of one layout that no kernel of the framework's own times, by name: another's does, or the timing's constants.
 
-    reason: whose they are, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
+    reason: whose it is, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, work in step.ops.items():
         if not float(step.repeats[name] * step.times[name].seconds):
             continue
-        if runs := borrowed_kernel(work, step.machine, step.timing):
-            low, high = (float(np.exp(end)) for end in (runs.residuals.low, runs.residuals.high))
-            found[name] = {"reason": runs.borrowed, "low": low, "high": high}
+        if lent := borrowed_kernel(work, step.machine, step.timing):
+            found[name] = {"reason": lent.reason, "low": float(np.exp(lent.low)), "high": float(np.exp(lent.high))}
     return found
 
 
@@ -126,6 +134,9 @@ class Explanation:
     """A layout taken apart: `picked.step` has each op's work and time, the memory, the latency and the throughput."""
 
     picked: Picked
+
+    def __repr__(self) -> str:
+        return f"<Explanation of {self.step!r}>"
 
     @property
     def step(self) -> Step:

@@ -1,7 +1,7 @@
 """GPUs filled with replicas of layouts: how many fit, and which mix of them decodes most tokens together.
 
-Replicas serve requests of their own and share nothing, so that users and tokens add up. A replica keeps the speed that it
-was evaluated with: it starts at the edge of an NVLink domain if it is larger than one, and stays inside one if it is not.
+Replicas serve requests of their own and share nothing, so that users and tokens add up. A replica keeps the speed that
+it was evaluated with: it starts at the edge of an NVLink domain if it is larger than one, and stays inside one if not.
 """
 
 from __future__ import annotations

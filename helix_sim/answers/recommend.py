@@ -6,8 +6,8 @@ The search is a sweep written in code: every family, every divisor layout of eve
 A layout is an answer where a serving stack starts it (`helix_sim.stacks`): all layouts are searched, those that no
 stack starts are put aside by the rule that stands against them, and the answer says what they would have added.
 
-With a total of GPUs the score is what the whole decodes: replicas of a layout, each within its NVLink domain or from the
-edge of one (`helix_sim.answers.fleet`), over all GPUs, those that stay idle among them.
+With a total of GPUs the score is what the whole decodes: replicas of a layout, each within its NVLink domain or from
+the edge of one (`helix_sim.answers.fleet`), over all GPUs, those that stay idle among them.
 
 A mix of contexts is decoded together: a step reads the caches of all requests in its batch. Each attention group's
 batch of B is taken to hold one request of the longest context and B - 1 that are the mix, so that its mean context is
@@ -125,10 +125,11 @@ class Request:
     gpus: fewest and most GPUs of a layout; one NVLink domain unless given. families: all that are shipped unless given.
     stack: the serving stack that must start a layout: trtllm, vllm, sglang, any of them, or none, physics alone. With a
     stack, formats are those it stores: 4-bit values with their block scales. total_gpus: GPUs that replicas of a layout
-    fill; one replica alone unless given. objective: most tokens/s of the whole (`fleet`, which a total is needed for and
-    makes the default), or of each GPU that is used (`per-gpu`). confidence: the chance with which a layout must keep
+    fill; one replica alone unless given. objective: most tokens/s of the whole (`fleet`, the default where a total is
+    known), or of each GPU that is used (`per-gpu`). confidence: the chance with which a layout must keep
     ttl_s by a measured timing's interval, 0.5 or more; unless given, the TTL itself must keep it. usd_per_gpu_hour: a
-    price in place of the machine's own.
+    price in place of the machine's own. draft: what may draft, by name or file; nothing unless given. draft_tokens:
+    drafts of a step that are tried; 0 to 8 unless given.
     """
 
     model: str
@@ -142,6 +143,8 @@ class Request:
     min_users: int = 1
     choices: int = 5
     stack: str = "any"
+    draft: str | None = None
+    draft_tokens: tuple[int, ...] = ()
     total_gpus: int | None = None
     objective: str | None = None
     confidence: float | None = None
@@ -192,6 +195,8 @@ def search_plan(request: Request) -> Plan:
             "batch": BATCHES,
             "chunks": CHUNKS,
             "families": {name: known[name] for name in request.families or known},
+            "draft": request.draft,
+            "draft_tokens": list(request.draft_tokens) or None,
         }
     )
     return plan(sweep)
@@ -221,8 +226,8 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
     if request.objective is not None and request.objective not in OBJECTIVES:
         return [f"--objective: {said(request.objective)} is not one of {', '.join(OBJECTIVES)}"]
     if total is None:
-        return (
-            ["--objective: fleet needs a total; give --total-gpus or --racks"] if request.objective == "fleet" else []
+        return ["--objective is of a total of GPUs; give --total-gpus or --racks, or leave it out"] * bool(
+            request.objective
         )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]
@@ -373,9 +378,9 @@ class Choice:
 
     family, title: its family by name and in words. step: its decode step, at the context of its batch.
     throughput_lost: share of the best layout's throughput (of the whole, where a total of GPUs is known) that it gives
-    up. stopped_by: what keeps a larger batch out: `ttl`, `memory`, or `nothing` where it would not decode faster. stacks:
-    the serving stacks that start it, among those asked for. chance: that it keeps the budget, by a measured timing's
-    interval; None on another. filled: what replicas of it make of the total of GPUs; None where none is known.
+    up. stopped_by: what keeps a larger batch out: `ttl`, `memory`, or `nothing` where it would not decode faster.
+    stacks: the serving stacks that start it, among those asked for. chance: that it keeps the budget, by a measured
+    timing's interval; None on another. filled: what replicas of it make of the total of GPUs; None without one.
     """
 
     family: str
@@ -569,7 +574,7 @@ class Recommendation:
 
     relaxations: by how far the limit must move, the least first; empty, too, where no single limit is enough. stacked:
     what the stacks' rules removed, and what that costs; None where physics alone was asked. without: why a family that
-    was searched has no layout here, by its name. whole: the best way to fill the total of GPUs; None where none is known.
+    was searched has no layout here, by its name. whole: the best way to fill the total of GPUs; None without a total.
     helix: the best of KV parallelism against the best without; None where either has no layout. inputs: the files.
     """
 

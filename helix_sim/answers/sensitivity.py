@@ -24,6 +24,7 @@ from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.setting import KNOBS as SETTING_KNOBS
+from helix_sim.specs.setting import Setting
 from helix_sim.step import Step, evaluate_step
 
 SMALL = 0.01
@@ -76,13 +77,18 @@ def scaled_step(step: Step, knob: str, factor: float) -> Step:
     return evaluate_step(setting, x, context, step.query_tokens)
 
 
+def _turned(knobs: tuple[str, ...], setting: Setting) -> list[str]:
+    """The knobs that there are something to turn of: the acceptance of drafts only where something drafts."""
+    return [knob for knob in knobs if knob != "acceptance" or setting.drafter]
+
+
 # --- A layout --------------------------------------------------------------------------------------------------------
 
 
 def elasticities(step: Step) -> list[Elasticity]:
     """What TTL and throughput of one layout depend on, knob by knob; memory decides only whether it fits."""
     found = []
-    for knob in KNOBS:
+    for knob in _turned(KNOBS, step.setting):
         more, less = _factors(step, knob)
         high, low = scaled_step(step, knob, more), scaled_step(step, knob, less)
         apart = np.log(more / less)
@@ -134,7 +140,7 @@ def frontier_elasticities(planned: Plan, ttl_s: float | None = None) -> list[Ela
     ttl_s: the best throughput is that within this TTL; without, the search's best. nan where nothing reaches it.
     """
     found = []
-    for knob in SEARCH_KNOBS:
+    for knob in _turned(SEARCH_KNOBS, planned.setting):
         high, low = (ends(run_plan(scaled_plan(planned, knob, f)), ttl_s) for f in (1 + COARSE, 1 / (1 + COARSE)))
         found.append(
             Elasticity(
@@ -242,6 +248,8 @@ def parse_change(text: str, planned: Plan) -> Change:
         factor = float(amount[:-1]) if amount.endswith("x") else _value(knob, amount) / _now(planned, knob)
     except (ValueError, ZeroDivisionError):
         raise SpecError([f"--set: {amount!r} is no factor such as 2x and no value of {knob}"]) from None
+    if knob == "acceptance" and planned.setting.drafter is None:
+        raise SpecError([f"--set: {planned.sweep.name} drafts nothing that is accepted: name a draft in the sweep"])
     if not 0 <= factor < np.inf or (factor == 0 and knob not in LATENCIES):
         raise SpecError([f"--set: {text!r} would make {knob} {factor:g} times what it is"])
     return Change(knob=knob, factor=factor)

@@ -38,7 +38,7 @@ from helix_sim.cli.base import (
     size,
     styled,
 )
-from helix_sim.cli.options import FormatOptions, LayoutOptions, spread
+from helix_sim.cli.options import FormatOptions, LayoutOptions, PriceOption, price, spread
 
 # --- import-hf ------------------------------------------------------------------------------------------------------
 
@@ -92,8 +92,11 @@ MostGpusOption = Annotated[
 ]
 
 
-PriceOption = Annotated[
-    str | None, number_option("what an hour of one GPU costs in USD, in place of the machine's own price")
+DraftOption = Annotated[
+    str | None, typer.Option(help="what may draft: a shipped draft, such as deepseek-r1-mtp, or a YAML file")
+]
+DraftTokensOption = Annotated[
+    str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
 ]
 
 
@@ -127,16 +130,13 @@ def recommend(
     stack: Annotated[
         str, typer.Option(help="the serving stack that must start a layout: trtllm, vllm, sglang, any, or none")
     ] = "any",
+    draft: DraftOption = None,
+    draft_tokens: DraftTokensOption = None,
     choices: Annotated[str, number_option("how many choices to list")] = "5",
     usd_per_gpu_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none.
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --context 128K --ttl-ms 20 --racks 2
-
-    helix-sim recommend deepseek-r1 gb200-nvl72 --tokens-per-second 50 --timing gb200-trtllm --confidence 0.9
-    """
+    """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
     from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
     from helix_sim.core.errors import Exit, SpecError
@@ -160,7 +160,11 @@ def recommend(
         total_gpus=_total_gpus(total_gpus, racks, machine),
         objective=objective,
         confidence=number(confidence, "--confidence") if confidence is not None else None,
-        usd_per_gpu_hour=number(usd_per_gpu_hour, "--usd-per-gpu-hour") if usd_per_gpu_hour is not None else None,
+        usd_per_gpu_hour=price(usd_per_gpu_hour),
+        draft=draft,
+        draft_tokens=tuple(
+            0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
+        ),
     )
     with progress("searching") as on_search:
         found = search(request, on_search)
@@ -253,13 +257,13 @@ def _print_choices(out: Console, choices: list[Choice], title: str, numbered: bo
         ">$/M tokens", ">J/token", ">GB free", "largest op", "stopped by", "starts on",
         *(["rests on"] if measured else []), title=title,
     )  # fmt: skip
-    for number, choice in enumerate(choices, start=1):
+    for place, choice in enumerate(choices, start=1):
         step, binds = choice.step, choice.binds
         low, high = (float(end) * 1e3 for end in step.ttl_interval_s)
         cost, energy = float(step.usd_per_million_tokens), float(step.joules_per_token)
         filled = choice.filled
         table.add_row(
-            f"{number}: {choice.title}" if numbered else choice.title,
+            f"{place}: {choice.title}" if numbered else choice.title,
             str(step.layout),
             str(step.layout.gpus),
             str(step.layout.users),
@@ -326,8 +330,8 @@ def _print_runner_up(out: Console, best: Choice, second: Choice) -> None:
     gpus = int(second.step.layout.gpus - best.step.layout.gpus)
     room = (second.headroom_bytes - best.headroom_bytes) / 1e9
     out.print(
-        f"runner-up: {second.title}, {second.step.layout}: {second.throughput_lost:.2%} less throughput, TTL {ttl:+.1%}, "
-        f"GPUs {gpus:+d}, free memory {room:+.1f} GB"
+        f"runner-up: {second.title}, {second.step.layout}: {second.throughput_lost:.2%} less throughput, "
+        f"TTL {ttl:+.1%}, GPUs {gpus:+d}, free memory {room:+.1f} GB"
     )
 
 

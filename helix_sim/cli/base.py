@@ -9,10 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from helix_sim.cli.help import Verb
 from helix_sim.core.escape import json_text, terminal_line, terminal_lines
 
 if TYPE_CHECKING:
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from helix_sim.specs.model import Model
 
 
-app = typer.Typer(
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Verbs(typer.Typer):
+    """The application: every verb's help ends as `Verb` has it."""
+
+    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:
+        """A decorator that makes a function a verb."""
+        return super().command(name, cls=Verb, **how)
+
+
+app = Verbs(
     name="helix-sim",
     no_args_is_help=True,
     add_completion=False,
@@ -201,8 +213,8 @@ def console() -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(terminal_line(text), **options)
 
-    asked = os.environ.get("COLUMNS", "")
-    width = int(asked) if asked.isdecimal() and 20 <= int(asked) <= 1000 else 160
+    wished = os.environ.get("COLUMNS", "")
+    width = int(wished) if wished.isdecimal() and 20 <= int(wished) <= 1000 else 160
     shown = {} if sys.stdout.isatty() else {"width": width, "no_color": True}
     return Literal(markup=False, emoji=False, **shown)  # type: ignore[arg-type]
 
@@ -243,8 +255,8 @@ def progress(what: str) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    parts = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(what, total=None)
         yield lambda now: shown.update(task, description=terminal_line(f"{what} {now}"))
 

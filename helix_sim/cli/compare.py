@@ -39,7 +39,7 @@ def compare(
     model: Annotated[Many, _several("a model, by name or file")] = None,
     machine: Annotated[Many, _several("a machine, by name or file")] = None,
     context: Annotated[Many, _several("tokens in each request's cache, e.g. 128K")] = None,
-    ttl_ms: Annotated[Many, _several("latency of a token at most [ms]")] = None,
+    ttl_ms: Annotated[Many, _several("token-to-token latency (TTL) at most, in milliseconds")] = None,
     timing: Annotated[
         Many, _several("ideal, paper, measured kernels such as gb200-trtllm, or auto: the fastest measured there")
     ] = None,
@@ -50,12 +50,7 @@ def compare(
     out: Annotated[Path | None, out_folder("folder for CSV, Parquet, XLSX and pictures")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Models x machines x contexts x latencies: a row for each best layout, with its cost; surprises explained.
-
-    helix-sim compare --model llama-3.1-405b --machine gb200-nvl72 --machine h200-hgx --context 128K --ttl-ms 30
-
-    helix-sim compare my-comparison.yaml --out out/slides
-    """
+    """Models x machines x contexts x latencies: a row for each best layout, with its cost; surprises explained."""
     from helix_sim.answers.compare import compare as search
 
     given = {"models": model, "machines": machine, "contexts": context, "timings": timing, "families": family,
@@ -113,7 +108,8 @@ def _print_rows(out: Console, found: Compared) -> None:
         seen.append(question)
         alike = [each for each in found.cells if tuple(each.asked[name] for name in asked) == question]
         model, context, budget = question
-        table = new_table("machine, timing", "layout", ">GPUs", ">users", ">ms", ">tok/s/GPU", ">$/M", ">J/tok",
+        table = new_table("machine, timing", "layout", ">GPUs", ">users", ">TTL ms", ">tokens/s/GPU",
+                          ">$/M tokens", ">J/token",
                           title=f"{model}, {context:,} tokens, within {budget:g} ms")  # fmt: skip
         for each in alike:
             row = each.record()

@@ -45,18 +45,16 @@ def check(
     from helix_sim.specs.catalogue import check
 
     problems: list[str] = []
-    rows = []
-    for found in check(files):
-        kind, name = (getattr(found.record, key, None) for key in ("kind", "name"))
-        rows.append({"path": str(found.path), "kind": kind, "name": name, "problems": found.problems,
-                     "remarks": found.remarks})  # fmt: skip
+    checked = check(files)
+    for found in checked:
         problems += found.problems
         for text in found.remarks:
             remark(text)
         if found.record is not None and not as_json:
-            say(f"{found.path}: a {kind or '?'} named {name or '?'}, no problem")
+            kind, name = (getattr(found.record, key, "?") for key in ("kind", "name"))
+            say(f"{found.path}: a {kind} named {name}, no problem")
     if as_json:
-        print_answer("check", rows)
+        print_answer("check", [found.row() for found in checked])
     if problems:
         raise SpecError(problems)
 

@@ -39,7 +39,7 @@ from helix_sim.cli.base import (
     size,
     styled,
 )
-from helix_sim.cli.options import TimingOptions, spread
+from helix_sim.cli.options import PriceOption, TimingOptions, price, spread
 
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
@@ -64,7 +64,11 @@ def sweep(
         str | None, typer.Option(help="address of a Dask scheduler, e.g. tcp://host:8786; a local cluster unless given")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
+    usd_per_gpu_hour: PriceOption = None,
     block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="draw nothing, which takes longer than most searches")
+    ] = False,
     progress: Annotated[
         str, typer.Option(help="auto: a bar on a terminal; json: lines for programs on stderr; none")
     ] = "auto",
@@ -90,12 +94,14 @@ def sweep(
             spec,
             out,
             every_point=points == "all",
+            plots=not no_plots,
             executor=executor,
             workers=size(workers, "--workers") if workers is not None else None,
             scheduler=scheduler,
             resume=resume,
             layouts_per_block=size(block, "--block") if block is not None else None,
             on_progress=on_progress,
+            usd_per_gpu_hour=price(usd_per_gpu_hour),
         )
     for text in summary.get("remarks", ()):
         remark(text)
@@ -192,7 +198,7 @@ def reproduce(
     timing: TimingOptions,
     figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
     out: OutFolder = Path("out/reproduce"),
-    draws: Annotated[int, typer.Option(help="random timings of `variants`", min=1)] = 100,
+    draws: Annotated[str | None, number_option("random timings of `variants`; 100 unless given")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
@@ -205,7 +211,10 @@ def reproduce(
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
     if figure in ("fig1", "fig3"):
         refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=draws)
+    if figure != "variants":
+        refuse({"--draws": draws}, "is for reproduce variants; leave it out")
+    many = size(draws, "--draws") if draws is not None else 100
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
     if as_json:
         claims = [claim.record() for claim in written.claims]
         print_answer("reproduce", {"claims": claims, "files": list(map(str, written.files))})

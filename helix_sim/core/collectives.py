@@ -112,13 +112,20 @@ def narrowest_piece(width: Column, blocks: Column, domain: int) -> Any:
     [20.0, 20.0, 8.0, 4.0]
     """
     whole, step = smaller(width, domain), width - floor_div(width, domain) * domain
-    cut = np.asarray((width * blocks > domain) & (step > 0))
-    if not cut.any():
+    cut = (width * blocks > domain) & (step > 0)
+    if cut is False or not np.any(cut):
         return whole
-    low, count = np.broadcast_arrays(np.where(cut, step, 1) * 1.0, np.asarray(blocks) * 1.0)
+    found = np.array(np.broadcast_to(whole, np.shape(cut)), dtype=float)
+    steps, counts = (np.broadcast_to(size, np.shape(cut))[cut] * 1.0 for size in (step, blocks))
+    found[cut] = np.minimum(_nearest_end(steps, counts, domain), found[cut])
+    return found[()]
+
+
+def _nearest_end(low: Any, count: Any, domain: int) -> Any:
+    """The least distance from an edge of the ends of `count` blocks, each `low` ranks further around the domain."""
     last = np.mod(count * low, domain)
     high, low_at, high_at = domain - low, np.ones_like(low), np.ones_like(low)
-    while (on := cut & (low_at + high_at < count) & (low != high)).any():
+    while (on := (low_at + high_at < count) & (low != high)).any():
         falls = low > high
         more, less = np.where(falls, low, high), np.where(falls, high, low)
         at, by = np.where(falls, low_at, high_at), np.where(falls, high_at, low_at)
@@ -126,8 +133,7 @@ def narrowest_piece(width: Column, blocks: Column, domain: int) -> Any:
         low, high = low - falls * times * high, high - ~falls * times * low
         low_at, high_at = low_at + falls * times * high_at, high_at + ~falls * times * low_at
     nearest = np.minimum(low, np.where(count > 1, high, domain))
-    nearest = np.minimum(nearest, np.where(last > 0, last, domain))
-    return np.where(cut, np.minimum(nearest, whole), whole)[()]
+    return np.minimum(nearest, np.where(last > 0, last, domain))
 
 
 def _direct(sent: Column, calls: Column, inside: Column, outside: Column) -> Form:

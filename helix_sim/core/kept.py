@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 MOST_KEPT = 512
 """Results of a function that are kept at most; then all of them are forgotten."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+class kept_property(Generic[T]):
+    """A property that is found once and then is an attribute: functools.cached_property without its lock.
+
+    The lock, which Python 3.12 has dropped, costs more than most of what a step of one layout keeps.
+    """
+
+    def __init__(self, find: Callable[[Any], T]) -> None:
+        self._find, self._name, self.__doc__ = find, find.__name__, find.__doc__
+
+    def __get__(self, record: Any, owner: type | None = None) -> T:
+        if record is None:
+            return self  # type: ignore[return-value]
+        found = record.__dict__[self._name] = self._find(record)
+        return found
 
 
 def kept_for_records(function: F) -> F:

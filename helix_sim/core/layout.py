@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from helix_sim.core.kept import kept_property
 from helix_sim.core.numeric import Column, common_divisor, floor_div, larger
 
 
@@ -29,7 +29,10 @@ class Layout:
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
     | index_kvp |    | sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank |
+    | q_shards |     | KV shards that share a projection of queries and gather them, a divisor of kvp; 1 repeats it |
     | redundant_experts | | copies of busy experts beside the model's own, over all of ep; 0 is none |
+    | draft_tokens | | draft tokens of each request that a step verifies; 0 is no drafting |
+    | microbatches | | parts of the batch, 2 of which take turns in layers with experts; 1 is the whole batch |
 
     >>> x = Layout(batch=8, tpa=8, kvp=8)
     >>> x.gpus, x.users, x.tpf, x.token_group
@@ -45,7 +48,10 @@ class Layout:
     pp: Column = 1
     chunks: Column = 1
     index_kvp: Column = 1
+    q_shards: Column = 1
     redundant_experts: Column = 0
+    draft_tokens: Column = 0
+    microbatches: Column = 1
 
     def __post_init__(self) -> None:
         for name, value in self.columns().items():
@@ -61,22 +67,22 @@ class Layout:
         except (TypeError, ArithmeticError):
             return 1
 
-    @cached_property
+    @kept_property
     def attention_group(self) -> Any:
         """GPUs that hold the KV cache of one attention group."""
         return self.tpa * self.kvp
 
-    @cached_property
+    @kept_property
     def attention_groups(self) -> Any:
         """Attention groups of the whole layout, one after another: those of every stage."""
         return self.dp * self.pp
 
-    @cached_property
+    @kept_property
     def ffn_group(self) -> Any:
         """GPUs of one stage's FFN grid."""
         return self.tpf * self.ep
 
-    @cached_property
+    @kept_property
     def token_group(self) -> Any:
         """GPUs that share one attention group's tokens after attention: the width of the output projection.
 
@@ -84,17 +90,17 @@ class Layout:
         """
         return floor_div(self.ffn_group, self.dp)
 
-    @cached_property
+    @kept_property
     def idle_shards(self) -> Any:
         """KV shards of an attention group whose GPUs have no part in the FFN: none in Helix, all but one in Medha."""
         return (self.token_group < self.attention_group) * (self.kvp - 1)
 
-    @cached_property
+    @kept_property
     def dense_group(self) -> Any:
         """GPUs that a dense FFN is sharded over: its token group, widened to tpf where tpf spans several groups."""
         return self.token_group * self.pooled_groups
 
-    @cached_property
+    @kept_property
     def pooled_groups(self) -> Any:
         """Attention groups whose tokens are gathered for a dense FFN: one, unless tpf spans several.
 
@@ -105,12 +111,12 @@ class Layout:
         """
         return common_divisor(larger(floor_div(self.tpf, self.token_group), 1), self.dp)
 
-    @cached_property
+    @kept_property
     def users(self) -> Any:
         """Requests in flight: every group of every stage holds a batch."""
         return self.batch * self.dp * self.pp
 
-    @cached_property
+    @kept_property
     def gpus(self) -> Any:
         """GPUs of the whole layout."""
         return self.dp * self.tpa * self.kvp * self.pp
@@ -131,8 +137,8 @@ class Layout:
 
 AXES = tuple(field.name for field in fields(Layout))
 
-NONE = {"redundant_experts": 0}
+NONE = {"redundant_experts": 0, "draft_tokens": 0}
 """The smallest value of the axes that may be less than 1: that of a layout which does not use them."""
 
-LATER = ("index_kvp", "q_shards", "redundant_experts")
+LATER = ("index_kvp", "q_shards", "redundant_experts", "draft_tokens", "microbatches")
 """Axes that answers and baselines of earlier versions lack: where they are absent, a layout does not use them."""

@@ -12,6 +12,9 @@ import numpy.typing as npt
 Column = int | float | npt.NDArray[Any]
 """A size or a quantity: one number, or a numpy column of them. Every equation takes both."""
 
+NUMBERS, BOOLS = (float, int), (bool, np.bool_)
+"""What is one number or one condition; tuples, for a union is made anew wherever it is written."""
+
 
 def ceil_div(a: Column, b: Column) -> Any:
     """a / b rounded up: the largest share when `a` things are dealt to `b` ranks.
@@ -38,7 +41,7 @@ def _are_float_columns(a: Column, b: Column) -> bool:
 
 def larger(a: Column, b: Column) -> Any:
     """np.maximum, ten times as fast for two numbers."""
-    if isinstance(a, float | int) and isinstance(b, float | int):
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
         return a if a > b else b
     return np.maximum(a, b)
 
@@ -70,19 +73,19 @@ def total(*terms: Column) -> Any:
 
 
 def _is_nothing(term: Column) -> bool:
-    return isinstance(term, float | int) and term == 0
+    return isinstance(term, NUMBERS) and term == 0
 
 
 def smaller(a: Column, b: Column) -> Any:
     """np.minimum, ten times as fast for two numbers."""
-    if isinstance(a, float | int) and isinstance(b, float | int):
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
         return a if a < b else b
     return np.minimum(a, b)
 
 
 def chosen(first: Any, a: Column, b: Column) -> Any:
     """np.where, ten times as fast for one condition."""
-    return (a if first else b) if isinstance(first, bool | np.bool_) else np.where(first, a, b)
+    return (a if first else b) if isinstance(first, BOOLS) else np.where(first, a, b)
 
 
 def common_divisor(a: Column, b: Column) -> Any:
@@ -91,7 +94,7 @@ def common_divisor(a: Column, b: Column) -> Any:
     >>> common_divisor(12.0, 8), common_divisor(np.array([4.0, 6.0]), 4).tolist()
     (4, [4, 2])
     """
-    if isinstance(a, float | int) and isinstance(b, float | int):
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
         return math.gcd(int(a), int(b))
     return np.gcd(np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import heapq
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, ceil_div, chosen, distinct, larger, smaller
@@ -101,17 +102,39 @@ EXACT_UP_TO = 16
 """Experts or tokens up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
 
 
+def largest_normal(ranks: Column) -> Any:
+    """Expected largest of `ranks` independent standard normals, by Blom's approximation: Φ⁻¹((r - 3/8) / (r + 1/4)).
+
+    Whole numbers of ranks, of which a column has few different ones: each is looked up once.
+
+    >>> float(largest_normal(1)), largest_normal(np.array([4.0, 1.0, 4.0])).round(4).tolist()
+    (0.0, [1.0491, 0.0, 1.0491])
+    """
+    if np.ndim(ranks) == 0:
+        return _largest_normal(float(ranks))
+    column = np.asarray(ranks, dtype=np.int64)
+    found = np.zeros(int(np.max(column, initial=0)) + 1)
+    for count in np.flatnonzero(np.bincount(column.ravel())).tolist():
+        found[count] = _largest_normal(count)
+    return found[column]
+
+
+@lru_cache(maxsize=4096)
+def _largest_normal(ranks: float) -> float:
+    return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
+
+
 def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
     Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
-    z the expected largest of that many standard normals (Blom's approximation) and the binomial's skewness, which fades
+    z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades
     with a spread below one count.
 
     >>> float(largest_binomial(32, 1.0, ranks=8))
     32.0
     """
-    z, spread = ndtri((ranks - 0.375) / (ranks + 0.25)), np.sqrt(n * p * (1 - p))
+    z, spread = largest_normal(ranks), np.sqrt(n * p * (1 - p))
     skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
     normal = n * p + spread * z + skewness
     largest = np.array(np.clip(normal, 0, n))
@@ -156,28 +179,21 @@ def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
 
     Distinct experts: E/ep · (1 - (1 - k/E)^T) on average, and the largest of ep binomial counts on the busiest. Pairs:
     T·k/ep on average, plus the largest deviation of ep such loads. Both are held against a simulation in the tests.
-    Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp), wide EP (where a rank holds so few
-    experts that they are summed exactly) apart from the rest (where a law does).
+    Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp, copies, new tokens), wide EP (where a
+    rank holds so few experts that they are summed exactly) apart from the rest (where a law does).
     """
-    ep, dp = s.layout.ep, s.layout.dp
-    if np.ndim(ep) < 2 and np.ndim(dp) < 2:
+    seen = (s.layout.ep, s.layout.dp, s.query_tokens)
+    if all(np.ndim(column) < 2 for column in seen):
         return _busiest_rank(s, ffn)
-    ep, dp = (column[:, 0] for column in np.broadcast_arrays(np.atleast_2d(ep), np.atleast_2d(dp)))
+    ep, dp, new = (column[:, 0] for column in np.broadcast_arrays(*map(np.atleast_2d, seen)))
     copies = np.broadcast_to(s.layout.redundant_experts, (len(ep), 1))[:, 0]
-    first, place = distinct((ep, dp, copies))
+    first, place = distinct((ep, dp, copies, new))
     few = int(np.sum(ceil_div(ffn.routed, ep[first]) > EXACT_UP_TO))
-    ranks = [
-        _busiest_rank(
-            replace(
-                s,
-                layout=Layout(
-                    batch=s.layout.batch, dp=dp[rows, None], ep=ep[rows, None], redundant_experts=copies[rows, None]
-                ),
-            ),
-            ffn,
-        )
-        for rows in (first[:few], first[few:])
-    ]
+    ranks = []
+    for rows in (first[:few], first[few:]):
+        shape = {"dp": dp[rows, None], "ep": ep[rows, None], "redundant_experts": copies[rows, None]}
+        x = Layout(batch=s.layout.batch, **shape)
+        ranks.append(_busiest_rank(replace(s, layout=x, query_tokens=new[rows, None]), ffn))
     names = [field.name for field in fields(BusiestRank)]
     return BusiestRank(**{name: np.concatenate([getattr(rank, name) for rank in ranks])[place] for name in names})
 
@@ -211,7 +227,7 @@ def _of_packed_ranks(packed: PackedExperts, ffn: RoutedFfn, ep: int, own: Any, d
     hit = -np.expm1(tokens[:, None] * np.log1p(-np.minimum(picked, 1 - 1e-12))) @ (counts / counts.sum())
     read = np.clip(largest_binomial(held, hit, np.asarray(ep)), 1, smaller(held, tokens * ffn.top_k))
     last = np.flatnonzero(np.diff(packed.loads.round(12), append=-1))
-    z = ndtri((last + 1 - 0.375) / (last + 1 + 0.25))
+    z = largest_normal(last + 1.0)
     deviation = np.sqrt(others * tokens[:, None] * packed.spreads[last])
     skewness = others * (1 - 2 * ffn.top_k / ffn.routed) * (z**2 - 1) / 6 * np.minimum(deviation, 1) * (last > 0)
     pairs = (tokens[:, None] * packed.loads[last] + deviation * z + skewness).max(axis=1)
@@ -233,7 +249,7 @@ def _of_random_ranks(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     popularity = sum(count * (picked - share) ** 2 for count, picked in classes) / ffn.routed
     others = 1 - 1 / x.ep
     deviation = np.sqrt(held * others * (tokens * picked_or_not + tokens**2 * popularity))
-    z = ndtri((x.ep - 0.375) / (x.ep + 0.25))
+    z = largest_normal(x.ep)
     skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = tokens * ffn.top_k * held / ffn.routed + deviation * z + skewness
     if ffn.routing_skew:  # the rank of the hottest expert has that one, and an average share of the others

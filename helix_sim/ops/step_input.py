@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
+from helix_sim.core.kept import kept_property
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column
+from helix_sim.specs.drafter import Drafter
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 
@@ -19,7 +21,7 @@ class StepInput:
 
     Every attention group runs `batch` requests of its layout, each with `query_tokens` new tokens over `context` cached
     ones, the new ones among them. Decoding is one new token, verifying a draft a few, a chunk of prefill thousands. The
-    KV cache is read once a request; all else sees requests times new tokens.
+    KV cache is read once a request; all else sees requests times new tokens. `drafter` is what drafts beside the step.
     """
 
     model: Model
@@ -27,24 +29,25 @@ class StepInput:
     layout: Layout
     context: Column
     query_tokens: Column = 1
+    drafter: Drafter | None = None
     known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
+    @kept_property
     def tokens(self) -> Any:
         """New tokens of one attention group in this step: requests · new tokens of each."""
         return self.layout.batch * self.query_tokens
 
-    @cached_property
+    @kept_property
     def stage_tokens(self) -> Any:
         """New tokens of all attention groups of a pipeline stage: what its experts see."""
         return self.tokens * self.layout.dp
 
-    @cached_property
+    @kept_property
     def activation_bytes(self) -> float:
         """Bytes of one activation value in HBM."""
         return self.precision.bytes_of("activations")
 
-    @cached_property
+    @kept_property
     def wire_bytes(self) -> float:
         """Bytes of one activation value on a link."""
         return self.precision.bytes_of("wire")

@@ -196,6 +196,7 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
         return {"x": [], "y": []}
     steps = [_step(planned, curve.point(index), context) for index in range(len(curve))]
     tables = [op_rows(step) for step in steps]
+    each = [float(step.accepted_tokens) for step in steps]  # an op's share of a token, as the TTL is a token's
     ops = [row["op"] for row in tables[0]]
     across = [[rows[i] for rows in tables] for i in range(len(ops))]
     return {
@@ -206,8 +207,10 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
         "memory_GB": _digits(curve.columns["resident_bytes"] / GIGA),
         "to_fill_GB": _digits(float(step.memory.fillable) / GIGA for step in steps),
         "ops": ops,
-        "us": [_digits([row["seconds"] / MICRO for row in rows]) for rows in across],
-        "hidden_us": [_digits([row["hidden_s"] / MICRO for row in rows]) for rows in across],
+        "us": [_digits([row["seconds"] / MICRO / n for row, n in zip(rows, each, strict=True)]) for rows in across],
+        "hidden_us": [
+            _digits([row["hidden_s"] / MICRO / n for row, n in zip(rows, each, strict=True)]) for rows in across
+        ],
         "binds": [_letters([row["binds"] for row in rows]) for rows in across],
     }
 

@@ -16,7 +16,9 @@ from helix_sim.specs.sweep import Family, Sweep
 WIDTH = np.int16
 """What a width is kept as: a sweep has at most 4096 GPUs, and may have millions of shapes."""
 
-SHAPE_AXES = ("tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "redundant_experts")
+SHAPE_AXES = (
+    "tpa", "kvp", "dp", "pp", "tpf", "ep", "index_kvp", "q_shards", "redundant_experts", "microbatches",
+)  # fmt: skip
 
 
 @functools.cache
@@ -51,6 +53,7 @@ def _copies(family: Family, model: Model, ep: int) -> list[int]:
 def _shapes_of(family: Family, gpus: int, most_tpa: int, model: Model) -> Iterator[tuple[int, ...]]:
     for kvp in allowed(family.kvp, gpus):
         index = allowed(family.index_kvp or "free", kvp) if model.has_indexer else (1,)
+        queries = allowed(family.q_shards or 1, kvp)
         for tpa in allowed(family.tpa, gpus // kvp):
             if tpa > most_tpa:
                 continue
@@ -60,12 +63,15 @@ def _shapes_of(family: Family, gpus: int, most_tpa: int, model: Model) -> Iterat
                     continue
                 grid = dp * tpa * (kvp if family.ffn_on == "all" else 1)
                 for ep in allowed(family.ep, grid):
-                    more = itertools.product(index, _copies(family, model, ep))
+                    turns = [n for n in family.microbatches or [1] if n == 1 or (dp > 1 and model.routed_kinds)]
+                    more = itertools.product(index, queries, _copies(family, model, ep), turns)
                     yield from ((tpa, kvp, dp, pp, grid // ep, ep, *each) for each in more)
 
 
 def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]:
     """Columns of SHAPE_AXES of a family, one row a shape; the order is the same in every run.
+
+    A sweep that drafts has a row for each of its draft lengths, too, in a column draft_tokens.
 
     Rows are sorted by kvp, so that neighbours hold about as much KV cache per request.
     """
@@ -74,4 +80,9 @@ def shapes(sweep: Sweep, name: str, model: Model) -> dict[str, npt.NDArray[Any]]
     rows = (shape for gpus in sweep.gpu_counts for shape in _shapes_of(family, gpus, most_tpa, model))
     table = np.fromiter(itertools.chain.from_iterable(rows), dtype=WIDTH).reshape(-1, len(SHAPE_AXES))
     table = table[np.argsort(table[:, 1], kind="stable")]
-    return dict(zip(SHAPE_AXES, table.T, strict=True))
+    columns = dict(zip(SHAPE_AXES, table.T, strict=True))
+    if sweep.draft is None:
+        return columns
+    drafts, count = np.array(sweep.draft_counts, dtype=WIDTH), len(table)
+    columns = {axis: np.repeat(column, len(drafts)) for axis, column in columns.items()}
+    return columns | {"draft_tokens": np.tile(drafts, count)}

@@ -13,6 +13,8 @@ from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.text import said
 from helix_sim.core.units import parse_size
 from helix_sim.feasibility import FLAGS, memory_reason, shape_reasons
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import draft_problems
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
@@ -24,7 +26,7 @@ from helix_sim.step import checked_step, evaluate_step, setting_of
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = 8192
+ROWS = 16384
 """Rows that are evaluated at a time: their columns stay in cache. No result depends on it."""
 
 SIZES = (*AXES, "context", "query_tokens")
@@ -39,8 +41,8 @@ def evaluate(
     """Times, memory and reasons of a table of layouts, a row each, in the order and with the index of `layouts`.
 
     layouts: columns batch, tpa, kvp, dp, tpf, ep, pp, chunks (whole numbers; 1 where a column is missing, and tpf what
-    dp·tpa·kvp/ep leaves), context (cached tokens of each request, unless given for all) and query_tokens (new tokens of
-    each request, 1 unless given); other columns are ignored.
+    dp·tpa·kvp/ep leaves), draft_tokens (0 where it is missing), context (cached tokens of each request, unless given
+    for all) and query_tokens (new tokens of each request, 1 unless given); other columns are ignored.
 
     Returns columns gpus, users, ttl_s [s], tokens_per_s_user, tokens_per_s_gpu, on a measured timing also ttl_low_s,
     ttl_high_s and extrapolated; weights_bytes, kv_cache_bytes, activation_bytes, resident_bytes of the fullest GPU; and
@@ -58,6 +60,8 @@ def evaluate(
         if value is not None
     }
     columns = _checked(given, len(layouts))
+    if problems := draft_problems(setting.drafter, setting.model, columns["draft_tokens"]):
+        raise SpecError(problems)
     parts = [
         _evaluated(setting, {name: column[start : start + ROWS] for name, column in columns.items()})
         for start in range(0, len(layouts), ROWS)
@@ -77,17 +81,19 @@ def decode_step_or_frame(
     query_tokens: Any = 1,
     precision: Precision | None = None,
     timing: Timing | str | Path | None = None,
+    draft: Draft | str | Path | None = None,
 ) -> Any:
     """One step of one layout, or a table of them where a width, the context or the query tokens are a list.
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them, as a number or as text such as "1M". query_tokens: new tokens of each
-    request; 1 decodes. precision: the machine's narrowest formats unless given.
+    request; 1 decodes. precision: the machine's narrowest formats unless given. draft: what drafts the `draft_tokens`
+    of the layout, a record, a shipped name such as deepseek-r1-mtp, or a file; nothing unless given.
 
     Returns a Step; LayoutError with every reason where the layout cannot run. With lists or arrays, of one length or
     of one element, the table that `evaluate` returns of them: a row each, with its reasons where it cannot run.
     """
-    setting = setting_of(model, machine, timing=timing, precision=precision)
+    setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
     sizes = {**layout.columns(), "context": _sizes(context), "query_tokens": _sizes(query_tokens)}
     if all(np.ndim(size) == 0 for size in sizes.values()):
         return checked_step(setting, layout, sizes["context"], sizes["query_tokens"])
@@ -149,6 +155,10 @@ def _checked(given: Columns, rows: int) -> Columns:
     }
     columns: dict[str, Any] = Layout(**widths).columns()
     columns |= {name: whole.get(name, one) for name in ("context", "query_tokens")}
+    if (both := (columns["draft_tokens"] > 0) & (columns["query_tokens"] > 1)).any():
+        raise SpecError(
+            [f"query_tokens: row {int(np.argmax(both))} has draft_tokens, which are new tokens: leave it at 1"]
+        )
     if (beyond := columns["query_tokens"] > columns["context"]).any():
         raise SpecError([f"query_tokens: row {int(np.argmax(beyond))} has more than its context, which counts them"])
     return columns

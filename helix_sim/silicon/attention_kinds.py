@@ -28,7 +28,7 @@ from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT, cited, fastes
 from helix_sim.silicon.module_fit import Group, Modules, fit_modules
 from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_model
-from helix_sim.specs.model import LinearAttention, Model, WindowAttention
+from helix_sim.specs.model import LinearAttention, WindowAttention
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Calibration, Timing
 from helix_sim.timing.kernel_shapes import gpu_of
@@ -146,7 +146,7 @@ def linear_classes(system: str, framework: str) -> list[Measured]:
             rows = rows[rows["kind"] == ("mamba2" if framework == "trtllm" else "gdn")]
         if op == "state":  # what fuses the convolution as well stands in only where tokens are verified
             rows = rows[~rows["kernel"].str.contains("fused_decode|fused_kda_decode$") | (rows["query_tokens"] > 1)]
-        cells = [name for name in rows if name not in ("seconds", "kernel", "source")]
+        cells = [str(name) for name in rows if name not in ("seconds", "kernel", "source")]
         rows = fastest(rows, cells)
         if len(rows) < FEWEST_ROWS // 4:
             continue

@@ -108,7 +108,6 @@ def _fitted_once(measured: Measured, machine: Machine) -> KernelClass:
 
 def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing:
     classes = {name: each.record for name, each in fitted.items()}
-    classes["grouped-pointwise"] = _inside_grouped(classes)
     classes |= _between_domains(system, framework, classes)
     classes["partial-exchange"] = _partial_exchange(machine_of(system), framework, classes)
     package = f"{silicon.DISTRIBUTION} {silicon.VERSION}"
@@ -186,18 +185,3 @@ def _partial_exchange(machine: Machine, framework: str, classes: Mapping[str, Ke
     source = f"{fused.source}; ranks and bytes, {of.source}" if fused else of.source
     content |= {"source": f"{source}; {reason}; uncertain by a factor of {facts.uncertainty.value:g}"}
     return KernelClass.model_validate(content)
-
-
-def _inside_grouped(classes: Mapping[str, KernelClass]) -> KernelClass:
-    """The activation between the products of routed experts: inside the measured kernel, so its bytes alone."""
-    of = next(record for name, record in classes.items() if name.startswith("grouped-gemm"))
-    return of.model_copy(
-        update={
-            "shape": "stream",
-            "parameters": {
-                "latency_us": Quantity(value=0, source="measured: fused with the products"),
-                "bandwidth_share": of.parameters["bandwidth_share"],
-            },
-            "largest": {},
-        }
-    )

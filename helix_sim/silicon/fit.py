@@ -49,6 +49,8 @@ class Measured:
     l2_warm: bool = False
     borrowed: bool = False
     """Whether all of it is of another framework's or system's kernels."""
+    includes: tuple[str, ...] = ()
+    """Ops of a step beside its own that its time includes."""
     dispatched: bool | None = None
     """Whether it serves experts behind a dispatch alone; all experts where not said."""
     domains: Literal["one", "several"] | None = None
@@ -168,6 +170,7 @@ def record_of(
             "source": f"measured: {measured.source}; {used} rows fitted, {len(modelled) - used} held out; {today}",
             "parameters": parameters,
             "largest": measured.largest,
+            "includes": list(measured.includes) or None,
             "dispatched": measured.dispatched,
             "domains": measured.domains,
             "residuals": residuals(measured.seconds, modelled, measured.held),

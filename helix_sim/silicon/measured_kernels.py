@@ -525,7 +525,7 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     lent = None if crosses else tables_of(system).network
     shape = "network-exchange" if crosses or lent else "exchange"
     frame = frame[frame["tokens"] <= DECODE_TOKENS]
-    found = []
+    found: list[Measured] = []
     roles = {"dispatch": ["dispatch"], "combine": ["combine"]}
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
@@ -540,6 +540,9 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
                 known |= _lent_network(lent, op)
                 role += f"; {lent.reason}"
             found.append(_exchange_class(system, name, rows, stands_in, shape=shape, remark=remark + role, known=known))
+    if exchange.gathers_on_board and domain == tray:
+        across = [replace(each, name=f"{each.name}/across", domains="several") for each in found]
+        return [*_gathered_exchange(system, exchange.gathers_on_board, value_bytes=2.0), *across]
     return found
 
 
@@ -571,20 +574,25 @@ def lent_class(system: str, framework: str, name: str) -> KernelClass:
     """A class of a shipped timing that stands in elsewhere; SpecError where that timing has to be made first."""
     timing = f"{system}-{framework}"
     calibration = load_timing(timing).calibration if timing in shipped("timing") else None
-    if calibration is None or name not in calibration.classes:
+    names = [each for each in (name, f"{name}/across") if calibration and each in calibration.classes]
+    if calibration is None or not names:
         why = f"class {name} of {timing} stands in for others, and is in no shipped timing yet"
         raise SpecError([f"{why}; calibrate {timing} first, into hardware_profiles/measured_timings"])
-    return calibration.classes[name]
+    return calibration.classes[names[0]]
 
 
-def _gathered_exchange(system: str, why: str) -> list[Measured]:
-    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both."""
+def _gathered_exchange(system: str, why: str, value_bytes: float = 0.0) -> list[Measured]:
+    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both.
+
+    value_bytes: of a value as it is gathered; 0 in the format of the dispatch.
+    """
     frame, found = silicon.nccl(system), []
     for name, op in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
         rows = frame[frame["op"] == op]
         ranks, size = floats(rows, "ranks", "bytes")
         work = routed_work(name, ranks, size / ranks, size / ranks * (ranks - 1), 1.0, 1.0)
-        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}")
+        known = {"value_bytes": value_bytes if name == "dispatch" else 0.0}
+        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}", known=known)
         found.append(replace(made, name=f"{name}/gather", domains="one"))
     return found
 
@@ -613,4 +621,16 @@ SECTIONS: dict[str, tuple[Callable[[str, str], list[Measured]], ...]] = {
 def measurements(system: str, framework: str, families: Iterable[str] = tuple(SECTIONS)) -> list[Measured]:
     """Every class's measurements of one framework on one system, or those of some families of tables."""
     check_names(system, framework)
-    return [measured for family in families for section in SECTIONS[family] for measured in section(system, framework)]
+    found = [m for family in families for section in SECTIONS[family] for m in section(system, framework)]
+    return [replace(measured, includes=_included(framework, measured)) for measured in found]
+
+
+def _included(framework: str, measured: Measured) -> tuple[str, ...]:
+    """What a class's time includes beside its own op, as the framework's file says it."""
+    parts = [
+        part
+        for record in load_framework(framework).includes
+        if measured.name.startswith(record.of) and (record.kernel is None or f"({record.kernel})" in measured.source)
+        for part in record.parts
+    ]
+    return tuple(dict.fromkeys(parts))

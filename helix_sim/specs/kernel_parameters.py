@@ -160,7 +160,18 @@ SHAPES: dict[str, ShapeParameters] = {
     ),
     "exchange": ShapeParameters(parameters=EXCHANGE, collective=True),
     "network-exchange": ShapeParameters(parameters={**EXCHANGE, **NETWORK}, collective=True),
-    "gather": ShapeParameters(parameters=EXCHANGE, collective=True),
+    "gather": ShapeParameters(
+        parameters={
+            **EXCHANGE,
+            "value_bytes": Parameter(
+                meaning="a value as it is gathered, 0 in the format of the dispatch [bytes]",
+                start=0.0,
+                low=0.0,
+                high=4.0,
+            ),
+        },
+        collective=True,
+    ),
     "partial-exchange": ShapeParameters(
         parameters={
             **EXCHANGE,

@@ -1,4 +1,4 @@
-"""Every key of an answer and every column of a table by its one name: type, unit, meaning. The JSON schema of answers."""
+"""Every key of an answer and every column of a table by its one name: type, unit, meaning; the JSON schema of them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ NAMES = {"model": "model", "machine": "machine", "timing": "timing"}
 
 
 def json_schema(kind: str) -> dict[str, Any]:
-    """What a file of this kind may hold (of `answer`, what --json prints): keys, types, limits, defaults, descriptions with units.
+    """What a file of this kind may hold: keys, types, limits, defaults, descriptions with units.
+
+    `answer` is what --json prints.
 
     It knows each field for itself; what must hold between fields (a multiple of the KV heads, a family that a group
     names) `helix-sim check` says.

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.units import FORMAT_BITS, MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
-from helix_sim.specs.public_tables import ServedMemory
+from helix_sim.specs.public_tables import MicrobatchOrder, ServedMemory
 from helix_sim.specs.values import Flag, Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
 
 R = TypeVar("R", bound=Record)
@@ -81,8 +81,13 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
-    widened: bool = Field(
-        False,
+    includes: list[Text] | None = Field(
+        None,
+        description="ops of a step beside its own that its measured time includes, as rope_and_append or activation: "
+        "they take no time of their own [list of names]",
+    )
+    widened: bool | None = Field(
+        None,
         description="whether its residuals hold what standing in for another adds, as its source says it; else the "
         "timing's unknowns do [yes or no]",
     )
@@ -111,6 +116,9 @@ class Unknowns(Record):
         description="of a kernel's time where another format's or framework's kernel, or an assumed one, stands in [1]"
     )
     borrowed_collective: Quantity = Field(description="of a collective's time where another stands in for it [1]")
+    unmeasured: Quantity = Field(
+        description="upwards, of a kernel's time that the timing's constants give, where no class of it was measured [1]"
+    )
     collective: Quantity = Field(
         description="of all collectives together, which were measured alone, not in a step [1]"
     )
@@ -148,6 +156,9 @@ class Calibration(Record):
     )
     memory: ServedMemory | None = Field(
         None, description="what servers leave free of memory; the framework's file says it unless given [mapping]"
+    )
+    microbatches: MicrobatchOrder | None = Field(
+        None, description="how two microbatches take turns; the framework's file says it unless given [mapping]"
     )
     classes: dict[Text, KernelClass] = Field(
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
@@ -234,6 +245,12 @@ class Timing(Record):
     calibration: Calibration | None = Field(
         None, description="measured kernels; the constants above stand in where a class was not measured [mapping]"
     )
+
+    @property
+    def microbatch_order(self) -> str:
+        """How two microbatches take turns: as the measured framework has it, or as DeepSeek and SGLang do."""
+        order = self.calibration.microbatches if self.calibration else None
+        return order.value if order else "attention-in-two"
 
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""

@@ -300,8 +300,9 @@ def network_exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, f
 
 
 def gather(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
-    """An exchange by which each rank gets everything, needed or not."""
-    return _collective(work, gpu, p, np.maximum(work.needed, 1e-9))
+    """An exchange by which each rank gets everything, needed or not, in a format of its own where it has one."""
+    wider = p["value_bytes"] / bytes_per_value(work.weights) if p["value_bytes"] else 1.0
+    return _collective(work, gpu, p, np.maximum(work.needed, 1e-9) / wider)
 
 
 def partial_exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:

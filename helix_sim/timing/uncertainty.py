@@ -8,6 +8,7 @@ fit serves them). Different causes know nothing of each other: their deviations 
 | kernels of a class | its ops | centiles of the residuals of cells kept out of the fit, of the kernel that runs |
 | beyond | the ops of a class | a width for each doubling beyond the largest size measured |
 | borrowed | the ops of a class | a width where another's kernel, or an assumed one, stands in, unless in the above |
+| unmeasured | the ops of a class | constants stand in for a kernel: down as borrowed, up as far as known kernels lie above |
 | summing | the kernels of a half of a layer, or of the ends | whole measured modules over the sum of their kernels |
 | collectives | all collectives | a width: they were measured alone, not in a step |
 | routing | routed experts on several ranks | measured between even and skewed loads |
@@ -28,7 +29,7 @@ from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.timing import KernelClass, Timing
 from helix_sim.timing.kernel_shapes import one_piece
-from helix_sim.timing.roofline import HOST, running_kernel
+from helix_sim.timing.roofline import HOST, measured_classes, running_kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +79,12 @@ def _op_deviations(
         lows, highs = ([getattr(each.residuals, end) for each in measured] for end in ("low", "high"))
         add(f"kernels of {served}", np.take(lows, place), np.take(highs, place))
     if unknowns:
-        borrows = np.take([stands_in(work, served, each) for each in measured], place) if names else True
-        if np.any(borrows):
-            width = (unknowns.borrowed_collective if work.collective else unknowns.borrowed_kernel).value
-            add(f"borrowed {served}", -width * borrows, width * borrows)
+        borrows = np.take([stands_in(work, served, each) for each in measured], place) if names else False
+        low, high = stand_in_range(work, timing)
+        if not names:
+            add(f"unmeasured {served}", low, high)
+        elif np.any(borrows):
+            add(f"borrowed {served}", low * borrows, high * borrows)
         beyond = doublings_beyond(work, measured)
         width = unknowns.beyond_per_doubling.value * beyond
         add(f"beyond {served}", -width, width)
@@ -96,9 +99,51 @@ def _op_deviations(
 
 
 def stands_in(work: Work, served: str, measured: KernelClass) -> bool:
-    """Whether a kernel of class `served` is not an op's own, of another format or borrowed, and no width holds that yet."""
+    """Whether a kernel of class `served` is not an op's own: of another format, or borrowed and not widened for it."""
     of_another = served not in (work.op_class, f"{work.op_class}-{work.weights}")
     return of_another or (measured.borrowed is not None and not measured.widened)
+
+
+def stand_in_range(work: Work, timing: Timing) -> tuple[float, float]:
+    """ln of both ends of what an op may take over what another's kernel, or a timing's constants, say of it.
+
+    (0, 0) where the timing's unknowns are not known. A collective without a class is as one that another stands in for.
+    """
+    unknowns = timing.unknowns
+    if unknowns is None:
+        return 0.0, 0.0
+    width = (unknowns.borrowed_collective if work.collective else unknowns.borrowed_kernel).value
+    if work.collective or measured_classes(work, timing):
+        return -width, width
+    return -width, max(width, unknowns.unmeasured.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Borrowed:
+    """What times an op of one layout in place of the op's own kernel, and ln of both ends of what it may take over that."""
+
+    reason: str
+    low: float
+    high: float
+
+
+def borrowed_kernel(work: Work, machine: Machine, timing: Timing) -> Borrowed | None:
+    """Whose kernel, or that a timing's constants, stand in for the kernel that an op of one layout runs; None for its own.
+
+    None of a timing without measured kernels too, and of what is outside of kernels.
+    """
+    if timing.calibration is None or work.op_class == HOST:
+        return None
+    names, place = running_kernel(work, machine, timing)
+    low, high = stand_in_range(work, timing)
+    if not names:
+        return Borrowed(reason=f"no {work.op_class} was measured: by the timing's constants", low=low, high=high)
+    runs, served = timing.calibration.classes[names[int(place)]], names[0].partition("/")[0]
+    own = runs.residuals
+    if not stands_in(work, served, runs):
+        return Borrowed(reason=runs.borrowed, low=own.low, high=own.high) if runs.borrowed else None
+    why = runs.borrowed or f"{served} stands in for {work.op_class} of {work.weights}"
+    return Borrowed(reason=why, low=-float(np.hypot(own.low, low)), high=float(np.hypot(own.high, high)))
 
 
 def doublings_beyond(work: Work, measured: list[KernelClass]) -> Any:

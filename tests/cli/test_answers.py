@@ -36,6 +36,8 @@ groups: {every: [tp, helix]}
 """
 VERBS = {
     "explain": ["explain", *LAYOUT],
+    "explain a draft": ["explain", *HERE, "--tpa", "2", "--context", "8K", "--draft", "llama-3.1-8b-eagle3",
+                        "--draft-tokens", "3", "--usd-per-gpu-hour", "3"],
     "capacity": ["capacity", *LAYOUT],
     "export": ["export", *LAYOUT, "--to", "vllm"],
     "trace": ["trace", *LAYOUT, "--out", "{folder}/step.json"],
@@ -47,7 +49,7 @@ VERBS = {
     "recommend nothing": ["recommend", *HERE, "--ttl-ms", "1", "--context", "64K", "--gpus", "1", "--family", "tp"],
     "compare": ["compare", "--model", HERE[0], "--machine", HERE[1], "--context", "64K", "--ttl-ms", "10", "--family",
                 "tp"],
-    "sweep": ["sweep", "{folder}/small.yaml", "--out", "{folder}/out"],
+    "sweep": ["sweep", "{folder}/small.yaml", "--usd-per-gpu-hour", "3", "--out", "{folder}/out"],
     "models": ["models"],
     "machines": ["machines"],
     "check": ["check", "{folder}/small.yaml"],

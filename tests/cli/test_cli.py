@@ -149,7 +149,7 @@ def test_sweep_writes_what_it_says(tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     printed = json.loads(shown.stdout)
     assert {key: printed[key] for key in summary} == summary
-    assert set(printed) - set(summary) == {"evaluation_s", "layouts_per_s", "layouts_that_run_per_s"}
+    assert set(printed) - set(summary) == {"evaluation_s", "layouts_per_s", "layouts_that_run_per_s", "verb"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(summary["files"])
     points, frontier = (pd.read_parquet(tmp_path / "out" / name) for name in ("points", "frontier.parquet"))
     listed = pd.read_csv(tmp_path / "out" / "points.csv", engine="pyarrow")  # every digit, in every pandas

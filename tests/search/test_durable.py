@@ -453,3 +453,12 @@ def test_progress_on_a_terminal_fits_it_and_says_speed_dropped_share_frontier_an
     assert re.search(r"100% 5\.4M layouts, \d+M/s, \d+% dropped, \d+ points (--|\d\d):", last), last
     assert len(last) <= columns
     assert ("━" in last) == (columns == 120)
+
+
+def test_a_sweep_without_plots_has_all_files_but_the_pictures(tmp_path):
+    drawn = write_sweep(small(), tmp_path / "drawn")
+    plain = write_sweep(small(), tmp_path / "plain", plots=False)
+    pictures = {path.name for path in (tmp_path / "drawn").glob("pareto*")}
+    assert set(drawn["files"]) - set(plain["files"]) == pictures != set()
+    assert (tmp_path / "plain/frontier.csv").read_bytes() == (tmp_path / "drawn/frontier.csv").read_bytes()
+    assert not pictures & {path.name for path in (tmp_path / "plain").iterdir()}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
-from helix_sim.specs.import_hf.fields import Config, Fields, decoder_config, listed, short
+from helix_sim.specs.import_hf.fields import Config, Fields, decoder_config, short
 from helix_sim.specs.import_hf.kinds import attention_of_layers, blocks, ffn_of_layers, layers_of_blocks, refusals
 from helix_sim.specs.import_hf.quantisation import checkpoint_formats, modules
 from helix_sim.specs.load import parse_json, read_bytes
