@@ -356,14 +356,14 @@ def tree(_: str) -> str:
     for folder in [package, *sorted(path for path in package.iterdir() if (path / "__init__.py").exists())]:
         depth = len(folder.relative_to(ROOT).parts)
         if folder != package:
-            lines.append(f"    {folder.name + '/':<24}{_purpose(folder / '__init__.py')}".rstrip())
+            lines.append(f"    {folder.name + '/':<26}{_purpose(folder / '__init__.py')}".rstrip())
         for path in sorted(folder.glob("*.py")):
             if path.stem not in ("__init__", "__main__"):
                 indent = "    " * depth
-                lines.append(f"{indent}{path.name:<{28 - len(indent)}}{_purpose(path)}".rstrip())
+                lines.append(f"{indent}{path.name:<{30 - len(indent)}}{_purpose(path)}".rstrip())
         inner = (path for path in folder.iterdir() if folder != package and (path / "__init__.py").exists())
         for path in sorted(inner):
-            lines.append(f"        {path.name + '/':<20}{_purpose(path / '__init__.py')}".rstrip())
+            lines.append(f"        {path.name + '/':<22}{_purpose(path / '__init__.py')}".rstrip())
     return code("\n".join(lines))
 
 
@@ -410,10 +410,16 @@ def stack_rules(_: str) -> str:
 
     stacks = [load_stack(name) for name in NAMES]
     rows = [
-        (f"`{rule.name}`", rule.title, *(s.rules[rule.name].source if rule.name in s.rules else "" for s in stacks))
+        (
+            f"`{rule.name}`",
+            rule.title,
+            "<br>".join(
+                f"{s.title}: {s.rules[rule.name].source}".replace("__", r"\_\_") for s in stacks if rule.name in s.rules
+            ),
+        )
         for rule in StackRule
     ]
-    return table(("rule", "what is refused", *(stack.title for stack in stacks)), rows)
+    return table(("rule", "what is refused", "by, and where it stands"), rows)
 
 
 def stack_versions(_: str) -> str:
@@ -492,6 +498,14 @@ def stack_choices(_: str) -> str:
     return f"{printed}\n\n{table(columns, rows)}"
 
 
+def columns(_: str) -> str:
+    """Keys of answers and columns of tables."""
+    from helix_sim.specs.quantities import quantities
+
+    rows = [(f"`{name}`", each.type, each.unit, each.meaning) for name, each in quantities().items()]
+    return table(("key", "type", "unit", "what it is"), rows)
+
+
 def knobs(_: str) -> str:
     """Every knob that a setting can be scaled by."""
     from helix_sim.specs.setting import KNOBS
@@ -566,7 +580,7 @@ def _record(name: str, record: Any) -> list[str]:
     if name in YAML_PAGES:
         parts.append(f"Its fields are the keys of its [YAML file](yaml/{YAML_PAGES[name]}.md).")
     rows = []
-    for key, member in vars(record).items():
+    for key, member in list(vars(record).items()):  # a record is built when it is first read
         target = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if key.startswith("_") or not inspect.isfunction(target) or target.__module__.startswith("pydantic"):
             continue
@@ -786,6 +800,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "stack-formats": stack_formats,
     "stack-options": stack_options,
     "knobs": knobs,
+    "columns": columns,
     "mutants": mutants,
     "servings-columns": servings_columns,
 }

@@ -7,7 +7,7 @@ and KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machi
     >>> model, machine = hs.load_model("llama-3.1-405b"), hs.load_machine("gb200-nvl72")
     >>> step = hs.decode_step(model, machine, hs.Layout(batch=8, tpa=8, kvp=8, tpf=64), context=1_000_000)
     >>> step.layout.gpus, f"{step.ttl_s * 1e3:.2f} ms"
-    (64, '7.39 ms')
+    (64, '14.54 ms')
 
 Start here:
     load_model, load_machine, load_timing, load_sweep    a shipped name, or the path of your own YAML file

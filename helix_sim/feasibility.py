@@ -86,9 +86,10 @@ class Reason(Enum):
     )
     EP_WITHOUT_EXPERTS = Rule(
         title="expert parallelism wider than the experts there are (a dense FFN is one)",
-        holds=lambda c: c.layout.ep > c.experts,
+        holds=lambda c: c.layout.ep > c.experts + c.layout.redundant_experts,
         sentence=lambda c: (
             f"ep = {c.layout.ep} is more than the {c.experts} routed experts of {c.model.name}"
+            + (f" and {c.layout.redundant_experts} copies" if c.layout.redundant_experts else "")
             if c.model.routed_kinds
             else f"{c.model.name} has no experts: a dense FFN is one expert, so ep must be 1"
         ),
@@ -142,6 +143,65 @@ class Reason(Enum):
             else f"index_kvp = {c.layout.index_kvp} shards an index cache, and {c.model.name} has no indexer"
         ),
         change=lambda c: "set --index-kvp to a divisor of kvp" if c.model.has_indexer else "leave --index-kvp out",
+    )
+    QUERY_SHARDS = Rule(
+        title="KV shards that share the projection of queries and do not divide the KV shards",
+        holds=lambda c: np.logical_and(c.layout.q_shards > 1, np.asarray(c.layout.kvp) % c.layout.q_shards != 0),
+        sentence=lambda c: f"q_shards = {c.layout.q_shards} does not divide kvp = {c.layout.kvp}",
+        change=lambda c: "set --q-shards to a divisor of kvp",
+    )
+    REDUNDANT_EXPERTS = Rule(
+        title="copies of experts that there are not, or that do not fill the ranks evenly",
+        holds=lambda c: np.logical_and(
+            np.asarray(c.layout.redundant_experts) > 0,
+            np.logical_or.reduce(
+                [
+                    ((f.routed + c.layout.redundant_experts) % c.layout.ep != 0)
+                    | (c.layout.redundant_experts > f.routed * (c.layout.ep - 1))
+                    for f in c.model.routed_kinds.values()
+                ]
+                or [True]
+            ),
+        ),
+        sentence=lambda c: (
+            f"{c.experts} experts and {c.layout.redundant_experts} copies do not lie on {c.layout.ep} ranks (ep) "
+            "as many on each, and none twice on one"
+            if c.model.routed_kinds
+            else f"redundant_experts = {c.layout.redundant_experts} copies experts, and {c.model.name} has none"
+        ),
+        change=lambda c: (
+            f"set --redundant-experts to {c.layout.ep - c.experts % c.layout.ep}, or a multiple of ep more"
+            if c.model.routed_kinds and c.layout.ep > 1
+            else "leave --redundant-experts out"
+        ),
+    )
+    MORE_MICROBATCHES_THAN_BATCH = Rule(
+        title="more microbatches than two, or than requests in the batch",
+        holds=lambda c: c.layout.microbatches > np.minimum(c.layout.batch, 2),
+        sentence=lambda c: (
+            f"microbatches = {c.layout.microbatches} is more than the {min(c.layout.batch, 2)} that a batch of "
+            f"{c.layout.batch} is split into at most"
+        ),
+    )
+    NO_DISPATCH_TO_HIDE = Rule(
+        title="microbatches without a dispatch to hide",
+        holds=lambda c: np.logical_and(
+            c.layout.microbatches > 1, np.logical_or(np.asarray(c.layout.dp == 1), not c.model.routed_kinds)
+        ),
+        sentence=lambda c: (
+            f"microbatches = {c.layout.microbatches} has nothing to hide: "
+            + (f"dp is {c.layout.dp}, so" if c.model.routed_kinds else f"{c.model.name} has no experts, so")
+            + " no token is dispatched"
+        ),
+        change=lambda c: "leave --microbatches out",
+    )
+    SPLIT_TWICE = Rule(
+        title="a batch split into microbatches and into HOP-B chunks",
+        holds=lambda c: np.logical_and(c.layout.microbatches > 1, np.asarray(c.layout.chunks > 1)),
+        sentence=lambda c: (
+            f"chunks = {c.layout.chunks} and microbatches = {c.layout.microbatches} split the same batch"
+        ),
+        change=lambda c: "set --chunks or --microbatches to 1",
     )
 
     @property

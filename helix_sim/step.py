@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +13,19 @@ import numpy as np
 from helix_sim import feasibility
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, smaller
+from helix_sim.core.layout import NONE, Layout
+from helix_sim.core.numeric import Column, larger, smaller
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
+from helix_sim.ops.drafts import draft_counts, draft_halves, with_drafts
 from helix_sim.ops.layers import Half, OpTable, halves_of, ordered
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
+from helix_sim.ops.microbatches import SplitLayer, split_kinds, split_layers, split_stage
 from helix_sim.ops.stages import Stage, heavy_stages, largest_stage
 from helix_sim.ops.step_input import StepInput
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import draft_problems, drafter_of
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import MlaAttention, Model
@@ -29,7 +34,13 @@ from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
-from helix_sim.timing.overlap import hidden_by_pipelining, hidden_by_streaming
+from helix_sim.timing.overlap import (
+    HiddenExchanges,
+    LayerTimes,
+    hidden_by_pipelining,
+    hidden_by_streaming,
+    hidden_by_turns,
+)
 from helix_sim.timing.roofline import HOST, SAME_KERNEL, OpTime, measured_classes, op_time, piece_time
 from helix_sim.timing.uncertainty import (
     Deviation,
@@ -43,8 +54,24 @@ if TYPE_CHECKING:
 
 
 def op_tables(s: StepInput) -> list[tuple[Half, OpTable]]:
-    """Each kind of the model with its ops for one layer, on the busiest GPU."""
-    return [(half, half.ops(s)) for half in halves_of(s.model)]
+    """Each kind of the model, and of what drafts for it, with its ops for one layer, on the busiest GPU."""
+    return [(half, half.ops(s)) for half in (*halves_of(s.model), *draft_halves(s.drafter))]
+
+
+def step_input(setting: Setting, layout: Layout, context: Column, query_tokens: Column = 1) -> StepInput:
+    """What the equations see of a step: its sizes in double precision, the drafts that it verifies among new tokens.
+
+    context: cached tokens of each request at a step without drafts; those in flight are cached as well.
+    """
+    x = layout.as_floats()
+    return StepInput(
+        model=setting.model,
+        precision=setting.precision,
+        layout=x,
+        context=np.multiply(context, 1.0) + x.draft_tokens,
+        query_tokens=np.multiply(query_tokens, 1.0) + x.draft_tokens,
+        drafter=setting.drafter,
+    )
 
 
 def step_ops(s: StepInput) -> OpTable:
@@ -77,9 +104,75 @@ def exposed_seconds(times: Mapping[str, OpTime], hidden: Mapping[str, Any]) -> A
     return sum(time.seconds for time in times.values()) - sum(hidden.values())
 
 
-def stage_seconds(stage: Stage, exposed: Mapping[tuple[str, str], Any], host_s: Any) -> Any:
-    """Seconds of a step on a stage: each kind as often as the stage has it, and what a step takes beside kernels."""
-    return host_s + sum(stage[key] * seconds for key, seconds in exposed.items())
+def stage_seconds(
+    stage: Stage,
+    exposed: Mapping[tuple[str, str], Any],
+    host_s: Any,
+    turns: Mapping[tuple[str, str], LayerTurns] = MappingProxyType({}),
+) -> Any:
+    """Seconds of a step on a stage: each kind as often as the stage has it, and what a step takes beside kernels.
+
+    turns: of the layers in which two microbatches take turns, by the key that the stage counts them under.
+    """
+    seconds = host_s + sum(stage[key] * seconds for key, seconds in exposed.items())
+    for key, layer in turns.items():
+        seconds = seconds + stage[key] * layer.seconds + (stage[key] > 0) * layer.lost
+    return seconds
+
+
+# --- Two microbatches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTurns:
+    """A layer in which two microbatches take turns: both together [s], what is hidden, and what less of it in a run."""
+
+    seconds: Any
+    hidden: HiddenExchanges
+
+    @property
+    def lost(self) -> Any:
+        """Seconds that a run of such layers takes beside them: its first and last exchanges have less to hide behind.
+
+        Each kind of layer of a stage is taken as one run.
+        """
+        return self.hidden.dispatch_lost + self.hidden.combine_lost
+
+
+def layer_turns(
+    layer: SplitLayer, attention: Mapping[str, Any], ffn: Mapping[str, Any], microbatches: Column, timing: Timing
+) -> LayerTurns:
+    """What microbatches take in a layer where they take turns, from the seconds of one's ops by their names."""
+    before, own = list(attention), list(ffn)
+    core, sent, back = before.index(layer.attention.kind.core), own.index("dispatch"), own.index("combine")
+    between = own[sent + 1 : back]
+
+    def over(times: Mapping[str, Any], names: list[str]) -> Any:
+        return sum((times[name] for name in names), 0.0)
+
+    times = LayerTimes(
+        prepare=over(attention, before[:core]) + over(ffn, own[back + 1 :]),
+        attend=over(attention, before[core:]) + over(ffn, own[:sent]),
+        shared=over(ffn, [name for name in between if name.startswith("shared_")]),
+        experts=over(ffn, [name for name in between if not name.startswith("shared_")]),
+        dispatch=ffn["dispatch"],
+        combine=ffn["combine"],
+    )
+    hidden = hidden_by_turns(times, timing.microbatch_order)
+    return LayerTurns(seconds=microbatches * (times.seconds - hidden.dispatch - hidden.combine), hidden=hidden)
+
+
+def _hidden_per_execution(
+    layers: Iterable[SplitLayer], turns: Mapping[tuple[str, str], LayerTurns], stage: Stage, microbatches: Column
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Seconds of dispatch and combine that are hidden, on average over a stage's layers, by the key of the FFN."""
+    saved: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in layers:
+        count, hidden = stage[each.key], turns[each.key].hidden
+        own = saved.setdefault(each.ffn.key, {"dispatch": 0.0, "combine": 0.0})
+        own["dispatch"] = own["dispatch"] + count * microbatches * hidden.dispatch - (count > 0) * hidden.dispatch_lost
+        own["combine"] = own["combine"] + count * microbatches * hidden.combine - (count > 0) * hidden.combine_lost
+    return {key: {op: part / larger(stage[key], 1) for op, part in own.items()} for key, own in saved.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +180,9 @@ class Step(Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
     `ops`, `times` and `hidden_s` are per execution. `repeats` executions make the busiest stage's step, and pp batches
-    go round pp stages, so each waits its turn there: ttl_s = pp · (sum of repeats · (seconds - hidden)). `stage` counts
-    the layers of that stage. `kinds` has each kind of the model with the names of its ops in the step.
+    go round pp stages, so each waits its turn there: step_s = pp · (sum of repeats · (seconds - hidden)). With drafts
+    it yields several tokens, and its TTL is that of one of them: ttl_s = step_s / accepted_tokens. `stage` counts the
+    layers of the busiest stage. `kinds` has each kind of the model with the names of its ops in the step.
     """
 
     setting: Setting
@@ -132,23 +226,38 @@ class Step(Shown):
 
     @property
     def ttl_s(self) -> Any:
-        """Token-to-token latency of one user [s] (TTL, TPOT): from one step's tokens to the next, through every stage.
+        """Token-to-token latency of one user [s] (TTL, TPOT): the step's, over the tokens that it yields with drafts.
+
+        With several new tokens a request that are no drafts it is the latency of that step, not of each token.
+        """
+        return self.step_s / self.accepted_tokens
+
+    @property
+    def accepted_tokens(self) -> Any:
+        """Mean tokens that a request gets from a step with drafts: those accepted and verification's own; else 1."""
+        drafter = self.setting.drafter
+        return drafter.tokens(self.layout.draft_tokens) if drafter else 1
+
+    @property
+    def step_s(self) -> Any:
+        """Seconds from one step of a batch to its next, through every stage; its drafts' passes are in it.
 
         As many batches as stages are in flight, and each is served once before any is served again: a round takes
-        pp times what the busiest stage takes, which the other stages wait for. With several new tokens a request it is
-        the latency of that step, not of each token.
+        pp times what the busiest stage takes, which the other stages wait for.
         """
         return self.layout.pp * stage_seconds(self.stage, self._exposed(), self._host_s)
 
     @property
     def pass_s(self) -> Any:
-        """Seconds in which one batch passes every stage if it never waits: the TTL of a batch alone in the pipeline.
+        """Seconds in which one batch passes every stage if it never waits: the step of a batch alone in the pipeline.
 
-        All layers, both ends, pp - 1 hand-overs and the host's time of each stage. The TTL is longer by what the stages
-        are unequal.
+        All layers, both ends, drafts, pp - 1 hand-overs and the host's time of each stage. The step is longer by what
+        the stages are unequal.
         """
-        counts = {**self.model.kind_counts, ("ends", "opening"): 1, ("ends", "closing"): 1}
-        every = counts | {("ends", "handover"): self.layout.pp - 1}
+        [whole] = heavy_stages(self.model, 1, layers=True)
+        counts = split_stage(whole, split_layers(self.model), self.layout.microbatches)
+        every = {**counts, ("ends", "handover"): self.layout.pp - 1}
+        every |= draft_counts(self.setting.drafter, self.layout.draft_tokens)
         return stage_seconds(every, self._exposed(), self.layout.pp * self._host_s)
 
     def _exposed(self) -> dict[tuple[str, str], Any]:
@@ -172,11 +281,11 @@ class Step(Shown):
         Errors of one cause add up over the ops that share it; different causes add in squares. `deviations` has them.
         """
         below, above = interval_deviations(self.deviations)
-        return self.ttl_s - below, self.ttl_s + above
+        return self.ttl_s - below / self.accepted_tokens, self.ttl_s + above / self.accepted_tokens
 
     @property
     def deviations(self) -> list[Deviation]:
-        """What may move the TTL, an entry for each op and cause; empty without measured kernels."""
+        """What may move the step, an entry for each op and cause; empty without measured kernels."""
         halves = {name: half.half for half, names in self.kinds for name in names}
         exposed = (
             (
@@ -186,7 +295,7 @@ class Step(Shown):
             )
             for name, work in self.ops.items()
         )
-        return step_deviations(exposed, self.timing, ranks_of_experts=self.layout.ep)
+        return step_deviations(exposed, self.machine, self.timing, ranks_of_experts=self.layout.ep)
 
     @property
     def extrapolated(self) -> dict[str, Any]:
@@ -202,12 +311,12 @@ class Step(Shown):
 
     @property
     def rests_on_extrapolation(self) -> Any:
-        """Whether ops beyond measured sizes make up a hundredth of the TTL, or more."""
+        """Whether ops beyond measured sizes make up a hundredth of the step, or more."""
         outside: Any = 0.0
         for name, beyond in self.extrapolated.items():
             exposed = self.times[name].seconds - self.hidden_s.get(name, 0.0)
             outside = outside + beyond * (self.layout.pp * self.repeats[name] * exposed)
-        return outside > 0.01 * self.ttl_s
+        return outside > 0.01 * self.step_s
 
     @property
     def tokens_per_s_user(self) -> Any:
@@ -231,7 +340,7 @@ class Step(Shown):
 
     @property
     def seconds(self) -> dict[str, Any]:
-        """Seconds that each op adds to the TTL before anything is hidden: all its layers, all stages."""
+        """Seconds that each op adds to the step before anything is hidden: all its layers, all stages."""
         return {name: self.layout.pp * self.repeats[name] * time.seconds for name, time in self.times.items()}
 
     def to_frame(self) -> pd.DataFrame:
@@ -242,12 +351,12 @@ class Step(Shown):
 
 
 def op_rows(step: Step) -> list[dict[str, Any]]:
-    """The op table of one layout, a record an op: work of the step on one GPU, seconds in the TTL, what binds.
+    """The op table of one layout, a record an op: work of the step on one GPU, seconds in the step, what binds.
 
     op, op_class, repeats (executions on the busiest stage), flops, weight_bytes, kv_bytes, activation_bytes,
-    link_bytes, seconds and hidden_s [s, all stages], share (of the TTL), binds (latency, math, hbm or link).
+    link_bytes, seconds and hidden_s [s, all stages], share (of the step), binds (latency, math, hbm or link).
     """
-    exposed = float(step.ttl_s)
+    exposed = float(step.step_s)
     pp = int(step.layout.pp)
     rows = []
     for name, work in step.ops.items():
@@ -294,27 +403,32 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
     context: cached tokens of each request, the new ones among them. query_tokens: new tokens of each request.
     """
     machine, timing = setting.machine, setting.timing
-    s = StepInput(
-        model=setting.model,
-        precision=setting.precision,
-        layout=layout.as_floats(),
-        context=context * 1.0,
-        query_tokens=query_tokens * 1.0,
-    )
-    tables, all_times, all_hidden, exposed = [], [], [], {}
+    s = step_input(setting, layout, context, query_tokens)
+    split = split_layers(setting.model) if np.any(s.layout.microbatches > 1) else ()
+    whole = op_tables(s)
+    tables, all_times, all_hidden = [*whole, *((half, half.ops(s)) for half in split_kinds(split))], [], {}
     known: dict[int, OpTime] = {}
-    for half, ops in op_tables(s):
+    exposed: dict[tuple[str, str], dict[str, Any]] = {}
+    for half, ops in tables:
         times = {name: _time_once(work, setting, known) for name, work in ops.items()}
-        hidden = hidden_times(half, ops, times, s.layout.chunks, timing)
-        tables.append((half, ops))
+        hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, timing)
         all_times.append((half, times))
-        all_hidden.append((half, hidden))
-        exposed[half.key] = exposed_seconds(times, hidden)
+        all_hidden[half.key] = hidden
+        exposed[half.key] = {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
+    turns = {
+        each.key: layer_turns(each, exposed[each.attention.key], exposed[each.ffn.key], s.layout.microbatches, timing)
+        for each in split
+    }
     host = host_ops(timing)
     host_times = {name: op_time(work, machine, timing) for name, work in host.items()}
     host_s = sum(time.seconds for time in host_times.values())
-    stages = heavy_stages(setting.model, s.layout.pp)
-    busiest = largest_stage(stages, [stage_seconds(stage, exposed, host_s) for stage in stages])
+    stages = heavy_stages(setting.model, s.layout.pp, layers=bool(split))
+    stages = with_drafts(stages, setting.drafter, s.layout.draft_tokens)
+    timed = tuple(split_stage(stage, split, s.layout.microbatches) for stage in stages)
+    alone = {half.key: exposed_seconds(times, all_hidden[half.key]) for half, times in all_times[: len(whole)]}
+    busiest = largest_stage(timed, [stage_seconds(stage, alone, host_s, turns) for stage in timed])
+    for key, more in _hidden_per_execution(split, turns, busiest, s.layout.microbatches).items():
+        all_hidden[key] |= more
     return Step(
         setting=setting,
         layout=layout,
@@ -324,9 +438,9 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
         repeats=ordered((half, dict.fromkeys(ops, busiest[half.key])) for half, ops in tables) | dict.fromkeys(host, 1),
         stage=busiest,
         times=ordered(all_times) | host_times,
-        hidden_s=ordered(all_hidden),
+        hidden_s=ordered((half, all_hidden[half.key]) for half, _ in tables),
         memory=memory_of(
-            s, stages, [resident_weights(tables, stage) for stage in stages], machine, served_memory(timing)
+            s, stages, [resident_weights(whole, stage) for stage in stages], machine, served_memory(timing)
         ),
         kinds=tuple((half, tuple(half.op_name(op) for op in ops)) for half, ops in tables),
     )
@@ -411,16 +525,18 @@ def setting_of(
     *,
     timing: Timing | str | Path | None = None,
     precision: Precision | None = None,
+    draft: Draft | str | Path | None = None,
 ) -> Setting:
     """A setting, with the defaults where something is not given; each part a record, or its name or file.
 
     timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
-    the checkpoint's number formats unless given.
+    the checkpoint's number formats unless given. draft: what drafts for the model; nothing unless given.
     """
     model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
     precision = precision or default_precision(model, machine, timing)
-    return Setting(model=model, machine=machine, timing=timing, precision=precision)
+    drafter = drafter_of(draft, model) if draft is not None else None
+    return Setting(model=model, machine=machine, timing=timing, precision=precision, drafter=drafter)
 
 
 def decode_step(
@@ -432,24 +548,29 @@ def decode_step(
     query_tokens: int = 1,
     precision: Precision | None = None,
     timing: Timing | str | Path | None = None,
+    draft: Draft | str | Path | None = None,
 ) -> Step:
     """One step of one layout; raises LayoutError with every reason where it cannot run.
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1 decodes. precision: the
-    checkpoint's number formats unless given.
+    checkpoint's number formats unless given. draft: what drafts the layout's `draft_tokens`, such as deepseek-r1-mtp.
     """
-    return checked_step(setting_of(model, machine, timing=timing, precision=precision), layout, context, query_tokens)
+    setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
+    return checked_step(setting, layout, context, query_tokens)
 
 
 def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: int = 1) -> Step:
     """One step of one layout in a setting; raises LayoutError with every reason where it cannot run."""
     sizes = {**layout.columns(), "context": context, "query_tokens": query_tokens}
     problems = [
-        f"{name} is {said(value)}; it must be a whole number from 1 to 10^12"
+        f"{name} is {said(value)}; it must be a whole number from {NONE.get(name, 1)} to 10^12"
         for name, value in sizes.items()
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT
+        if isinstance(value, bool) or not isinstance(value, int) or not NONE.get(name, 1) <= value <= LIMIT
     ]
+    problems = problems or draft_problems(setting.drafter, setting.model, layout.draft_tokens)
+    if not problems and layout.draft_tokens and query_tokens != 1:
+        problems = [f"draft_tokens {layout.draft_tokens} are new tokens already: leave query_tokens at 1"]
     if not problems and query_tokens > context:
         problems = [
             f"query_tokens {query_tokens} is more than the context of {context}, which the new tokens are part of"

@@ -45,6 +45,26 @@ EDGES = {
         (LLAMA, {"kvp": 2, "tpf": 2, "batch": 4, "chunks": 2}),
         (LLAMA, {"kvp": 1, "tpf": 1, "batch": 4, "chunks": 2}),
     ),
+    "QUERY_SHARDS": (
+        (LLAMA, {"kvp": 6, "tpf": 6, "q_shards": 3}),
+        (LLAMA, {"kvp": 6, "tpf": 6, "q_shards": 4}),
+    ),
+    "MORE_MICROBATCHES_THAN_BATCH": (
+        (R1, {"dp": 32, "ep": 32, "batch": 2, "microbatches": 2}),
+        (R1, {"dp": 32, "ep": 32, "batch": 1, "microbatches": 2}),
+    ),
+    "NO_DISPATCH_TO_HIDE": (
+        (R1, {"dp": 2, "tpf": 1, "ep": 2, "batch": 2, "microbatches": 2}),
+        (R1, {"dp": 1, "tpf": 1, "ep": 1, "batch": 2, "microbatches": 2}),
+    ),
+    "SPLIT_TWICE": (
+        (R1, {"dp": 2, "kvp": 2, "tpf": 1, "ep": 4, "batch": 2, "microbatches": 2}),
+        (R1, {"dp": 2, "kvp": 2, "tpf": 1, "ep": 4, "batch": 2, "microbatches": 2, "chunks": 2}),
+    ),
+    "REDUNDANT_EXPERTS": (
+        (R1, {"dp": 32, "ep": 32, "redundant_experts": 32}),
+        (R1, {"dp": 32, "ep": 32, "redundant_experts": 33}),
+    ),
     "FFN_GRID": (
         (LLAMA, {"tpa": 2, "kvp": 2, "tpf": 2}),
         (LLAMA, {"tpa": 2, "kvp": 2, "tpf": 3}),

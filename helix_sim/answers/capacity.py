@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from helix_sim import feasibility
-from helix_sim.answers.explain import kv_tokens
+from helix_sim.answers.explain import answer_record, kv_tokens
 from helix_sim.answers.recommend import Mix
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.ops.memory import Memory
 from helix_sim.search.family import divisors
+from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
@@ -42,10 +43,11 @@ class Capacity:
 
     step: the layout with the requests that were asked about, or with one short one where those do not fit. mix: their
     contexts. users: requests of the mix that all attention groups together hold at once. more: changes that buy more
-    tokens, the best of each kind.
+    tokens, the best of each kind. inputs: the files that it was read from.
     """
 
     step: Step
+    inputs: Mapping[str, Input]
     mix: Mix
     users: int
     more: tuple[Alternative, ...]
@@ -73,28 +75,14 @@ class Capacity:
 
     def record(self) -> dict[str, Any]:
         """The capacity as plain data: what `capacity --json` prints."""
-        step, memory = self.step, self.memory
-        parts = zip(self.mix.contexts, self.mix.shares, strict=True)
         return {
-            "model": step.model.name,
-            "machine": step.machine.name,
-            "timing": step.timing.name,
-            "precision": step.precision.model_dump(exclude_none=True),
-            "layout": step.layout.columns(),
-            "gpus": int(step.layout.gpus),
-            "mix": [{"context": context, "share": share} for context, share in parts],
+            **answer_record(self.step, self.inputs, max(self.mix.contexts)),
+            "mix": self.mix.record(),
             "kv_tokens": self.kv_tokens,
             "kv_tokens_per_group": self.kv_tokens_per_group,
-            "groups": int(step.layout.dp),
+            "attention_groups": int(self.step.layout.dp),
             "maximum_concurrency_per_group": self.concurrency,
-            "users": self.users,
-            "memory_bytes": {
-                "capacity": memory.capacity,
-                "reserve": float(memory.reserve),
-                "weights": float(memory.weights),
-                "activations": float(memory.activations),
-                "kv_cache_room": float(memory.kv_room_bytes),
-            },
+            "users_that_fit": self.users,
             "more": [each.record() for each in self.more],
         }
 
@@ -115,6 +103,7 @@ def capacity(
     step = evaluate_step(picked.step.setting, replace(picked.step.layout, batch=1, chunks=1), asked.of_batch(1).item())
     return Capacity(
         step=step,
+        inputs=picked.inputs,
         mix=asked,
         users=users_that_fit(step, asked),
         more=tuple(_more(step)),

@@ -16,8 +16,9 @@ from helix_sim.search.pareto import Frontier
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.comparison import Comparison
-from helix_sim.specs.load import load_machine, load_model, load_timing, shipped, shipped_families
+from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped, shipped_families
 from helix_sim.specs.machine import Machine
+from helix_sim.specs.quantities import units_of
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.timing import Timing
 from helix_sim.stacks.rules import formats_on_stacks, names_of, stack_flags
@@ -27,13 +28,6 @@ from helix_sim.timing.roofline import measured_classes
 
 RATES = ("hbm_bandwidth_GBps", "memory_GB", "bf16_dense_TFLOPs", "fp8_dense_TFLOPs", "nvlink_per_direction_GBps")
 """Rates of a machine that make it the better one where none is below the other's."""
-UNITS = {
-    "context": "tokens", "ttl_budget_ms": "ms", "gpus": "GPUs", "users": "requests", "batch": "requests",
-    "ttl_ms": "ms", "ttl_low_ms": "ms", "ttl_high_ms": "ms", "tokens_per_s_user": "tokens/s",
-    "tokens_per_s_gpu": "tokens/s/GPU", "usd_per_million_tokens": "USD", "joules_per_token": "J",
-    "weights_GB": "GB", "kv_cache_GB": "GB", "free_GB": "GB", "helix_gain": "1",
-}  # fmt: skip
-"""Units of a row's numbers; what is not here is text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +45,7 @@ class Cell:
     why_none: str = ""
 
     def record(self) -> dict[str, Any]:
-        """The cell as a row of plain data; units are in UNITS."""
+        """The cell as a row of plain data; `helix_sim.specs.quantities` has the units."""
         step = self.step
         if step is None:
             return {**self.asked, "note": self.why_none}
@@ -62,7 +56,7 @@ class Cell:
         return {
             **self.asked,
             "family": self.family,
-            "layout": str(step.layout),
+            "widths": str(step.layout),
             "gpus": int(step.layout.gpus),
             "users": int(step.layout.users),
             "ttl_ms": float(step.ttl_s) * 1e3,
@@ -93,6 +87,10 @@ class Compared:
     searches: list[SweepResult]
     remarks: list[str]
 
+    def __repr__(self) -> str:
+        found = sum(cell.step is not None for cell in self.cells)
+        return f"<Compared: {len(self.cells)} cells, {found} of them with a layout, from {len(self.searches)} searches>"
+
     def rows(self) -> list[dict[str, Any]]:
         """A row of plain data for each cell, every row with every column."""
         rows = [cell.record() for cell in self.cells]
@@ -109,9 +107,12 @@ class Compared:
             "helix_sim": __version__,
             "comparison": self.comparison.model_dump(mode="json", exclude_none=True),
             "searches": inputs,
-            "units": UNITS,
+            "units": units_of(self.rows()[0]),
             "remarks": self.remarks,
-            "rows": self.rows(),
+            "rows": [
+                row | ({"layout": cell.step.layout.columns()} if cell.step else {})
+                for row, cell in zip(self.rows(), self.cells, strict=True)
+            ],
         }
 
 
@@ -155,7 +156,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, str, Machine, str]]:
             machine = load_machine(name)
             for timing in dict.fromkeys(t for asked in comparison.timings for t in timings_of(machine, asked)):
                 load_timing(timing)
-                found.append((model, name, _at_price(machine, comparison.usd_per_gpu_hour.get(name)), timing))
+                found.append((model, name, machine.at_price(comparison.usd_per_gpu_hour.get(name)), timing))
         except SpecError as error:
             problems += error.problems
     if problems:
@@ -163,19 +164,12 @@ def _settings(comparison: Comparison) -> list[tuple[str, str, Machine, str]]:
     return found
 
 
-def _at_price(machine: Machine, price: float | None) -> Machine:
-    if price is None:
-        return machine
-    quantity = {"value": price, "source": "assumed: given for this comparison"}
-    return Machine.model_validate(machine.model_dump(exclude_none=True) | {"usd_per_gpu_hour": quantity})
-
-
 def _search(comparison: Comparison, model: str, name: str, machine: Machine, timing: str) -> SweepResult:
     """Every layout of a model on a machine under a timing, at all contexts."""
     families, stacks = shipped_families(), names_of(comparison.stack)
     names = comparison.families or list(families)
     if unknown := [name for name in names if name not in families]:
-        raise SpecError([f"families: there is no family named {unknown[0]}; known: {', '.join(families)}"])
+        raise SpecError([f"families: {no_family(name)}" for name in unknown])
     formats = precision_of(load_model(model), machine, {}, named=comparison.formats)
     sweep = Sweep(
         kind="sweep",

@@ -6,12 +6,14 @@ differences through the same equations, never by a formula of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from helix_sim.answers.explain import answer_record
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import format_size, parse_size
@@ -22,6 +24,7 @@ from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.setting import KNOBS as SETTING_KNOBS
+from helix_sim.specs.setting import Setting
 from helix_sim.step import Step, evaluate_step
 
 SMALL = 0.01
@@ -74,13 +77,18 @@ def scaled_step(step: Step, knob: str, factor: float) -> Step:
     return evaluate_step(setting, x, context, step.query_tokens)
 
 
+def _turned(knobs: tuple[str, ...], setting: Setting) -> list[str]:
+    """The knobs that there are something to turn of: the acceptance of drafts only where something drafts."""
+    return [knob for knob in knobs if knob != "acceptance" or setting.drafter]
+
+
 # --- A layout --------------------------------------------------------------------------------------------------------
 
 
 def elasticities(step: Step) -> list[Elasticity]:
     """What TTL and throughput of one layout depend on, knob by knob; memory decides only whether it fits."""
     found = []
-    for knob in KNOBS:
+    for knob in _turned(KNOBS, step.setting):
         more, less = _factors(step, knob)
         high, low = scaled_step(step, knob, more), scaled_step(step, knob, less)
         apart = np.log(more / less)
@@ -132,7 +140,7 @@ def frontier_elasticities(planned: Plan, ttl_s: float | None = None) -> list[Ela
     ttl_s: the best throughput is that within this TTL; without, the search's best. nan where nothing reaches it.
     """
     found = []
-    for knob in SEARCH_KNOBS:
+    for knob in _turned(SEARCH_KNOBS, planned.setting):
         high, low = (ends(run_plan(scaled_plan(planned, knob, f)), ttl_s) for f in (1 + COARSE, 1 / (1 + COARSE)))
         found.append(
             Elasticity(
@@ -164,11 +172,14 @@ class Sensitivity:
     ttl_s: float | None
     tokens_per_s_gpu: float | None
     elasticities: list[Elasticity]
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """What an answer says of the one layout; nothing of a search."""
 
     def record(self) -> dict[str, Any]:
         """The sensitivity as plain data, None for an elasticity that there is not."""
         rows = [each.record() for each in self.elasticities]
         return {
+            **self.layout,
             "of": self.of,
             "timing": self.timing,
             "panels": list(self.panels),
@@ -185,7 +196,8 @@ def sensitivity(
 
     layout, machine, options: as `helix_sim.search.layout_source.pick` takes them.
     """
-    step = pick(layout, machine, options).step
+    picked = pick(layout, machine, options)
+    step = picked.step
     context = format_size(int(step.context))
     return Sensitivity(
         of=f"{step.model.name} on {step.machine.name}, {context} tokens, {step.layout}",
@@ -194,6 +206,7 @@ def sensitivity(
         ttl_s=float(step.ttl_s),
         tokens_per_s_gpu=float(step.tokens_per_s_gpu),
         elasticities=elasticities(step),
+        layout=answer_record(step, picked.inputs, picked.longest_context),
     )
 
 
@@ -235,6 +248,8 @@ def parse_change(text: str, planned: Plan) -> Change:
         factor = float(amount[:-1]) if amount.endswith("x") else _value(knob, amount) / _now(planned, knob)
     except (ValueError, ZeroDivisionError):
         raise SpecError([f"--set: {amount!r} is no factor such as 2x and no value of {knob}"]) from None
+    if knob == "acceptance" and planned.setting.drafter is None:
+        raise SpecError([f"--set: {planned.sweep.name} drafts nothing that is accepted: name a draft in the sweep"])
     if not 0 <= factor < np.inf or (factor == 0 and knob not in LATENCIES):
         raise SpecError([f"--set: {text!r} would make {knob} {factor:g} times what it is"])
     return Change(knob=knob, factor=factor)
@@ -269,10 +284,17 @@ class WhatIf:
         return {
             "changes": {change.knob: change.factor for change in self.changes},
             **{
-                name: {"fastest": part.fastest, "best": part.best}
+                name: {"fastest": _point_record(part.fastest), "best": _point_record(part.best)}
                 for name, part in (("before", self.before), ("after", self.after), ("kept", self.kept))
             },
         }
+
+
+def _point_record(point: Point | None) -> dict[str, Any] | None:
+    """A layout of a search as an answer has it: its widths together."""
+    if point is None:
+        return None
+    return {"layout": {name: point[name] for name in AXES}} | {k: v for k, v in point.items() if k not in AXES}
 
 
 def what_if(planned: Plan, changes: list[Change], ttl_s: float | None = None) -> WhatIf:

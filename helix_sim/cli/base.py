@@ -7,12 +7,13 @@ import io
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from helix_sim.cli.help import Verb
 from helix_sim.core.escape import json_text, terminal_line, terminal_lines
 
 if TYPE_CHECKING:
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from helix_sim.specs.model import Model
 
 
-app = typer.Typer(
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Verbs(typer.Typer):
+    """The application: every verb's help ends as `Verb` has it."""
+
+    def command(self, name: str | None = None, **how: Any) -> Callable[[F], F]:
+        """A decorator that makes a function a verb."""
+        return super().command(name, cls=Verb, **how)
+
+
+app = Verbs(
     name="helix-sim",
     no_args_is_help=True,
     add_completion=False,
@@ -201,8 +213,8 @@ def console() -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(terminal_line(text), **options)
 
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdecimal() and 20 <= int(columns) <= 1000 else 160
+    wished = os.environ.get("COLUMNS", "")
+    width = int(wished) if wished.isdecimal() and 20 <= int(wished) <= 1000 else 160
     shown = {} if sys.stdout.isatty() else {"width": width, "no_color": True}
     return Literal(markup=False, emoji=False, **shown)  # type: ignore[arg-type]
 
@@ -231,6 +243,24 @@ def remark_on(model: Model) -> None:
         remark(model.doubt)
 
 
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal's stderr that says what is done now, and for how long, until it is done; nothing elsewhere.
+
+    Yields the function that changes what comes after `what`.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    parts = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda now: shown.update(task, description=terminal_line(f"{what} {now}"))
+
+
 def print_text(text: str) -> None:
     """A file's text to stdout."""
     print(terminal_lines(text), end="")
@@ -242,6 +272,13 @@ def print_json(content: Any) -> None:
 
     ascii_only = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
     print(json_text(content, ascii_only=ascii_only, default=plain))
+
+
+def print_answer(verb: str, content: Any) -> None:
+    """What a verb found as JSON to stdout, by the keys of `helix-sim schema answer`."""
+    from helix_sim.specs.quantities import answer
+
+    print_json(answer(verb, content))
 
 
 def size(text: str, option: str) -> int:
@@ -345,10 +382,7 @@ def figure_text(value: float) -> str:
     return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f}" if value else ""
 
 
-def print_rows(rows: Sequence[Mapping[Any, Any]], as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-        return
+def print_rows(rows: Sequence[Mapping[Any, Any]]) -> None:
     if not rows:
         console().print("none")
         return

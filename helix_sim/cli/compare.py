@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +13,18 @@ if TYPE_CHECKING:
     from helix_sim.answers.compare import Compared
     from helix_sim.specs.comparison import Comparison
 
-from helix_sim.cli.base import JsonOption, app, console, new_table, number, out_folder, print_json, remark, show
+from helix_sim.cli.base import (
+    JsonOption,
+    app,
+    console,
+    new_table,
+    number,
+    out_folder,
+    print_answer,
+    progress,
+    remark,
+    show,
+)
 
 Many = list[str] | None
 
@@ -31,7 +39,7 @@ def compare(
     model: Annotated[Many, _several("a model, by name or file")] = None,
     machine: Annotated[Many, _several("a machine, by name or file")] = None,
     context: Annotated[Many, _several("tokens in each request's cache, e.g. 128K")] = None,
-    ttl_ms: Annotated[Many, _several("latency of a token at most [ms]")] = None,
+    ttl_ms: Annotated[Many, _several("token-to-token latency (TTL) at most, in milliseconds")] = None,
     timing: Annotated[
         Many, _several("ideal, paper, measured kernels such as gb200-trtllm, or auto: the fastest measured there")
     ] = None,
@@ -42,20 +50,15 @@ def compare(
     out: Annotated[Path | None, out_folder("folder for CSV, Parquet, XLSX and pictures")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Models x machines x contexts x latencies: a row for each best layout, with its cost; surprises explained.
-
-    helix-sim compare --model llama-3.1-405b --machine gb200-nvl72 --machine h200-hgx --context 128K --ttl-ms 30
-
-    helix-sim compare my-comparison.yaml --out out/slides
-    """
+    """Models x machines x contexts x latencies: a row for each best layout, with its cost; surprises explained."""
     from helix_sim.answers.compare import compare as search
 
     given = {"models": model, "machines": machine, "contexts": context, "timings": timing, "families": family,
              "formats": formats, "stack": stack}  # fmt: skip
     budgets = [number(text, "--ttl-ms") for text in ttl_ms or ()]
     asked = comparison_of(file, given | {"ttl_ms": budgets or None}, usd_per_gpu_hour or [])
-    with _progress() as on_search:
-        found = search(asked, on_search)
+    with progress("searching") as told:
+        found = search(asked, lambda done, of, what: told(f"{done + 1} of {of}: {what}"))
     for text in found.remarks:
         remark(text)
     if out is not None:
@@ -64,7 +67,7 @@ def compare(
         files = write_comparison(found, out)
         remark(f"files in {out}: {', '.join(path.name for path in files)}")
     if as_json:
-        print_json(found.record())
+        print_answer("compare", found.record())
     else:
         _print_rows(console(), found)
     if not any(cell.step for cell in found.cells):
@@ -94,18 +97,6 @@ def comparison_of(file: Path | None, given: dict[str, Any], prices: list[str]) -
     return parse(Comparison, content, str(file or "compare"))
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A line on a terminal that says which search runs; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("searching") as status:
-        yield lambda done, of, what: status.update(f"{done + 1} of {of}: {what}")
-
-
 def _print_rows(out: Console, found: Compared) -> None:
     """The rows in blocks of one question each, so that 80 columns hold them."""
     asked = ("model", "context", "ttl_budget_ms")
@@ -117,7 +108,8 @@ def _print_rows(out: Console, found: Compared) -> None:
         seen.append(question)
         alike = [each for each in found.cells if tuple(each.asked[name] for name in asked) == question]
         model, context, budget = question
-        table = new_table("machine, timing", "layout", ">GPUs", ">users", ">ms", ">tok/s/GPU", ">$/M", ">J/tok",
+        table = new_table("machine, timing", "layout", ">GPUs", ">users", ">TTL ms", ">tokens/s/GPU",
+                          ">$/M tokens", ">J/token",
                           title=f"{model}, {context:,} tokens, within {budget:g} ms")  # fmt: skip
         for each in alike:
             row = each.record()
@@ -127,5 +119,5 @@ def _print_rows(out: Console, found: Compared) -> None:
                 continue
             numbers = (row["ttl_ms"], row["tokens_per_s_gpu"], row["usd_per_million_tokens"], row["joules_per_token"])
             told = ["" if value is None else f"{value:.4g}" for value in numbers]
-            table.add_row(where, f"{row['family']}: {row['layout']}", str(row["gpus"]), str(row["users"]), *told)
+            table.add_row(where, f"{row['family']}: {row['widths']}", str(row["gpus"]), str(row["users"]), *told)
         show(out, table)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from helix_sim.cli.base import JsonOption, app, print_rows, remark, say
+from helix_sim.cli.base import JsonOption, app, print_answer, print_rows, remark, say
 
 
 @app.command()
@@ -15,7 +15,8 @@ def models(as_json: JsonOption = False) -> None:
     """The shipped models: parameters computed and published, layers, KV cache per token."""
     from helix_sim.specs.catalogue import models
 
-    print_rows(models(), as_json)
+    rows = models()
+    print_answer("models", rows) if as_json else print_rows(rows)
 
 
 @app.command()
@@ -23,7 +24,8 @@ def machines(as_json: JsonOption = False) -> None:
     """The shipped machines: rates, memory, NVLink domain."""
     from helix_sim.specs.catalogue import machines
 
-    print_rows(machines(), as_json)
+    rows = machines()
+    print_answer("machines", rows) if as_json else print_rows(rows)
 
 
 @app.command("hardware", hidden=True)
@@ -34,19 +36,25 @@ def hardware(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="model, machine, timing or sweep YAML files")]) -> None:
+def check(
+    files: Annotated[list[Path], typer.Argument(help="model, machine, timing or sweep YAML files")],
+    as_json: JsonOption = False,
+) -> None:
     """Whether files are right: each problem in a sentence, with its place and what would be right."""
     from helix_sim.core.errors import SpecError
     from helix_sim.specs.catalogue import check
 
     problems: list[str] = []
-    for found in check(files):
+    checked = check(files)
+    for found in checked:
         problems += found.problems
         for text in found.remarks:
             remark(text)
-        if found.record is not None:
+        if found.record is not None and not as_json:
             kind, name = (getattr(found.record, key, "?") for key in ("kind", "name"))
             say(f"{found.path}: a {kind} named {name}, no problem")
+    if as_json:
+        print_answer("check", [found.row() for found in checked])
     if problems:
         raise SpecError(problems)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Options, Picked
     from helix_sim.specs.precision import Precision
 
-from helix_sim.cli.base import remark, remark_on, size
+from helix_sim.cli.base import number, remark, remark_on, size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +67,17 @@ class Group:
             for group in cls.__mro__
             for name in vars(group).get("__annotations__", {})
         ]
+
+
+PriceOption = Annotated[
+    str | None,
+    typer.Option(help="what an hour of one GPU costs in USD, in place of the machine's own price", metavar="N"),
+]
+
+
+def price(text: str | None) -> float | None:
+    """What --usd-per-gpu-hour says; None without it."""
+    return number(text, "--usd-per-gpu-hour") if text is not None else None
 
 
 # --- Timing ----------------------------------------------------------------------------------------------------------
@@ -194,13 +205,34 @@ class LayoutOptions(FormatOptions):
     index_kvp: Annotated[
         str | None, _width("sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank")
     ] = None
+    q_shards: Annotated[
+        str | None, _width("KV shards that share a projection of queries and gather them; 1 repeats it on each")
+    ] = None
+    redundant_experts: Annotated[
+        str | None, _width("copies of busy experts beside the model's own, over all of ep; 0, unless said, is none")
+    ] = None
+    draft_tokens: Annotated[
+        str | None, _width("drafts of each request that a step verifies; 0, unless said, is no drafting")
+    ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(help="what drafts them: a shipped draft, such as deepseek-r1-mtp, or the path of a YAML file",
+                     rich_help_panel=WIDTHS_PANEL, metavar="NAME|FILE"),
+    ] = None  # fmt: skip
+    microbatches: Annotated[
+        str | None, _width("parts of the batch, 2 of which take turns in layers with experts; 1 is the whole batch")
+    ] = None
 
     def widths(self) -> dict[str, int | None]:
         """The widths that were said, by name."""
-        from helix_sim.core.layout import AXES
+        from helix_sim.core.layout import AXES, NONE
 
         given = {name: getattr(self, name) for name in AXES}
-        return {name: size(text, f"--{name.replace('_', '-')}") for name, text in given.items() if text is not None}
+        return {
+            name: 0 if text == "0" and NONE.get(name) == 0 else size(text, f"--{name.replace('_', '-')}")
+            for name, text in given.items()
+            if text is not None
+        }
 
     def pick(self) -> Picked:
         """The layout, wherever it comes from; what is to be said of it goes to stderr."""
@@ -220,6 +252,7 @@ class LayoutOptions(FormatOptions):
             context=size(self.context, "--context") if self.context is not None else None,
             query_tokens=size(self.query_tokens, "--query-tokens") if self.query_tokens is not None else None,
             timing=self.name(),
+            draft=self.draft,
             widths=self.widths(),
             formats=self.format_names(),
             named_formats=self.formats,

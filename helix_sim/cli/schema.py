@@ -10,8 +10,15 @@ from helix_sim.cli.base import app, print_json
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, machine, timing, sweep, framework or families")]) -> None:
-    """The JSON schema of a kind of YAML file, with which an editor completes and checks it while it is written."""
+def schema(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="model, machine, timing, sweep, framework, families or comparison; answer: what --json prints"
+        ),
+    ],
+) -> None:
+    """The JSON schema of a kind of YAML file, which an editor checks it by, or of every answer that --json prints."""
     from helix_sim.specs.schema import json_schema
 
     print_json(json_schema(kind))

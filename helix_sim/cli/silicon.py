@@ -16,7 +16,7 @@ from helix_sim.cli.base import (
     console,
     one_of,
     out_folder,
-    print_json,
+    print_answer,
     print_rows,
     refuse,
     remark,
@@ -33,6 +33,7 @@ def calibrate(
     framework: Annotated[str | None, typer.Option(help="silicon: trtllm, sglang or vllm")] = None,
     as_of: Annotated[str | None, typer.Option(help="silicon: tables of the time of this framework version")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="gpu: refit a file of measurements instead")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Fit a timing to measured kernels: a YAML file that --timing reads, and measured against modelled as a picture."""
     from helix_sim.core.errors import SpecError
@@ -52,7 +53,10 @@ def calibrate(
             "is for calibrate silicon; calibrate gpu measures the GPU in this machine",
         )
         found = calibrate_gpu(out, measurements=source, say=remark)
-    print_rows(found.rows(), as_json=False)
+    if as_json:
+        print_answer("calibrate", {"tables": {"classes": found.rows()}, "files": list(map(str, found.files))})
+        return
+    print_rows(found.rows())
     console().print(f"files in {found.files[0].parent}: {', '.join(path.name for path in found.files)}")
 
 
@@ -93,7 +97,8 @@ def validate(
         refuse({"--out": out}, "is for --end-to-end and --measurements; leave it out")
         refuse({"--peer": peer is not None}, "is for --end-to-end; leave it out")
         table = validate_kernels(system or "gb200", framework or "trtllm")
-        print_rows(_records(table), as_json)
+        rows = _records(table)
+        print_answer("validate", {"tables": {"kernels": rows}}) if as_json else print_rows(rows)
         return
     refuse({"--system": system, "--framework": framework}, "is for --kernels; leave it out")
     if measurements is not None:
@@ -102,12 +107,13 @@ def validate(
     else:
         found = validate_servings(out or Path("out/validate"), peer=peer is not False)
     if as_json:
-        print_json({name: _records(frame) for name, frame in found.tables.items()})
+        tables = {name: _records(frame) for name, frame in found.tables.items()}
+        print_answer("validate", {"tables": tables, "files": list(map(str, found.files))})
         return
     for name, frame in found.tables.items():
         console().print()
         console().print(name)
-        print_rows(_records(frame), as_json=False)
+        print_rows(_records(frame))
     console().print(f"files in {found.files[0].parent}: {', '.join(path.name for path in found.files)}")
 
 

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Picked
     from helix_sim.step import Step
 
-from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_json, remark, show, styled
-from helix_sim.cli.options import LayoutOptions, spread
+from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_answer, remark, show, styled
+from helix_sim.cli.options import LayoutOptions, PriceOption, price, spread
 
 
 @app.command()
 @spread
-def explain(layout: LayoutOptions, as_json: JsonOption = False) -> None:
+def explain(layout: LayoutOptions, usd_per_gpu_hour: PriceOption = None, as_json: JsonOption = False) -> None:
     """One layout: every op's work, time and bound, memory by kind, latency and throughput."""
     from helix_sim.answers.explain import explain
 
-    found = explain(layout.pick())
+    found = explain(layout.pick().at_price(price(usd_per_gpu_hour)))
     if as_json:
-        print_json(found.record())
+        print_answer("explain", found.record())
     else:
         _print_step(console(), found.picked)
 
@@ -49,7 +49,7 @@ def capacity(
     for text in found.remarks:
         remark(text)
     if as_json:
-        print_json(found.record())
+        print_answer("capacity", found.record())
     else:
         _print_capacity(console(), found)
 
@@ -59,7 +59,7 @@ def _print_capacity(out: Console, found: Capacity) -> None:
     names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
     out.print(styled(*names, f", timing {step.timing.name}; {step.precision}"))
     x = replace(step.layout, batch=1)
-    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention groups")
+    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention group{'s' * (x.dp > 1)}")
     out.print()
     table = new_table("memory of the fullest GPU", ">GB")
     rows = {"capacity": memory.capacity, "reserve": memory.reserve, "weights": memory.weights,
@@ -84,7 +84,7 @@ WIDE = 118
 
 
 def _print_step(out: Console, picked: Picked) -> None:
-    from helix_sim.answers.explain import kv_tokens
+    from helix_sim.answers.explain import kv_tokens, routing_of
     from helix_sim.core.units import format_size
     from helix_sim.step import op_rows
 
@@ -130,21 +130,37 @@ def _print_step(out: Console, picked: Picked) -> None:
     ttl_ms, per_user, per_gpu = float(step.ttl_s) * 1e3, float(step.tokens_per_s_user), float(step.tokens_per_s_gpu)
     out.print(
         styled(
-            *("TTL ", (f"{ttl_ms:.3f} ms", "bold"), "   interactivity ", (f"{per_user:.1f}", "bold"), " tokens/s/user"),
+            *(
+                "token-to-token latency (TTL) ",
+                (f"{ttl_ms:.3f} ms", "bold"),
+                "   interactivity ",
+                (f"{per_user:.1f}", "bold"),
+                " tokens/s/user",
+            ),
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )
+    if step.layout.draft_tokens and step.setting.drafter:
+        out.print(
+            f"a step of {float(step.step_s) * 1e3:.3f} ms verifies {step.layout.draft_tokens} drafts of "
+            f"{step.setting.drafter.draft.name} and yields {float(step.accepted_tokens):.2f} tokens on average: "
+            "TTL and rates are of these"
+        )
+    if (usd := float(step.usd_per_million_tokens)) == usd:
+        out.print(f"${usd:.4g} a million tokens, {float(step.joules_per_token):.4g} J a token")
     if step.layout.pp > 1:
         out.print(
             f"{step.layout.pp} batches go round {step.layout.pp} stages at the pace of the busiest, shown above; "
             f"one alone would pass all stages in {float(step.pass_s) * 1e3:.3f} ms"
         )
+    for name, text in routing_of(step).items():
+        out.print(f"routing{f' of {name}' if len(step.model.routed_kinds) > 1 else ''}: {text}")
     if step.timing.calibration:
         _print_interval(out, step)
 
 
 def _print_interval(out: Console, step: Step) -> None:
-    """The 80 % interval on measured kernels, and what lies beyond the measured sizes."""
+    """The 80 % interval on measured kernels, what lies beyond their sizes, and what no kernel of its own times."""
     from helix_sim.answers.explain import borrowed_ops
 
     low, high = (float(end) for end in step.ttl_interval_s)
@@ -155,5 +171,8 @@ def _print_interval(out: Console, step: Step) -> None:
     )
     if beyond := [name for name, outside in step.extrapolated.items() if outside]:
         out.print(f"extrapolated beyond the measured sizes: {', '.join(beyond)}")
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for name, lent in borrowed_ops(step).items():
-        out.print(f"borrowed: {name}, {lent['low']:.2g} to {lent['high']:.2g} times what it says: {lent['reason']}")
+        alike.setdefault((lent["reason"], f"{lent['low']:.2g}", f"{lent['high']:.2g}"), []).append(name)
+    for (reason, least, most), names in alike.items():
+        out.print(f"borrowed: {', '.join(names)}, {least} to {most} times what is said: {reason}")

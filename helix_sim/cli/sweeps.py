@@ -30,7 +30,7 @@ from helix_sim.cli.base import (
     one_of,
     out_file,
     out_folder,
-    print_json,
+    print_answer,
     refuse,
     remark,
     remark_on,
@@ -39,7 +39,7 @@ from helix_sim.cli.base import (
     size,
     styled,
 )
-from helix_sim.cli.options import TimingOptions, spread
+from helix_sim.cli.options import PriceOption, TimingOptions, price, spread
 
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
@@ -64,6 +64,7 @@ def sweep(
         str | None, typer.Option(help="address of a Dask scheduler, e.g. tcp://host:8786; a local cluster unless given")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
+    usd_per_gpu_hour: PriceOption = None,
     block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
     no_plots: Annotated[
         bool, typer.Option("--no-plots", help="draw nothing, which takes longer than most searches")
@@ -100,11 +101,12 @@ def sweep(
             resume=resume,
             layouts_per_block=size(block, "--block") if block is not None else None,
             on_progress=on_progress,
+            usd_per_gpu_hour=price(usd_per_gpu_hour),
         )
     for text in summary.get("remarks", ()):
         remark(text)
     if as_json:
-        print_json(summary)
+        print_answer("sweep", summary)
     else:
         _print_summary(console(), summary, out)
     if not summary["layouts_that_run"]:
@@ -196,7 +198,7 @@ def reproduce(
     timing: TimingOptions,
     figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
     out: OutFolder = Path("out/reproduce"),
-    draws: Annotated[int, typer.Option(help="random timings of `variants`", min=1)] = 100,
+    draws: Annotated[str | None, number_option("random timings of `variants`; 100 unless given")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
@@ -209,9 +211,13 @@ def reproduce(
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
     if figure in ("fig1", "fig3"):
         refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=draws)
+    if figure != "variants":
+        refuse({"--draws": draws}, "is for reproduce variants; leave it out")
+    many = size(draws, "--draws") if draws is not None else 100
+    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
     if as_json:
-        print_json([claim.record() for claim in written.claims])
+        claims = [claim.record() for claim in written.claims]
+        print_answer("reproduce", {"claims": claims, "files": list(map(str, written.files))})
         return
     if written.claims:
         table = new_table("id", "claim", ">paper", ">ours", ">accepted", "held")
@@ -249,17 +255,21 @@ def regress(
     ] = False,
     markdown: Annotated[Path | None, out_file("verdict for a pull-request comment")] = None,
     junit: Annotated[Path | None, out_file("verdict for a CI system")] = None,
-    json_file: Annotated[Path | None, out_file("verdict for programs, with every moved point", "--json")] = None,
+    json_file: Annotated[Path | None, out_file("verdict for programs, with every moved point", "--json-file")] = None,
     out: Annotated[Path | None, out_folder("folder for all three, and a picture of each sweep")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Pareto curves against stored ones: exit code 0 if they held, 1 if they moved, 2 for bad input."""
     from helix_sim.core.errors import Exit, SpecError
     from helix_sim.core.files import require_writable
     from helix_sim.gate import regress as study
+    from helix_sim.gate.verdict import record as gate_record
     from helix_sim.output import gate_files as gate
     from helix_sim.specs.load import data_folder
 
     tolerance = number(rtol, "--rtol")
+    if as_json and (files := [name for name in sweeps or () if name.endswith(".json")]):
+        raise SpecError([f"--json prints the verdict, as in every verb; write it with --json-file {files[0]}"])
     if update and baseline is None:
         raise SpecError(["--update needs --baseline, the folder to write to"])
     if update and curves_only:
@@ -272,7 +282,10 @@ def regress(
         verdicts = [each.verdict for each in updates if each.verdict]
     else:
         verdicts = study.regress(sweeps or [], folder, rtol=tolerance, curves_only=curves_only)
-    _print_verdicts(console(), verdicts)
+    if as_json:
+        print_answer("regress", gate_record(verdicts))
+    else:
+        _print_verdicts(console(), verdicts)
     for path in gate.write(verdicts, markdown=markdown, junit=junit, json_file=json_file, out=out):
         remark(f"wrote {path}")
     if update:
@@ -315,7 +328,7 @@ def report(
     remark_on(load_model(spec.name_of("model")))
     written = write_report(spec, out)
     if as_json:
-        print_json(written)
+        print_answer("report", written)
     else:
         say(f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB")
     if not written["points"]:

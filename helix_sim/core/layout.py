@@ -29,6 +29,10 @@ class Layout:
     | pp     | PP    | pipeline stages; each keeps its own microbatch of `batch` requests in flight |
     | chunks |       | HOP-B pieces of the batch; 1 is HOP-B off |
     | index_kvp |    | sequence shards of an indexer's cache, a divisor of kvp; 1 is a copy on every rank |
+    | q_shards |     | KV shards that share a projection of queries and gather them, a divisor of kvp; 1 repeats it |
+    | redundant_experts | | copies of busy experts beside the model's own, over all of ep; 0 is none |
+    | draft_tokens | | draft tokens of each request that a step verifies; 0 is no drafting |
+    | microbatches | | parts of the batch, 2 of which take turns in layers with experts; 1 is the whole batch |
 
     >>> x = Layout(batch=8, tpa=8, kvp=8)
     >>> x.gpus, x.users, x.tpf, x.token_group
@@ -44,6 +48,10 @@ class Layout:
     pp: Column = 1
     chunks: Column = 1
     index_kvp: Column = 1
+    q_shards: Column = 1
+    redundant_experts: Column = 0
+    draft_tokens: Column = 0
+    microbatches: Column = 1
 
     def __post_init__(self) -> None:
         for name, value in self.columns().items():
@@ -122,8 +130,15 @@ class Layout:
         return {name: getattr(self, name) for name in AXES}
 
     def __str__(self) -> str:
-        shown = (f"{name} {value}" for name, value in self.columns().items() if name == "batch" or value != 1)
+        columns = self.columns().items()
+        shown = (f"{name} {value}" for name, value in columns if name == "batch" or value != NONE.get(name, 1))
         return ", ".join(shown)
 
 
 AXES = tuple(field.name for field in fields(Layout))
+
+NONE = {"redundant_experts": 0, "draft_tokens": 0}
+"""The smallest value of the axes that may be less than 1: that of a layout which does not use them."""
+
+LATER = ("index_kvp", "q_shards", "redundant_experts", "draft_tokens", "microbatches")
+"""Axes that answers and baselines of earlier versions lack: where they are absent, a layout does not use them."""

@@ -11,12 +11,14 @@ from helix_sim.core.numeric import Column, total
 COMPUTE_CLASSES = (
     "attention-gqa",
     "attention-mla",
+    "attention-window",
     "attention-block-sparse",
     "attention-sparse",
     "attention-compressed",
     "index-logits",
     "index-top-k",
     "linear-state",
+    "convolution",
     "gemm",
     "grouped-gemm",
     "batched-gemm",
@@ -43,10 +45,13 @@ class Work:
     | matmul     | m                  | k, n               | weight matrices |                                       |
     | grouped    | token-expert pairs | k, n               | experts here    | experts_read: those with a token;     |
     |            |                    |                    |                 | tokens: of all groups; arrived: those |
-    |            |                    |                    |                 | of them that picked an expert here    |
+    |            |                    |                    |                 | of them that picked an expert here;   |
+    |            |                    |                    |                 | brought_by: what sends them           |
     | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
     | collective | tokens             |                    |                 | needed: share of others' that is sent;|
     |            |                    |                    |                 | heads: whose partial outputs are sent |
+
+    part, part_of: what the op is called as a part of another class's kernel, which may have been measured with it.
     """
 
     op_class: str
@@ -68,7 +73,10 @@ class Work:
     heads: Column = 1
     tokens: Column = 1
     arrived: Column | None = None
+    brought_by: Collective | None = None
     needed: Column = 1
+    part: str | None = None
+    part_of: str | None = None
 
     @property
     def hbm_bytes(self) -> Any:

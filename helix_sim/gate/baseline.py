@@ -27,7 +27,7 @@ from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.numeric import broadcast_columns
 from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
@@ -51,7 +51,8 @@ ENGINE = (
     *("specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision", "specs/public_tables"),
     *("specs/setting", "specs/sweep", "specs/timing", "specs/values"),
     *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
-    *("ops/memory", "ops/routing", "ops/stages", "ops/step_input"),
+    *("ops/memory", "ops/routing", "ops/stages", "ops/step_input", "ops/sparse", "ops/linear", "ops/drafts"),
+    *("ops/microbatches", "core/kept", "specs/draft", "specs/drafter", "stacks/rules", "stacks/stack"),
     *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "timing/uncertainty", "step", "feasibility"),
     *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
     "search/sweep",
@@ -125,6 +126,7 @@ class Measured:
     tokens_per_s_user: npt.NDArray[Any]
     tokens_per_s_gpu: npt.NDArray[Any]
     resident_GB: npt.NDArray[Any]
+    fillable_GB: npt.NDArray[Any]
     terms: Mapping[str, npt.NDArray[Any]]
 
 
@@ -147,6 +149,7 @@ def measure(planned: Plan, context: int, x: Layout) -> Measured:
         tokens_per_s_user=spread(step.tokens_per_s_user),
         tokens_per_s_gpu=spread(step.tokens_per_s_gpu),
         resident_GB=spread(step.memory.resident_bytes / GIGA),
+        fillable_GB=spread(step.memory.fillable / GIGA),
         terms={name: spread(values) for name, values in terms_of(step).items()},
     )
 
@@ -183,11 +186,20 @@ def snapshot(result: SweepResult, source: str, date: str) -> Baseline:
         "date": date,
         "sweep": source,
         **provenance(planned),
+        "memory_to_fill_GB": f"{_memory_to_fill(planned, rows) / GIGA:.9g}",
         **runs(result),
         "terms": " ".join(names),
         "rows": str(len(rows)),
     }
     return Baseline(header=header, rows=rows)
+
+
+def _memory_to_fill(planned: Plan, rows: Sequence[Row]) -> float:
+    """The most that weights, KV cache and activations may fill of a GPU of these rows' layouts [B]."""
+    if not rows:
+        return planned.machine.memory_bytes
+    step = evaluate_step(planned.setting, stacked([row.layout for row in rows]), max(planned.sweep.contexts))
+    return float(np.max(step.memory.fillable))
 
 
 def _spread_over(count: int) -> set[int]:
@@ -216,12 +228,11 @@ def _rows(
 
 
 def provenance(planned: Plan) -> dict[str, str]:
-    """What a frontier rests on: digests and values of each input, digests of the code, memory that a GPU may fill."""
+    """What a frontier rests on: digests and values of each input, and digests of the code."""
     values: dict[str, str] = {f"digest.{part}": text for part, text in planned.digests.items()}
     for part in ("sweep", "model", "machine", "timing"):
         values |= {f"{part}.{key}": text for key, text in _flat(getattr(planned, part)).items()}
-    values |= {f"code.{name}": text for name, text in code_digests().items()}
-    return values | {"memory_to_fill_GB": f"{planned.machine.memory_bytes / GIGA:.9g}"}
+    return values | {f"code.{name}": text for name, text in code_digests().items()}
 
 
 def _flat(record: Record) -> dict[str, str]:
@@ -328,7 +339,8 @@ def _candidates(planned: Plan, context: int) -> tuple[list[str], Layout]:
         hop_b = planned.sweep.families[family].hop_b
         chunks = [np.ones_like(batch), *([np.full_like(batch, 2), batch] if hop_b else [])]
         shape = {name: column[:, None, None].astype(np.int64) for name, column in planned.shapes[family].items()}
-        part = broadcast_columns({"batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
+        unused = {name: NONE.get(name, 1) for name in AXES}
+        part = broadcast_columns({**unused, "batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
         families += [family] * len(part["batch"])
         parts.append(part)
     return families, Layout(**{name: np.concatenate([part[name] for part in parts]) for name in AXES})
@@ -447,7 +459,7 @@ def parse(text: str, shown: str) -> Baseline:
     if not problems and header["format"] != FORMAT:
         problems = [f"its format is {header['format']}, and this helix_sim reads {FORMAT}"]
     columns = table[0].split(",") if table else []
-    missing = [name for name in COLUMNS if name not in (*columns, "index_kvp")]
+    missing = [name for name in COLUMNS if name not in (*columns, *LATER)]
     if missing:
         problems.append(f"it has no column {', '.join(missing)}" if table else "it has no table")
     if problems:
@@ -502,7 +514,7 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
     """One row; ValueError with what is wrong with it."""
     if cells["role"] not in ("frontier", "probe"):
         raise ValueError(f"role is {cells['role']!r}; it must be frontier or probe")
-    if any(cells.get(name, "1") is None for name in COLUMNS):
+    if any(cells.get(name, "") is None for name in COLUMNS):
         raise ValueError("it ends too early")
     values = [_finite(text, "terms") for text in cells["terms"].split()]
     if values and len(values) != len(names):
@@ -511,12 +523,19 @@ def _parse_row(cells: Mapping[str, str], names: list[str]) -> Row:
         role=cells["role"],
         context=_whole(cells["context"], "context"),
         family=text_of_cell(cells["family"]),
-        layout=Layout(**{name: _whole(cells.get(name, "1"), name) for name in AXES}),
+        layout=Layout(**{name: _width(cells, name) for name in AXES}),
         tokens_per_s_user=_finite(cells["tokens_per_s_user"], "tokens_per_s_user", above=0),
         tokens_per_s_gpu=_finite(cells["tokens_per_s_gpu"], "tokens_per_s_gpu", above=0),
         resident_GB=_finite(cells["resident_GB"], "resident_GB"),
         terms=dict(zip(names, values, strict=True)) if values else {},
     )
+
+
+def _width(cells: Mapping[str, str], name: str) -> int:
+    """A width of a row, which may be missing where it came later: of a layout that does not use it."""
+    least = NONE.get(name, 1)
+    text = cells.get(name, str(least))
+    return 0 if text == "0" and least == 0 else _whole(text, name)
 
 
 def _whole(text: str, name: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.units import GIGA, MICRO
 from helix_sim.feasibility import Reason, sentences
 from helix_sim.gate.baseline import Baseline, Measured, Row, measure, stacked
@@ -27,8 +27,8 @@ BATCH_WEIGHT = 0.1
 class TermMove:
     """A term of the latency or of the memory that moved, at the stored layout where it matters most.
 
-    name: op.* and hidden.* (time that overlap hides of an op) in µs, memory.* in GB (memory.room: what a GPU has
-    after its reserve), total.ttl, total.throughput.
+    name: op.* and hidden.* (time that overlap hides of an op) in µs, memory.* in GB (memory.room: the most
+    that a GPU may fill), total.ttl, total.throughput.
     share: the move over that layout's latency (or resident memory); positive is slower, or more memory.
     layouts: stored layouts at which it moved, `of` those that have it.
     """
@@ -69,12 +69,13 @@ class Today:
     """Every stored row as the code of today evaluates it, beside what was stored.
 
     kept: places of the rows that are stored with their terms, and whose shape can run today; each of `terms` has a
-    value for each of them.
+    value for each of them. fillable_GB: the most that a GPU of a stored layout may fill.
     """
 
     baseline: Baseline
     planned: Plan
     rtol: float
+    fillable_GB: float
     flags: npt.NDArray[Any]
     user: npt.NDArray[Any]
     gpu: npt.NDArray[Any]
@@ -98,8 +99,8 @@ class Today:
         return [*parts, *totals, *self._room()]
 
     def _room(self) -> list[TermMove]:
-        """The memory that a GPU may fill, if it moved: capacity less the reserve."""
-        before, after = float(self.baseline.header["memory_to_fill_GB"]), self.planned.machine.memory_bytes / GIGA
+        """The most memory that a GPU of the stored layouts may fill, if it moved: capacity less what stays free."""
+        before, after = float(self.baseline.header["memory_to_fill_GB"]), self.fillable_GB
         if np.isclose(before, after, rtol=self.rtol, atol=0):
             return []
         share, count = (before - after) / before, len(self.baseline.rows)
@@ -162,7 +163,7 @@ class Today:
             return f"TTL {before * point['ttl_s'] - 1:+.3%}: {self.culprits(place)}"
         needs, had = point["resident_bytes"] / GIGA, float(self.baseline.header["memory_to_fill_GB"])
         if needs > had * (1 + self.rtol):
-            return f"it did not fit: it needs {needs:.1f} GB, and a GPU had {had:.1f} GB to fill"
+            return f"it did not fit: it needs {needs:.1f} GB, and a GPU had at most {had:.1f} GB to fill"
         return f"not on the stored frontier; near it: {self._culprits_at(self._nearest(point))}"
 
     def culprits(self, place: int) -> str:
@@ -187,13 +188,15 @@ class Today:
             return None
         kept = stacked([self.baseline.rows[place].layout for place in self.kept])
         weight = {name: BATCH_WEIGHT if name == "batch" else 1.0 for name in AXES}
-        apart = sum(weight[name] * np.abs(np.log2(getattr(kept, name) / point[name])) for name in AXES)
+        apart = sum(
+            weight[name] * np.abs(np.log2(np.maximum(getattr(kept, name), 1) / max(point[name], 1))) for name in AXES
+        )
         return int(np.argmin(apart))
 
 
 def layout_text(point: Mapping[str, Any]) -> str:
     """A layout as a few words: GPUs, widths other than one, chunks, batch."""
-    widths = "".join(f"{axis}{point[axis]} " for axis in AXES if axis != "batch" and point[axis] != 1)
+    widths = "".join(f"{axis}{point[axis]} " for axis in AXES if axis != "batch" and point[axis] != NONE.get(axis, 1))
     gpus = point["dp"] * point["tpa"] * point["kvp"] * point["pp"]
     return f"{gpus} GPU{'s' * (gpus > 1)} {widths}batch {point['batch']}"
 
@@ -229,8 +232,8 @@ def evaluate_today(baseline: Baseline, planned: Plan, rtol: float) -> Today:
         here = np.array([place for place, row in enumerate(rows) if row.context == context], dtype=np.intp)
         if here.size:
             parts.append((here, measure(planned, context, stacked([rows[int(place)].layout for place in here]))))
-    user, gpu, flags = (
-        _gathered(parts, name, len(rows)) for name in ("tokens_per_s_user", "tokens_per_s_gpu", "flags")
+    user, gpu, flags, fillable = (
+        _gathered(parts, name, len(rows)) for name in ("tokens_per_s_user", "tokens_per_s_gpu", "flags", "fillable_GB")
     )
     has_terms = np.array([bool(row.terms) for row in rows], dtype=bool)
     kept = np.flatnonzero(has_terms & np.isfinite(user))
@@ -238,6 +241,7 @@ def evaluate_today(baseline: Baseline, planned: Plan, rtol: float) -> Today:
         baseline=baseline,
         planned=planned,
         rtol=rtol,
+        fillable_GB=float(np.nanmax(fillable)) if np.isfinite(fillable).any() else planned.machine.memory_bytes / GIGA,
         flags=flags.astype(np.int64),
         user=user,
         gpu=gpu,

@@ -43,7 +43,7 @@ def head_parallel(s: StepInput) -> StepInput:
     TensorRT-LLM's hybrid models under Helix (https://github.com/NVIDIA/TensorRT-LLM/pull/17796). Its equations are
     those of TPA = N, KVP = 1.
     """
-    return replace(s, layout=replace(s.layout, tpa=s.layout.token_group, kvp=1, chunks=1))
+    return replace(s, layout=replace(s.layout, tpa=s.layout.token_group, kvp=1, chunks=1, q_shards=1))
 
 
 @once_a_step
@@ -54,6 +54,16 @@ def q_heads_per_rank(s: StepInput, a: Dealt) -> Any:
     """
     copies = larger(floor_div(s.layout.tpa, a.kv_heads), 1)
     return kv_heads_per_rank(s, a) * ceil_div(a.q_heads // a.kv_heads, copies)
+
+
+@once_a_step
+def q_heads_projected(s: StepInput, a: Dealt) -> Any:
+    """Query heads that the busiest rank projects: all of its TPA rank's, or its share where KV shards gather them.
+
+    Helix repeats the projection on every KVP rank [Helix 2025, 2.1.1], and so does TensorRT-LLM; vLLM and SGLang deal
+    it to the KV shards and gather the queries, unless told to repeat it.
+    """
+    return ceil_div(q_heads_per_rank(s, a), s.layout.q_shards)
 
 
 @once_a_step
@@ -109,7 +119,7 @@ def rising(tokens: Column, most: Column) -> Any:
     """The sum of min(t, most) over t = 1 … tokens.
 
     >>> rising(5, 3)
-    15.0
+    12.0
     """
     m = smaller(tokens, most)
     return m * (m + 1) / 2 + most * (tokens - m)
@@ -158,8 +168,12 @@ def window_bytes(s: StepInput, a: WindowAttention) -> Any:
 
 
 def qkv_projection(s: StepInput, a: HeadAttention) -> Work:
-    """GQA: H x (Q/TPA + 2·ceil(K/TPA))·Hsz; every KVP rank repeats it instead of gathering Q [Helix 2025, 2.1.1]."""
-    outer = (q_heads_per_rank(s, a) + 2 * kv_heads_per_rank(s, a)) * a.score_width
+    """GQA: H x (Q/TPA + 2·ceil(K/TPA))·Hsz; every KVP rank repeats it instead of gathering Q [Helix 2025, 2.1.1].
+
+    Where `q_shards` KV shards gather the queries, a rank projects its share of them, and its keys and values all the
+    same.
+    """
+    outer = (q_heads_projected(s, a) + 2 * kv_heads_per_rank(s, a)) * a.score_width
     return matmul(s, rows=s.tokens, inner=s.model.hidden_size, outer=outer, **PROJECTION)
 
 
@@ -179,31 +193,36 @@ def latent_norm(s: StepInput, a: Latent) -> Work:
 
 
 def query_up_projection(s: StepInput, a: Latent) -> Work:
-    """MLA: q_lora x Q/TPA·(nope + rope)."""
-    outer = q_heads_per_rank(s, a) * a.query_width
+    """MLA: q_lora x Q/TPA·(nope + rope), of the heads that a rank projects."""
+    outer = q_heads_projected(s, a) * a.query_width
     return matmul(s, rows=s.tokens, inner=a.q_lora_rank or s.model.hidden_size, outer=outer, **PROJECTION)
 
 
 def key_absorption(s: StepInput, a: LatentAttention) -> Work:
-    """MLA, absorbed: each query head through its own nope x kv_lora key up-projection."""
-    heads = q_heads_per_rank(s, a)
+    """MLA, absorbed: each query head that a rank projects through its own nope x kv_lora key up-projection."""
+    heads = q_heads_projected(s, a)
     return matmul(s, rows=s.tokens, inner=a.nope_width, outer=a.kv_lora_rank, copies=heads, **PROJECTION | BATCHED)
 
 
 def rope_and_append(s: StepInput, a: Heads) -> Work:
     """Rotary embedding of the queries, and the new tokens' K and V into the cache of the KVP rank that takes most.
 
-    The whole query is read and written: in MLA this is where its absorbed and its rotary part come together. Of the new
-    K and V a rank reads those whose turn in the cache is its own: as many as `fullest_share` of the new tokens where
-    the first of them opens a block, and no more at any other place.
+    The whole query that a rank projects is read and written: in MLA this is where its absorbed and its rotary part come
+    together. Of the new K and V a rank reads those whose turn in the cache is its own: as many as `fullest_share` of
+    the new tokens where the first of them opens a block, and no more at any other place. Where KV shards project
+    unequal shares of the queries, the one with most is taken to append most.
     """
-    rotated = 2 * s.tokens * q_heads_per_rank(s, a) * a.score_width
+    rotated = 2 * s.tokens * q_heads_projected(s, a) * a.score_width
     appended = s.layout.batch * fullest_share(s.query_tokens, s.layout.kvp) * kv_heads_per_rank(s, a) * a.cache_width
     return Work(
         op_class="pointwise",
         activation_bytes=(rotated + appended) * s.activation_bytes,
         kv_bytes=appended * s.precision.bytes_of("kv"),
         rows=s.tokens,
+        math=s.precision.format_of("attention_math"),
+        weights=s.precision.format_of("kv"),
+        part="rope_and_append",
+        part_of=f"attention-{a.kind}",
     )
 
 
@@ -252,10 +271,10 @@ def attention_core(s: StepInput, a: Heads) -> Work:
 def window_core(s: StepInput, a: WindowAttention) -> Work:
     """Attention of the new tokens over their windows, on a step without KV shards: `attention_core` with fewer tokens.
 
-    A kernel of grouped-query attention that is told where to begin: timed as one of as many tokens as the window.
+    A kernel of grouped-query attention that is told where to begin.
     """
     keys = chunk_keys_seen(s, a.window_tokens) if a.chunked else window_keys_seen(s, a.window_tokens)
-    return core_over(s, a, op_class="attention-gqa", tokens=window_tokens_read(s, a.window_tokens), keys=keys)
+    return core_over(s, a, op_class="attention-window", tokens=window_tokens_read(s, a.window_tokens), keys=keys)
 
 
 def window_tokens_read(s: StepInput, window: int) -> Any:

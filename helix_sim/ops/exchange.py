@@ -7,7 +7,7 @@ from typing import Any
 from helix_sim.core.collectives import all_reduce, direct
 from helix_sim.core.numeric import Column, floor_div
 from helix_sim.core.work import Work
-from helix_sim.ops.attention import LSE_BYTES, Heads, output_heads_per_rank
+from helix_sim.ops.attention import LSE_BYTES, Heads, output_heads_per_rank, q_heads_projected
 from helix_sim.ops.elementwise import memory_pass
 from helix_sim.ops.step_input import StepInput, once_a_step
 
@@ -29,6 +29,17 @@ def sent(
     """
     collective = direct(kind, payload, group, stride, blocks)
     return Work(op_class=op_class, kernels=0, collective=collective, rows=rows, **sizes)
+
+
+def gather_queries(s: StepInput, a: Heads) -> Work:
+    """All-gather of the queries, rotated and in MLA absorbed, among the KV shards that share their projection.
+
+    Each sends its share of the heads to `q_shards` - 1 others; nothing where every KV shard projects all of them. As
+    vLLM has it (https://github.com/vllm-project/vllm, vllm/model_executor/layers/attention/mla_attention.py).
+    """
+    x = s.layout
+    payload = (x.q_shards - 1) * s.tokens * q_heads_projected(s, a) * a.score_width * s.wire_bytes
+    return sent("all-gather", "all-gather", payload, x.q_shards, stride=x.tpa, rows=s.tokens)
 
 
 def partial_exchange(s: StepInput, a: Heads) -> Work:

@@ -8,6 +8,7 @@ and only the all-reduce is left.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from helix_sim.core.numeric import Column, ceil_div, larger
@@ -84,7 +85,8 @@ def dispatch(s: StepInput, rank: BusiestRank, width: int | None = None) -> Work:
 
     Without their expert numbers and gates, top_k of each beside H values (or `width`, where experts see a latent).
     """
-    return routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"), width)
+    sent_as = s.precision.format_of("dispatch")
+    return replace(routed_exchange(s, rank, "dispatch", s.precision.bytes_of("dispatch"), width), weights=sent_as)
 
 
 def combine(s: StepInput, rank: BusiestRank, width: int | None = None) -> Work:
@@ -120,7 +122,12 @@ def routed_up(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 def routed_activation(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
     """SiLU(gate)·up of the routed tokens; of up alone where nothing gates."""
     shard = ceil_div(ffn.intermediate_size, s.layout.tpf)
-    return gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
+    activation = gated_activation(s, rank.pairs, shard, "grouped-pointwise", ffn.projections_in)
+    formats: dict[str, Any] = {
+        "math": s.precision.format_of("routed_math"),
+        "weights": s.precision.format_of("routed_weights"),
+    }
+    return replace(activation, part="activation", part_of="grouped-gemm", **formats)
 
 
 def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
@@ -130,7 +137,8 @@ def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 
 def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
     sizes = {"pairs": rank.pairs, "held": rank.held, "read": rank.read, "arrived": rank.arrived}
-    return grouped_matmul(s, **sizes, inner=inner, outer=outer)
+    brought_by = routed_exchange(s, rank, "dispatch", 1).collective
+    return replace(grouped_matmul(s, **sizes, inner=inner, outer=outer), brought_by=brought_by)
 
 
 def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:

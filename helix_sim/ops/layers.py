@@ -20,6 +20,7 @@ from helix_sim.ops.elementwise import hidden_norm
 from helix_sim.ops.ends import closing_ops, handover_ops, opening_ops
 from helix_sim.ops.exchange import (
     combine_partials,
+    gather_queries,
     gather_tokens,
     group_all_reduce,
     partial_exchange,
@@ -60,7 +61,7 @@ def window_ops(s: StepInput, a: WindowAttention) -> OpTable:
     """Ops of one layer's windowed attention, in order: grouped-query attention without KV shards."""
     t = attention.head_parallel(s)
     ops = _head_ops(t, a, attention.window_core(t, a))
-    shards = ("exchange", "combine_partials")
+    shards = ("query_gather", "exchange", "combine_partials")
     return {name: op for name, op in ops.items() if name not in shards} | _around(s)
 
 
@@ -76,7 +77,7 @@ def mla_ops(s: StepInput, a: MlaAttention) -> OpTable:
 
 def sparse_ops(s: StepInput, a: SparseAttention) -> OpTable:
     """Ops of one layer's sparse latent attention, in order: the indexer, then MLA over what it picked."""
-    return _latent_ops(s, a, sparse.sparse_core(s, a), _index_ops(s, a))
+    return _latent_ops(s, a, sparse.sparse_core(s, a), None if a.picks_shared else _index_ops(s, a))
 
 
 def compressed_ops(s: StepInput, a: CompressedAttention) -> OpTable:
@@ -145,6 +146,7 @@ def _latent_ops(s: StepInput, a: LatentAttention, core: Work, index: OpTable | N
 def _core_ops(s: StepInput, a: attention.Heads, core: Work) -> OpTable:
     return {
         "rope_and_append": attention.rope_and_append(s, a),
+        "query_gather": gather_queries(s, a),
         "attention_core": core,
         "exchange": partial_exchange(s, a),
         "combine_partials": combine_partials(s, a),
@@ -233,15 +235,16 @@ class Kind:
 
     ops: the op table of (step, spec). cached: bytes that one request keeps in one layer on the fullest rank. sees: the
     widths of a layout that its ops look at, besides the batch, the context and the chunks: where they are the same, so
-    are its times. pipelined: (op in pieces, the exchange that follows each piece and runs behind the next). streamed:
-    see Streamed. beside: (op of the shared experts, op of the routed ones that it runs beside); they share HBM, but not
-    their latencies.
+    are its times. core: the op that divides attention in two where microbatches take turns. pipelined: (op in pieces,
+    the exchange that follows each piece and runs behind the next). streamed: see Streamed. beside: (op of the shared
+    experts, op of the routed ones that it runs beside); they share HBM, but not their latencies.
     """
 
     title: str
     ops: Callable[[StepInput, Any], OpTable]
     cached: Callable[[StepInput, Any], Any] = lambda s, spec: 0
     sees: Callable[[Layout], tuple[Column, ...]]
+    core: str = "attention_core"
     pipelined: tuple[tuple[str, str], ...] = ()
     streamed: tuple[Streamed, ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
@@ -249,12 +252,12 @@ class Kind:
 
 STREAMED = (Streamed(product="output_projection", reduced="attention_all_reduce"),)
 ATTENTION: dict[str, Any] = {
-    "sees": lambda x: (x.tpa, x.kvp, x.token_group),
+    "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.q_shards),
     "pipelined": (("attention_core", "exchange"),),
     "streamed": STREAMED,
 }
 """What attention over KV shards has in common."""
-INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp)}
+INDEXED: dict[str, Any] = {**ATTENTION, "sees": lambda x: (x.tpa, x.kvp, x.token_group, x.index_kvp, x.q_shards)}
 """What attention with an indexer has in common."""
 HEAD_PARALLEL: dict[str, Any] = {"sees": lambda x: (x.token_group,), "streamed": STREAMED}
 """What attention without KV shards has in common."""
@@ -266,7 +269,9 @@ KINDS: dict[str, Kind] = {
     "mla": Kind(title="multi-head latent attention", ops=mla_ops, cached=attention.cached_bytes, **ATTENTION),
     "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
     "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **INDEXED),
-    "linear": Kind(title="linear attention", ops=linear_ops, cached=linear.state_bytes, **HEAD_PARALLEL),
+    "linear": Kind(
+        title="linear attention", ops=linear_ops, cached=linear.state_bytes, core="state_update", **HEAD_PARALLEL
+    ),
     "dense": Kind(
         title="dense",
         ops=dense_ops,
@@ -276,7 +281,7 @@ KINDS: dict[str, Kind] = {
     "routed": Kind(
         title="MoE",
         ops=routed_ops,
-        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards),
+        sees=lambda x: (x.dp, x.tpf, x.ep, x.idle_shards, x.redundant_experts),
         streamed=(Streamed(product="routed_down", reduced="moe_all_reduce", between="combine"),),
         beside=(("shared_up", "routed_up"), ("shared_down", "routed_down")),
     ),
@@ -305,7 +310,9 @@ ENDS: dict[str, Kind] = {
 class Half:
     """A kind of half a layer as a model has it: `half` is "attention", "ffn" or "ends", `name` the model's own name.
 
-    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names.
+    suffix: what is appended to the names of its ops, where another kind of the model has ops of the same names. A
+    draft's ("draft") has an input of its own beside a step; holds: whether its weights are its own to hold, but for
+    those of the ops in `elsewhere`.
     """
 
     half: str
@@ -313,6 +320,9 @@ class Half:
     kind: Kind
     spec: Any
     suffix: str = ""
+    input: Callable[[StepInput], StepInput] = lambda s: s
+    holds: bool = True
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
@@ -321,7 +331,7 @@ class Half:
 
     def ops(self, s: StepInput) -> OpTable:
         """Its ops for one layer, by their names within the kind."""
-        return self.kind.ops(s, self.spec)
+        return self.kind.ops(self.input(s), self.spec)
 
     def op_name(self, op: str) -> str:
         """An op's name in the step: its own, with the kind's in brackets where two kinds of the model share it."""
@@ -351,14 +361,17 @@ def halves_of(model: Model) -> tuple[Half, ...]:
 
 
 def ordered(tables: Iterable[tuple[Half, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing."""
+    """The halves' tables as one by the names in the step, in its order: opening, attentions, FFNs, closing, drafts."""
     opening: dict[str, Any] = {}
     body: dict[str, Any] = {}
     closing: dict[str, Any] = {}
+    drafts: dict[str, Any] = {}
     for half, table in tables:
         for op, value in table.items():
-            if half.half != "ends":
+            if half.half == "draft":
+                drafts[half.op_name(op)] = value
+            elif half.half != "ends":
                 body[half.op_name(op)] = value
             else:
                 (opening if op.startswith("embedding") else closing)[op] = value
-    return opening | body | closing
+    return opening | body | closing | drafts

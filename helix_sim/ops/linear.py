@@ -73,7 +73,7 @@ def convolution(s: StepInput, a: LinearAttention) -> Work:
     channels, kept = channels_per_rank(s, a), states_kept(s)
     inputs = (a.conv_tokens - 1) + (a.conv_tokens + kept - 2)
     return Work(
-        op_class="pointwise",
+        op_class="convolution",
         activation_bytes=2 * s.tokens * channels * s.activation_bytes,
         kv_bytes=s.layout.batch * inputs * channels * s.activation_bytes,
         rows=s.tokens,

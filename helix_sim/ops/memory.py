@@ -13,6 +13,7 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, chosen, larger, smaller, total
 from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
+from helix_sim.ops.drafts import draft_cache
 from helix_sim.ops.layers import Half, kv_bytes_per_layer
 from helix_sim.ops.stages import Stage
 from helix_sim.ops.step_input import StepInput
@@ -26,7 +27,7 @@ class Memory:
 
     capacity: memory of the GPU as its driver sees it. fillable: what of it the three kinds may fill, after the
     machine's reserve or what the framework of a measured timing leaves. share: how much of each further byte of
-    capacity they may fill. stages: the same of a GPU of each stage that may be the fullest; at another batch another is.
+    capacity they may fill. stages: the same of a GPU of each stage that may be the fullest: at another batch, another.
     """
 
     weights: Column
@@ -79,7 +80,12 @@ def kv_tokens_that_fit(memory: Memory, layout: Layout, context: Column) -> Any:
 
 def resident_weights(tables: Iterable[tuple[Half, Mapping[str, Work]]], stage: Stage) -> Any:
     """Bytes of weights on a GPU of a stage: what the ops read in a step, and the experts and tables they do not."""
-    held = ((stage[half.key], work.resident_weight_bytes) for half, ops in tables for work in ops.values())
+    held = (
+        (stage[half.key], work.resident_weight_bytes)
+        for half, ops in tables
+        for name, work in ops.items()
+        if half.holds and name not in half.elsewhere
+    )
     return total(*(count * size if np.ndim(size) or size else 0 for count, size in held))
 
 
@@ -93,20 +99,20 @@ def memory_of(
     """Memory of the fullest GPU, of whichever of the stages that is; weights: bytes of each.
 
     KV: B · PP · layers · ceil(K/TPA) · width · S/KVP, for each microbatch in flight holds its requests' cache of a
-    stage's layers. Activations: four [tokens, H] buffers, the dispatch and combine buffers of every token where there
-    are several groups, and on the last stage the logits.
+    stage's layers; a draft's module adds its own where the model ends. Activations: four [tokens, H] buffers, the
+    dispatch and combine buffers of every token where there are several groups, and on the last stage the logits.
 
     served: what the framework of a measured timing leaves free by its defaults, in place of the machine's reserve.
     """
     m, x = s.model, s.layout
-    per_layer = {name: kv_bytes_per_layer(s, a) for name, a in m.attention.items()}
+    per_layer = {("attention", name): kv_bytes_per_layer(s, a) for name, a in m.attention.items()} | draft_cache(s)
     tokens, sent = s.tokens, s.tokens
     if served:
         tokens, sent = larger(tokens, served.activation_tokens.value), larger(sent, served.exchange_tokens.value)
     buffers = 4 * tokens * m.hidden_size + 2 * (x.dp > 1) * sent * x.dp * m.hidden_size
     found: list[Memory] = []
     for stage, held in zip(stages, weights, strict=True):
-        per_request = sum(stage["attention", name] * size for name, size in per_layer.items())
+        per_request = sum(stage[key] * size for key, size in per_layer.items())
         logits = stage["ends", "closing"] * s.tokens * m.vocab_size
         activations = (buffers + logits) * s.activation_bytes
         found.append(

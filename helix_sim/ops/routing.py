@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, ceil_div, chosen, distinct, larger, smaller
@@ -25,18 +28,74 @@ def expert_popularity(ffn: RoutedFfn) -> list[tuple[int, float]]:
     """
     if not ffn.routing_skew:
         return [(ffn.routed, ffn.top_k / ffn.routed)]
+    picked = _picked(ffn)
+    starts = [2**i for i in range(ffn.routed.bit_length())]
+    classes = [picked[start - 1 : 2 * start - 1] for start in starts]
+    return [(len(members), float(members.mean())) for members in classes]
+
+
+def _picked(ffn: RoutedFfn) -> npt.NDArray[np.float64]:
+    """Probability (experts,) that a token picks each expert, from hot to cold."""
     rank = np.arange(1, ffn.routed + 1)
     weight = rank**-ffn.routing_skew
-    picked = np.minimum(1.0, ffn.top_k * weight / weight.sum())
+    picked: npt.NDArray[np.float64] = np.minimum(1.0, ffn.top_k * weight / weight.sum())
     for _ in range(ffn.top_k):  # what the cap takes from the hottest goes to the rest
         free = picked < 1
         if not free.any():
             break
         picked[free] *= (ffn.top_k - (~free).sum()) / picked[free].sum()
         picked = np.minimum(1.0, picked)
-    starts = [2**i for i in range(ffn.routed.bit_length())]
-    classes = [picked[start - 1 : 2 * start - 1] for start in starts]
-    return [(len(members), float(members.mean())) for members in classes]
+    return picked
+
+
+# --- Placement -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedExperts:
+    """Experts and copies of busy ones on ranks, packed by their popularity; picks are of one token.
+
+    slots: probability (slots,) that a token is sent to each expert or copy. loads: expected picks (ep,) of each rank's
+    slots, falling. spreads: their variances, in the same order.
+    """
+
+    slots: npt.NDArray[np.float64]
+    loads: npt.NDArray[np.float64]
+    spreads: npt.NDArray[np.float64]
+
+
+@functools.lru_cache(maxsize=1024)
+def packed_experts(ffn: RoutedFfn, ep: int, copies: int) -> PackedExperts:
+    """Where EPLB places experts: the next copy to whichever has most to do, then each to the idlest rank with room.
+
+    Tokens of an expert are shared evenly by its copies [DeepSeek EPLB, https://github.com/deepseek-ai/EPLB: replication
+    and packing of its global policy].
+
+    >>> moe = RoutedFfn(kind="routed", routed=4, top_k=1, intermediate_size=64)
+    >>> packed_experts(moe, ep=6, copies=2).loads.tolist()
+    [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    """
+    picked = _picked(ffn)
+    shared = [(-float(p), 1, expert) for expert, p in enumerate(picked)]
+    heapq.heapify(shared)
+    for _ in range(copies):
+        _, count, expert = shared[0]
+        heapq.heapreplace(shared, (-float(picked[expert]) / (count + 1), count + 1, expert))
+    slots = np.sort(np.concatenate([np.full(count, -load) for load, count, _ in shared]))[::-1]
+    room = -(-len(slots) // ep)
+    ranks = [(0.0, rank, 0, 0.0) for rank in range(ep)]
+    full = []
+    for slot in slots.tolist():
+        load, rank, count, spread = heapq.heappop(ranks)
+        more = (load + slot, rank, count + 1, spread + slot * (1 - slot))
+        if count + 1 < room:
+            heapq.heappush(ranks, more)
+        else:
+            full.append(more)
+    order = sorted(full + ranks, reverse=True)
+    return PackedExperts(
+        slots=slots, loads=np.array([each[0] for each in order]), spreads=np.array([each[3] for each in order])
+    )
 
 
 EXACT_UP_TO = 16
@@ -115,26 +174,71 @@ class BusiestRank:
 def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     """Expectation over random routing of what the busiest of ep ranks reads and computes.
 
+    Experts lie on ranks at random, or, where they are balanced or some have copies, as `packed_experts` packs them:
+    then a rank's share is what its experts are picked for, and a copy takes its part of an expert's tokens.
+
     Distinct experts: E/ep · (1 - (1 - k/E)^T) on average, and the largest of ep binomial counts on the busiest. Pairs:
     T·k/ep on average, plus the largest deviation of ep such loads. Both are held against a simulation in the tests.
-    Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp), wide EP (where a rank holds so few
-    experts that they are summed exactly) apart from the rest (where a law does).
+    Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp, copies, new tokens), wide EP (where a
+    rank holds so few experts that they are summed exactly) apart from the rest (where a law does).
     """
-    ep, dp = s.layout.ep, s.layout.dp
-    if np.ndim(ep) < 2 and np.ndim(dp) < 2:
+    seen = (s.layout.ep, s.layout.dp, s.query_tokens)
+    if all(np.ndim(column) < 2 for column in seen):
         return _busiest_rank(s, ffn)
-    ep, dp = (column[:, 0] for column in np.broadcast_arrays(np.atleast_2d(ep), np.atleast_2d(dp)))
-    first, place = distinct((ep, dp))
+    ep, dp, new = (column[:, 0] for column in np.broadcast_arrays(*map(np.atleast_2d, seen)))
+    copies = np.broadcast_to(s.layout.redundant_experts, (len(ep), 1))[:, 0]
+    first, place = distinct((ep, dp, copies, new))
     few = int(np.sum(ceil_div(ffn.routed, ep[first]) > EXACT_UP_TO))
-    ranks = [
-        _busiest_rank(replace(s, layout=Layout(batch=s.layout.batch, dp=dp[rows, None], ep=ep[rows, None])), ffn)
-        for rows in (first[:few], first[few:])
-    ]
+    ranks = []
+    for rows in (first[:few], first[few:]):
+        shape = {"dp": dp[rows, None], "ep": ep[rows, None], "redundant_experts": copies[rows, None]}
+        x = Layout(batch=s.layout.batch, **shape)
+        ranks.append(_busiest_rank(replace(s, layout=x, query_tokens=new[rows, None]), ffn))
     names = [field.name for field in fields(BusiestRank)]
     return BusiestRank(**{name: np.concatenate([getattr(rank, name) for rank in ranks])[place] for name in names})
 
 
 def _busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
+    x, found = s.layout, _of_random_ranks(s, ffn)
+    packed = np.asarray(x.redundant_experts > 0) | ffn.balanced
+    if not packed.any():
+        return found
+    names = [field.name for field in fields(BusiestRank)]
+    packed, ep, copies, tokens, dp, *values = np.broadcast_arrays(
+        packed, x.ep, x.redundant_experts, s.tokens * 1.0, x.dp, *(getattr(found, name) for name in names)
+    )
+    columns = {name: np.array(column, dtype=float) for name, column in zip(names, values, strict=True)}
+    for ranks, more in {(int(a), int(b)) for a, b in zip(ep[packed], copies[packed], strict=True)}:
+        here = packed & (ep == ranks) & (copies == more)
+        part = _of_packed_ranks(packed_experts(ffn, ranks, more), ffn, ranks, tokens[here], dp[here])
+        for name, column in columns.items():
+            column[here] = getattr(part, name)
+    return BusiestRank(**{name: column[()] for name, column in columns.items()})
+
+
+def _of_packed_ranks(packed: PackedExperts, ffn: RoutedFfn, ep: int, own: Any, dp: Any) -> BusiestRank:
+    """The busiest of ranks whose experts are packed; own: tokens of one of dp groups.
+
+    The largest of what the k busiest ranks expect of their least, and the largest deviation of k such loads on top.
+    """
+    tokens, others = own * dp, 1 - 1 / ep
+    held = -(-len(packed.slots) // ep)
+    picked, counts = np.unique(packed.slots, return_counts=True)
+    hit = -np.expm1(tokens[:, None] * np.log1p(-np.minimum(picked, 1 - 1e-12))) @ (counts / counts.sum())
+    read = np.clip(largest_binomial(held, hit, np.asarray(ep)), 1, smaller(held, tokens * ffn.top_k))
+    last = np.flatnonzero(np.diff(packed.loads.round(12), append=-1))
+    z = largest_normal(last + 1.0)
+    deviation = np.sqrt(others * tokens[:, None] * packed.spreads[last])
+    skewness = others * (1 - 2 * ffn.top_k / ffn.routed) * (z**2 - 1) / 6 * np.minimum(deviation, 1) * (last > 0)
+    pairs = (tokens[:, None] * packed.loads[last] + deviation * z + skewness).max(axis=1)
+    pairs = np.clip(pairs, read, tokens * smaller(held, ffn.top_k))
+    here = _share_here(packed.loads[0] * ffn.routed / ffn.top_k, ffn)
+    foreign = largest_binomial(own * (dp - 1), here, np.asarray(ep))
+    arrived = foreign + own * np.where(dp > 1, here, 1.0)
+    return BusiestRank(held=held, read=read, pairs=pairs, foreign=foreign, arrived=arrived)
+
+
+def _of_random_ranks(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     x, tokens = s.layout, s.stage_tokens
     held = ceil_div(ffn.routed, x.ep)
     classes, share = expert_popularity(ffn), ffn.top_k / ffn.routed
@@ -148,6 +252,9 @@ def _busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     z = largest_normal(x.ep)
     skewness = others * (1 - 2 * share) * (z**2 - 1) / 6 * np.minimum(deviation, 1)
     pairs = tokens * ffn.top_k * held / ffn.routed + deviation * z + skewness
+    if ffn.routing_skew:  # the rank of the hottest expert has that one, and an average share of the others
+        hottest = classes[0][1]
+        pairs = larger(pairs, tokens * (hottest + (held - 1) * (ffn.top_k - hottest) / max(ffn.routed - 1, 1)))
     pairs = np.clip(pairs, read, tokens * smaller(held, ffn.top_k))
     here = share_of_tokens_here(s, ffn)
     foreign = largest_binomial(s.tokens * (x.dp - 1), here, x.ep)
@@ -160,7 +267,10 @@ def share_of_tokens_here(s: StepInput, ffn: RoutedFfn) -> Any:
 
     1 - C(E - E/ep, k) / C(E, k): each of the k picks misses what is left.
     """
-    local = ceil_div(ffn.routed, s.layout.ep)
+    return _share_here(ceil_div(ffn.routed, s.layout.ep), ffn)
+
+
+def _share_here(local: Column, ffn: RoutedFfn) -> Any:
     missed: Any = 1.0
     for pick in range(ffn.top_k):
         missed = missed * larger(1 - local / (ffn.routed - pick), 0)

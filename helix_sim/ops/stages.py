@@ -13,7 +13,7 @@ from helix_sim.core.numeric import Column, chosen
 from helix_sim.specs.model import Model
 
 Stage = Mapping[tuple[str, str], Any]
-"""How often each kind runs on a stage in a step, by ("attention", "ffn" or "ends", name); numbers, or columns."""
+"""How often each kind runs on a stage in a step, by ("attention", "ffn", "ends" or "layer", name): numbers, columns."""
 
 ENDS = (("ends", "opening"), ("ends", "closing"), ("ends", "handover"))
 
@@ -39,20 +39,24 @@ def stage_layers(model: Model, stages: int) -> list[tuple[tuple[str, str], ...]]
     return [model.layer_list[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
 
 
-def heavy_stages(model: Model, pp: Column) -> tuple[Stage, ...]:
+def heavy_stages(model: Model, pp: Column, layers: bool = False) -> tuple[Stage, ...]:
     """The stages of which one is the busiest and one the fullest, whatever a layer takes: none has more of all kinds.
 
     pp: pipeline stages, a number or a column; each stage's counts are of its shape. Where a layout has fewer such
-    stages than another of the column, its first comes again.
+    stages than another of the column, its first comes again. layers: whether whole layers are counted as well, by
+    ("layer", "attention, FFN").
     """
-    keys = (*model.kind_counts, *ENDS)
+    kinds = tuple(model.kind_counts)
+    if layers:
+        kinds += tuple(("layer", ", ".join(layer)) for layer in dict.fromkeys(model.layer_list))
+    keys = (*kinds, *ENDS)
     if isinstance(pp, int | float):
-        rows = _heavy_stages(model.layer_list, tuple(model.kind_counts), int(pp))
+        rows = _heavy_stages(model.layer_list, kinds, int(pp))
         return tuple(dict(zip(keys, map(int, row), strict=True)) for row in rows)
-    values, place = np.unique(np.asarray(pp), return_inverse=True)
-    found = [_heavy_stages(model.layer_list, tuple(model.kind_counts), int(value)) for value in values]
+    values, place = np.unique(np.asarray(pp if np.size(pp) else [1]), return_inverse=True)
+    found = [_heavy_stages(model.layer_list, kinds, int(value)) for value in values]
     table = np.stack([[of[j if j < len(of) else 0] for of in found] for j in range(max(map(len, found)))])
-    place = place.reshape(np.shape(pp))
+    place = place[: np.size(pp)].reshape(np.shape(pp))
     return tuple({key: stage[place, k] for k, key in enumerate(keys)} for stage in table)
 
 
@@ -65,8 +69,8 @@ def _heavy_stages(
     The last three columns are those of ENDS: the model's beginning, its end, and a hand-over to the next stage.
     """
     sizes = layers_dealt(len(layers), stages)
-    place = {"attention": 0, "ffn": 1}
-    of_kind = np.array([[layer[place[half]] == name for half, name in kinds] for layer in layers], dtype=float)
+    of_layer = [{("attention", a), ("ffn", f), ("layer", f"{a}, {f}")} for a, f in layers]
+    of_kind = np.array([[kind in own for kind in kinds] for own in of_layer], dtype=float)
     before = np.vstack([np.zeros(len(kinds)), np.cumsum(of_kind, axis=0)])
     ends = np.cumsum(sizes)
     number = np.arange(stages)

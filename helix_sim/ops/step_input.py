@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from helix_sim.core.kept import kept_property
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column
+from helix_sim.specs.drafter import Drafter
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 
@@ -20,7 +21,7 @@ class StepInput:
 
     Every attention group runs `batch` requests of its layout, each with `query_tokens` new tokens over `context` cached
     ones, the new ones among them. Decoding is one new token, verifying a draft a few, a chunk of prefill thousands. The
-    KV cache is read once a request; all else sees requests times new tokens.
+    KV cache is read once a request; all else sees requests times new tokens. `drafter` is what drafts beside the step.
     """
 
     model: Model
@@ -28,6 +29,7 @@ class StepInput:
     layout: Layout
     context: Column
     query_tokens: Column = 1
+    drafter: Drafter | None = None
     known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @kept_property

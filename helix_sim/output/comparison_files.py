@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helix_sim.answers.compare import UNITS, Compared
+from helix_sim.answers.compare import Compared
 from helix_sim.core.escape import csv_cell
 from helix_sim.core.files import appearing, write_csv, write_json, write_parquet
 from helix_sim.output import plot
+from helix_sim.specs.quantities import units_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ def _write_workbook(path: Path, found: Compared, frame: pd.DataFrame) -> Path:
 
     sources = pd.DataFrame(_provenance(found), columns=["search", "what", "value", "source"])
     remarks = pd.DataFrame({"remark": found.remarks})
-    units = pd.DataFrame([{column: UNITS.get(str(column), "") for column in frame}])
+    units = pd.DataFrame([dict.fromkeys(frame, "") | units_of(frame)])
     sheets = {"rows": pd.concat([units, frame.astype(object)]), "provenance": sources, "remarks": remarks}
     with appearing(path) as partial, pd.ExcelWriter(partial, engine="openpyxl") as book:
         for name, sheet in sheets.items():

@@ -268,22 +268,24 @@ def _nearest_on(step: Step, stack: str, gpus: int) -> Step | None:
     rows = np.array(list(_shapes(gpus, bool(step.model.routed_kinds))), dtype=np.int64)
     columns = dict(zip(WIDTHS, rows.T, strict=True))
     batch = -(-int(step.layout.users) // (columns["dp"] * columns["pp"]))
-    x = Layout(batch=batch, **columns)
+    drafts = int(step.layout.draft_tokens)
+    x = Layout(batch=batch, draft_tokens=drafts, **columns)
     flags = shape_reasons(step.model, step.machine, x, step.context)
     flags = flags | stack_flags(stack, step.model, step.machine, step.precision, x)
     able = np.flatnonzero(np.asarray(flags) == 0)
     if not able.size:
         return None
-    steps = evaluate_step(
-        step.setting, Layout(batch=batch[able], **{n: c[able] for n, c in columns.items()}), step.context
-    )
+    some = Layout(batch=batch[able], draft_tokens=drafts, **{n: c[able] for n, c in columns.items()})
+    steps = evaluate_step(step.setting, some, step.context)
     fits = np.asarray(memory_reason(steps.memory)) == 0
     if not fits.any():
         return None
     distance = sum(np.abs(np.log2(columns[name][able] / getattr(step.layout, name))) for name in WIDTHS)
     order = np.lexsort((np.asarray(steps.ttl_s), np.round(distance, 9), ~np.broadcast_to(fits, able.shape)))
     best = able[order[0]]
-    near = Layout(batch=int(batch[best]), **{name: int(column[best]) for name, column in columns.items()})
+    near = Layout(
+        batch=int(batch[best]), draft_tokens=drafts, **{name: int(column[best]) for name, column in columns.items()}
+    )
     return evaluate_step(step.setting, near, step.context)
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from helix_sim.core.numeric import ceil_div
-from helix_sim.specs.model import LatentAttention
+from helix_sim.specs.model import LatentAttention, LinearAttention
 from helix_sim.stacks.rules import Placed, longest_context
 from helix_sim.stacks.stack import Stack
 from helix_sim.step import Step
@@ -68,8 +69,9 @@ class Launched:
 
     @property
     def mla(self) -> bool:
-        """Whether every kind of attention caches a latent (MLA, and sparse attention over it)."""
-        return all(isinstance(a, LatentAttention) for a in self.step.model.attention.values())
+        """Whether every kind of attention that has a cache caches a latent (MLA, and sparse attention over it)."""
+        caching = [a for a in self.step.model.attention.values() if not isinstance(a, LinearAttention)]
+        return all(isinstance(a, LatentAttention) for a in caching)
 
     @property
     def dispatched(self) -> bool:
@@ -77,24 +79,39 @@ class Launched:
         return bool(self.step.model.routed_kinds) and bool(self.placed.dispatched)
 
     @property
+    def gathers(self) -> bool:
+        """Whether the stack gathers all tokens in place of sending them: a stage of one board that is the domain."""
+        machine, x = self.step.machine, self.step.layout
+        board = machine.tray_gpus is not None and machine.tray_gpus.value == machine.domain
+        return not self.stack.dispatch.on_board and board and int(x.dp * x.attention_group) <= machine.domain
+
+    @property
     def dispatch(self) -> str:
-        """The stack's back end of dispatch and combine on this machine."""
-        reach = self.step.machine.domain > self.gpus_of_node
+        """The stack's back end of dispatch and combine on this machine; microbatches take turns on DeepEP's alone."""
+        reach = self.step.machine.domain > self.gpus_of_node and self.step.layout.microbatches == 1
         return self.stack.dispatch.one_domain if reach else self.stack.dispatch.several
 
     @property
     def copies(self) -> int:
-        """Experts that are held twice, so that every rank holds as many."""
+        """Copies of experts: the layout's, or as many as fill every rank alike."""
         x = self.step.layout
+        if x.redundant_experts:
+            return int(x.redundant_experts)
         most = max((f.routed for f in self.step.model.routed_kinds.values()), default=0)
         return int(ceil_div(most, x.ep) * x.ep - most) if x.ep > 1 else 0
 
     @property
     def attention_backend(self) -> str:
         """The attention back end that KV parallelism needs."""
-        kinds = [a.kind for a in self.step.model.attention.values()]
-        named = self.stack.kvp_attention[next((kind for kind in kinds if kind != "gqa"), "gqa")]
-        return named.blackwell if self.blackwell else named.other
+        kvp = self.placed.kvp
+        assert kvp
+        assert kvp.backend
+        return kvp.backend.blackwell if self.blackwell else kvp.backend.other
+
+    @property
+    def block_tokens(self) -> int | None:
+        """Tokens of a KV block, where KV parallelism fixes them."""
+        return self.placed.kvp.block_tokens if self.placed.kvp else None
 
     def share(self, part: float, whole: float) -> float:
         """A share of memory, rounded down to a thousandth."""
@@ -105,6 +122,9 @@ def written(launched: Launched) -> Draft:
     """The options, environment and remarks of a launch."""
     draft = Draft()
     WRITERS[launched.stack.name](launched, draft)
+    kvp = launched.placed.kvp
+    if launched.step.layout.kvp > 1 and kvp and kvp.remark:
+        draft.remarks.append(kvp.remark)
     override = launched.stack.context_override
     if longest_context(launched.step.model, launched.tokens):
         limit = launched.step.model.max_position_embeddings
@@ -114,6 +134,10 @@ def written(launched: Launched) -> Draft:
             f"{launched.stack.title} {override.otherwise}; answers beyond it are the model's own affair (RoPE scaling)"
         )
     return draft
+
+
+GATHERED = "queries are gathered over the KV shards, where the layout repeats their projection (q_shards 1)"
+"""Where a stack does not do as the layout says."""
 
 
 def _trtllm(launched: Launched, draft: Draft) -> None:
@@ -129,7 +153,7 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
             "context_parallel_size": x.kvp,
             "cp_config": {
                 "cp_type": "HELIX",
-                "tokens_per_block": launched.stack.block_tokens,
+                "tokens_per_block": launched.block_tokens,
                 "use_nccl_for_alltoall": False,
             },
             "cache_transceiver_config": {"backend": "DEFAULT"},
@@ -152,11 +176,19 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
         draft.options["moe_config"] = moe
     if x.dp > 1:
         draft.options["enable_attention_dp"] = True
+    if n := _drafts(step):
+        method = _method(step)
+        if method == "mtp":
+            speculative: dict[str, Any] = {"decoding_type": "MTP", "num_nextn_predict_layers": n}
+        else:
+            kind = "Eagle3" if method == "eagle3" else "DraftTarget"
+            speculative = {"decoding_type": kind, "max_draft_len": n, "speculative_model_dir": draft_checkpoint(step)}
+        draft.options["speculative_config"] = speculative
     free = step.memory.capacity - float(step.memory.weights)
-    blocks = {"tokens_per_block": launched.stack.block_tokens} if x.kvp > 1 else {}
+    blocks = {"tokens_per_block": launched.block_tokens} if x.kvp > 1 else {}
     draft.options |= {
         "max_batch_size": x.batch,
-        "max_num_tokens": max(8192, int(x.batch)),
+        "max_num_tokens": max(8192, int(x.batch) * (1 + _drafts(step))),
         "max_seq_len": launched.tokens,
         "cuda_graph_config": {"enable_padding": True, "max_batch_size": x.batch},
         "kv_cache_config": {
@@ -176,6 +208,8 @@ def _vllm(launched: Launched, draft: Draft) -> None:
         draft.options["--enable-expert-parallel"] = True
         if launched.dispatched:
             draft.options["--all2all-backend"] = launched.dispatch
+        if x.microbatches > 1:
+            draft.options |= {"--enable-dbo": True, "--dbo-decode-token-threshold": x.batch}
         if launched.copies:
             draft.options |= {
                 "--enable-eplb": True,
@@ -187,10 +221,14 @@ def _vllm(launched: Launched, draft: Draft) -> None:
             "--dcp-comm-backend": "a2a",
             "--attention-backend": launched.attention_backend,
         }
-        if launched.mla:
+        if x.q_shards == 1 and launched.mla:
             draft.options["--dcp-q-replicate"] = True
-        else:
-            draft.remarks.append("queries are gathered over the KV shards, where the layout repeats their projection")
+        elif x.q_shards == 1:
+            draft.remarks.append(f"{GATHERED}: its option to repeat it is for MLA")
+    if n := _drafts(step):
+        method = {"external": "draft_model"}.get(_method(step), _method(step))
+        model = {} if method == "mtp" else {"model": draft_checkpoint(step)}
+        draft.options["--speculative-config"] = json.dumps({"method": method, **model, "num_speculative_tokens": n})
     memory = step.memory
     draft.options |= {
         "--max-num-seqs": x.batch * x.pp,
@@ -225,7 +263,9 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             draft.options["--moe-dense-tp-size"] = 1
     if step.model.routed_kinds:
         draft.options["--ep-size"] = x.ep
-        if launched.dispatched:
+        if launched.dispatched and not launched.gathers:
+            if x.microbatches > 1:
+                draft.options["--enable-two-batch-overlap"] = True
             # flashinfer's back end sends from every rank, each with tokens of its own
             single = x.attention_group == 1
             draft.options["--moe-a2a-backend"] = launched.dispatch if single else launched.stack.dispatch.several
@@ -238,15 +278,24 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             "--dcp-comm-backend": exchange,
             "--attention-backend": launched.attention_backend,
         }
-        if launched.mla and step.precision.format_of("attention_weights") in ("bf16", "fp16"):
+        in_16_bits = step.precision.format_of("attention_weights") in ("bf16", "fp16")
+        if x.q_shards == 1 and launched.mla and in_16_bits:
             draft.options["--dcp-replicate-q-proj"] = True
-        elif launched.mla:
+        elif x.q_shards == 1 and launched.mla:
             draft.remarks.append(
-                "queries are gathered over the KV shards, where the layout repeats their projection: "
-                "--dcp-replicate-q-proj falls back to that without a word on quantised projections"
+                f"{GATHERED}: --dcp-replicate-q-proj falls back to that without a word on quantised projections"
             )
-        else:
+        if not launched.mla:
             draft.remarks.append("decode context parallelism of GQA depends on the model's code and its back end")
+    if n := _drafts(step):
+        draft.options |= {
+            "--speculative-algorithm": {"mtp": "EAGLE", "eagle3": "EAGLE3"}.get(_method(step), "STANDALONE"),
+            "--speculative-num-steps": n,
+            "--speculative-eagle-topk": 1,
+            "--speculative-num-draft-tokens": n + 1,
+        }
+        if _method(step) != "mtp":
+            draft.options["--speculative-draft-model-path"] = draft_checkpoint(step)
     memory = step.memory
     static = float(memory.fillable) - float(memory.activations)
     draft.options |= {
@@ -262,6 +311,25 @@ def _sglang(launched: Launched, draft: Draft) -> None:
             "--dist-init-addr": '"${HEAD_ADDRESS:?the address of node 0}:20000"',
         }
         draft.remarks.append(f"start it on each of {launched.nodes} nodes")
+
+
+def _drafts(step: Step) -> int:
+    """Drafts of a step; none where nothing drafts."""
+    return int(step.layout.draft_tokens) if step.setting.drafter else 0
+
+
+def _method(step: Step) -> str:
+    """How the step drafts."""
+    assert step.setting.drafter is not None
+    return step.setting.drafter.draft.method
+
+
+def draft_checkpoint(step: Step) -> str:
+    """The Hugging Face name of what drafts, as its file says; else a placeholder."""
+    assert step.setting.drafter is not None
+    draft, module = step.setting.drafter.draft, step.setting.drafter.module
+    match = re.search(r"https://huggingface\.co/([\w.-]+/[\w.-]+)", module.source)
+    return match[1].rstrip(",") if match else f"CHECKPOINT-OF-{draft.name}"
 
 
 def _kv(launched: Launched) -> str:

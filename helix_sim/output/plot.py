@@ -97,13 +97,27 @@ def short_label(point: Mapping[str, Any]) -> str:
     return f"{widths or '1 GPU'} · B{point['batch']}"
 
 
+MOST_BANDS = 2
+"""Intervals of frontiers that can be told apart as bands; of more, each is drawn at a few points."""
+
+
 def draw_frontier(
-    axes: Axes, curve: Frontier, *, label: str, colour: str, marker: str | None = None, **style: Any
+    axes: Axes,
+    curve: Frontier,
+    *,
+    label: str,
+    colour: str,
+    marker: str | None = None,
+    band: bool = True,
+    **style: Any,
 ) -> None:
-    """A frontier as the staircase it is: at an interactivity, the best throughput of a point at least that fast."""
+    """A frontier as the staircase it is: at an interactivity, the best throughput of a point at least that fast.
+
+    band: its interval, where it has one, as a band; else as whiskers at its knees.
+    """
     if len(curve):
         axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=plot_text(label), **style)
-        draw_band(axes, curve, colour)
+        (draw_band if band else draw_whiskers)(axes, curve, colour)
         if (marker and len(curve) <= 60) or len(curve) == 1:  # a staircase of one point has no line
             axes.plot(curve.interactivity, curve.throughput, marker or "o", color=colour, markersize=2.6, alpha=0.8)
 
@@ -112,10 +126,25 @@ def draw_band(axes: Axes, curve: Frontier, colour: str) -> None:
     """The 80 % interval of a frontier on measured kernels: a step that is slower loses in both directions at once."""
     if "ttl_low_s" not in curve.columns or len(curve) < 2:
         return
-    faster, slower = (curve.columns["ttl_s"] / curve.columns[f"ttl_{end}_s"] for end in ("low", "high"))
+    faster, slower = _interval_factors(curve)
     x = np.concatenate([curve.interactivity * faster, (curve.interactivity * slower)[::-1]])
     y = np.concatenate([curve.throughput * faster, (curve.throughput * slower)[::-1]])
     axes.fill(x, y, color=colour, alpha=0.13, linewidth=0)
+
+
+def draw_whiskers(axes: Axes, curve: Frontier, colour: str) -> None:
+    """The 80 % interval of a frontier on measured kernels at its knees, from the slower end to the faster one."""
+    if "ttl_low_s" not in curve.columns:
+        return
+    ends = np.stack(_interval_factors(curve))
+    for index in knees(curve):
+        x, y = (values[index] * ends[:, index] for values in (curve.interactivity, curve.throughput))
+        axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.75, marker="|", markersize=5)
+
+
+def _interval_factors(curve: Frontier) -> tuple[Any, Any]:
+    """Speed at the lower and at the upper end of the TTL's interval, over that of the TTL itself."""
+    return tuple(curve.columns["ttl_s"] / curve.columns[f"ttl_{end}_s"] for end in ("low", "high"))  # type: ignore[return-value]
 
 
 def knees(curve: Frontier, count: int = 3) -> list[int]:
@@ -131,10 +160,12 @@ def knees(curve: Frontier, count: int = 3) -> list[int]:
     return sorted(chosen)
 
 
-def label_knees(axes: Axes, curve: Frontier, colour: str, count: int = 3, offset: tuple[int, int] = (6, 6)) -> None:
-    """Write the layouts at a frontier's knees beside them."""
+def label_knees(axes: Axes, curve: Frontier, colour: str, count: int = 3, other: Frontier | None = None) -> None:
+    """Write the layouts at a frontier's knees beside them: outside of it, or inside where `other` is further out."""
     for index in knees(curve, count):
         point = curve.point(index)
+        inside = other is not None and other.attained(point["tokens_per_s_user"]) > point["tokens_per_s_gpu"]
+        offset = (-6, -6) if inside else (6, 6)
         axes.plot(point["tokens_per_s_user"], point["tokens_per_s_gpu"], "o", color=colour, markersize=4.5)
         axes.annotate(
             short_label(point),
@@ -155,7 +186,7 @@ def pareto_axes(axes: Axes, title: str) -> None:
     axes.set_title(plot_text(title))
     _plain_log_ticks(axes)
     axes.tick_params(which="minor", labelsize=8)
-    axes.margins(x=0.2, y=0.08)
+    axes.margins(x=0.26, y=0.08)
 
 
 def _plain_log_ticks(axes: Axes) -> None:
@@ -177,19 +208,29 @@ def pareto(result: SweepResult, context: int | None = None) -> Figure:
                 label=family.title,
                 colour=COLOURS.get(name, "#888888"),
                 marker=MARKERS.get(name),
+                band=len(result.sweep.families) <= MOST_BANDS,
                 alpha=0.9,
             )
         helix = result.group("all-helix", context) if "all-helix" in result.sweep.groups else None
         baseline = result.group("baseline", context) if "baseline" in result.sweep.groups else None
-        pareto_axes(axes, f"{result.plan.model.name} at {format_size(context)} tokens on {result.plan.machine.name}")
+        pareto_axes(axes, pareto_title(result, context))
         if helix is not None and len(helix):
-            label_knees(axes, helix, COLOURS["helix"], 4)
+            label_knees(axes, helix, COLOURS["helix"], 4, baseline)
         if baseline is not None and len(baseline):
-            label_knees(axes, baseline, COLOURS["baseline"], 3, (-6, -6))
-        axes.legend(
-            fontsize=8, loc="lower left", title=plot_text(f"timing: {result.plan.timing.name}"), title_fontsize=8
-        )
+            label_knees(axes, baseline, COLOURS["baseline"], 3, helix)
+        measured = ", with 80 % intervals" if result.plan.timing.calibration else ""
+        about = plot_text(f"timing: {result.plan.timing.name}{measured}")
+        axes.legend(fontsize=8, loc="lower left", title=about, title_fontsize=8)
     return figure
+
+
+def pareto_title(result: SweepResult, context: int) -> str:
+    """What a sweep's file says that it is; else, and where it has several contexts, the model, context and machine."""
+    searched = f"{result.plan.model.name} at {format_size(context)} tokens on {result.plan.machine.name}"
+    if result.sweep.file is None:
+        return searched
+    several = f", {format_size(context)} tokens" if len(result.sweep.contexts) > 1 else ""
+    return f"{result.sweep.description}{several}"
 
 
 def one_frontier(curve: Frontier) -> Figure:
@@ -227,8 +268,10 @@ def comparison_bars(table: pd.DataFrame) -> Figure:
             colours = [BARS[machines.index(name) % len(BARS)] for name in part["machine"]]
             places = np.arange(len(part))
             axes.barh(places, rates, color=colours, height=0.7)
+            ends = rates
             if part["ttl_low_ms"].notna().any():
                 ttl, low, high = (part[f"ttl{end}_ms"].to_numpy(float) for end in ("", "_low", "_high"))
+                ends = np.nan_to_num(rates * ttl / low, nan=0.0)
                 axes.errorbar(rates, places, xerr=[rates * (1 - ttl / high), rates * (ttl / low - 1)], fmt="none",
                               ecolor="#404040", elinewidth=1, capsize=2)  # fmt: skip
             names = [
@@ -237,14 +280,13 @@ def comparison_bars(table: pd.DataFrame) -> Figure:
             ]
             axes.set_yticks(places, names, fontsize=8)
             most = float(np.nanmax(np.append(rates, 0)))
-            gap = 0.15 if part["ttl_low_ms"].notna().any() else 0.01
-            for place, rate, row in zip(places, rates, part.to_dict("records"), strict=True):
+            for place, rate, end, row in zip(places, rates, ends, part.to_dict("records"), strict=True):
                 price = row.get("usd_per_million_tokens")
                 cost = f"  ${price:.3g}/M" if price is not None and price == price else ""
                 text = f" {rate:.4g}{cost}  {row.get('family') or ''}" if rate else " no layout keeps it"
-                axes.text(rate + gap * most * bool(rate), place, plot_text(text), va="center", fontsize=7.5)
+                axes.text(max(rate, end) + 0.01 * most, place, plot_text(text), va="center", fontsize=7.5)
             axes.invert_yaxis()
-            axes.set_xlim(0, most * 1.5 or 1)
+            axes.set_xlim(0, max(most, *ends) * 1.35 or 1)
             axes.set_title(plot_text(f"{model}, {format_size(context)} tokens, within {budget:g} ms a token"))
             axes.grid(axis="y", visible=False)
         all_axes[-1, 0].set_xlabel("throughput (tokens/s/GPU); lines: 80 % intervals of measured kernels")
@@ -323,7 +365,7 @@ def figure_pareto(result: SweepResult, title: str, claims: Iterable[str] = ()) -
         draw_frontier(axes, helix, label="Helix", colour=COLOURS["helix"], marker="o", linewidth=2)
         pareto_axes(axes, title)
         label_knees(axes, helix, COLOURS["helix"], 4)
-        label_knees(axes, baseline, COLOURS["baseline"], 2, (-6, -6))
+        label_knees(axes, baseline, COLOURS["baseline"], 2, helix)
         _relative_axes(axes, x0, y0)
         axes.legend(fontsize=8, loc="lower left", title="\n".join(claims) or None, title_fontsize=8, alignment="left")
     return figure

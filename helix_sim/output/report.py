@@ -25,7 +25,7 @@ from helix_sim.specs.load import load_sweep, load_timing
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.values import Record
 from helix_sim.stacks.rules import StackRule
-from helix_sim.step import evaluate_step, op_rows
+from helix_sim.step import Step, evaluate_step, op_rows
 from helix_sim.timing.roofline import TERMS
 
 DARK_GROUND = "#15181d"
@@ -107,7 +107,6 @@ def content(result: SweepResult, claims: list[dict[str, Any]]) -> dict[str, Any]
         "description": sweep.description,
         "model": planned.model.name,
         "machine": planned.machine.name,
-        "memory_GB": planned.machine.memory_bytes / GIGA,
         "layouts": result.layouts,
         "run": result.layouts - sum(row["total"] for row in dropped),
         "curves": [_looks(result, name) for name in (*sweep.families, *sweep.groups)],
@@ -195,7 +194,9 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
     curve, planned = result.frontiers[context][name], result.plan
     if not len(curve):
         return {"x": [], "y": []}
-    tables = [op_rows(_step(planned, curve.point(index), context)) for index in range(len(curve))]
+    steps = [_step(planned, curve.point(index), context) for index in range(len(curve))]
+    tables = [op_rows(step) for step in steps]
+    each = [float(step.accepted_tokens) for step in steps]  # an op's share of a token, as the TTL is a token's
     ops = [row["op"] for row in tables[0]]
     across = [[rows[i] for rows in tables] for i in range(len(ops))]
     return {
@@ -204,14 +205,17 @@ def family_points(result: SweepResult, name: str, context: int) -> dict[str, Any
         **{axis: curve.columns[axis].tolist() for axis in (*AXES, "gpus", "users", "id")},
         "ttl_ms": _digits(curve.columns["ttl_s"] * 1e3),
         "memory_GB": _digits(curve.columns["resident_bytes"] / GIGA),
+        "to_fill_GB": _digits(float(step.memory.fillable) / GIGA for step in steps),
         "ops": ops,
-        "us": [_digits([row["seconds"] / MICRO for row in rows]) for rows in across],
-        "hidden_us": [_digits([row["hidden_s"] / MICRO for row in rows]) for rows in across],
+        "us": [_digits([row["seconds"] / MICRO / n for row, n in zip(rows, each, strict=True)]) for rows in across],
+        "hidden_us": [
+            _digits([row["hidden_s"] / MICRO / n for row, n in zip(rows, each, strict=True)]) for rows in across
+        ],
         "binds": [_letters([row["binds"] for row in rows]) for rows in across],
     }
 
 
-def _step(planned: Plan, point: dict[str, Any], context: int) -> Any:
+def _step(planned: Plan, point: dict[str, Any], context: int) -> Step:
     layout = Layout(**{axis: point[axis] for axis in AXES})
     return evaluate_step(planned.setting, layout, context)
 
@@ -265,7 +269,7 @@ def sourced(record: Record) -> Iterator[tuple[str, Any, str]]:
 
     >>> from helix_sim.specs.load import load_timing
     >>> next(sourced(load_timing("paper")))[:2]
-    ('kernel.latency_us', 3.0)
+    ('kernel.latency_us', 3.5)
     """
     return _sourced(record.model_dump(), "")
 

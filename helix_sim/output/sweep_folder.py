@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
+from helix_sim.core.errors import SpecError
 from helix_sim.core.files import write_csv, write_json, write_parquet, write_points_csv
 from helix_sim.core.units import format_size
 from helix_sim.search.evaluated import Evaluated, Total
@@ -16,6 +17,7 @@ from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told
 from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.sweep import SweepResult, result_of
+from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 
 
@@ -39,6 +41,7 @@ def summarise(result: SweepResult) -> dict[str, Any]:
             by_reason[reason] = by_reason.get(reason, 0) + count
     return {
         "helix_sim": __version__,
+        "answer_version": ANSWER_VERSION,
         "sweep": sweep.name,
         "model": planned.model.name,
         "machine": planned.machine.name,
@@ -88,6 +91,7 @@ def write_sweep(
     resume: bool = False,
     layouts_per_block: int | None = None,
     on_progress: OnProgress = lambda _: None,
+    usd_per_gpu_hour: float | None = None,
 ) -> dict[str, Any]:
     """Run a sweep, write its files into `out`, and return the summary that summary.json holds, with the speed.
 
@@ -98,6 +102,7 @@ def write_sweep(
     plots: draw each context's curves, which takes longer than most searches.
     executor, workers, scheduler: who evaluates the blocks (executors.py). resume: go on with what a stopped run left.
     layouts_per_block: what is lost at most where the run is killed. No result depends on any of these.
+    usd_per_gpu_hour: a price in place of the machine's own; it moves the column of cost alone.
     """
     planned = plan(sweep)
     executor = chosen(executor, planned, every_point)
@@ -105,6 +110,8 @@ def write_sweep(
     with told(out), Journal(out, planned, points=every_point, layouts=size) as journal:
         complete = journal.begin(resume=resume)
         if complete is not None:
+            if complete.get("usd_per_gpu_hour") != usd_per_gpu_hour:
+                raise SpecError([f"--usd-per-gpu-hour: {out} is complete at another price; leave --resume out"])
             return complete
         total, begun = Total(), time.perf_counter()
         done = set(journal.done())
@@ -121,7 +128,7 @@ def write_sweep(
             total.add(outcome.evaluated)
             on_progress(_progress(planned, total.sum, before, time.perf_counter() - begun))
         seconds = time.perf_counter() - begun
-        summary = _write(result_of(planned, total.sum), out, every_point, plots)
+        summary = _write(result_of(planned, total.sum), out, every_point, plots, usd_per_gpu_hour)
         journal.finish()
     ran = (planned.layouts - before) / seconds
     share = summary["layouts_that_run"] / planned.layouts
@@ -153,8 +160,10 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(result: SweepResult, out: Path, every_point: bool, plots: bool) -> dict[str, Any]:
-    frame = result.to_frame()
+def _write(
+    result: SweepResult, out: Path, every_point: bool, plots: bool = True, price: float | None = None
+) -> dict[str, Any]:
+    frame = result.at_price(price).to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:
         (out / "points").mkdir(exist_ok=True)
@@ -164,7 +173,8 @@ def _write(result: SweepResult, out: Path, every_point: bool, plots: bool) -> di
             files.append(write_points_csv(out / "points.csv", out / "points"))
     if plots:
         files += _draw(result, out)
-    points = {"points": "all" if every_point else "frontier"}
+    points: dict[str, Any] = {"written_points": "all" if every_point else "frontier"}
+    points |= {"usd_per_gpu_hour": price} if price is not None else {}
     summary = summarise(result) | points | {"files": [path.name for path in files] + ["summary.json"]}
     write_json(out / "summary.json", summary)
     return summary

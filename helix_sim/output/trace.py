@@ -3,7 +3,8 @@
 A process is the busiest GPU of a pipeline stage; its tracks are the layers, the critical path, and the streams:
 compute, the shared experts beside it, communication. Stream slices show each op where it runs, with its whole time, so
 overlap is seen as slices above each other. The critical path is the same step without what overlap hides: its slices
-follow each other without a gap, and their durations sum to the TTL.
+follow each other without a gap, and their durations sum to the step: the TTL, or with drafts that times the tokens it
+yields. Drafts follow the end of the model that verifies those of the step before.
 
 Every stage is drawn with its own layers, and with the model's ends where it has them. As many batches as stages are in
 flight, so a batch's turn at any stage lasts as long as at the busiest one: what a stage takes less is drawn as a wait.
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
+from helix_sim.core.errors import SpecError
+from helix_sim.ops.drafts import pass_of
 from helix_sim.ops.layers import Half
 from helix_sim.ops.stages import stage_layers
 from helix_sim.search.layout_source import Options, Picked, pick
@@ -53,9 +56,11 @@ def trace(
 
 
 def timeline(step: Step) -> list[Slice]:
-    """Every slice of one step of one layout, stage after stage."""
+    """Every slice of one step of one layout, stage after stage; SpecError where microbatches take turns."""
+    if step.layout.microbatches > 1:
+        raise SpecError(["microbatches that take turns are not drawn; set --microbatches to 1, or see `explain`"])
     slices: list[Slice] = []
-    now, turn = 0.0, float(step.ttl_s) / int(step.layout.pp)
+    now, turn = 0.0, float(step.step_s) / int(step.layout.pp)
     for stage in range(int(step.layout.pp)):
         for layer, ops in _sections(step, stage):
             begun = now
@@ -88,7 +93,14 @@ def _sections(step: Step, stage: int) -> Iterator[tuple[str, list[tuple[Half, st
         yield f"layer {number} ({title})", [(half, op) for half, inside in halves for op in inside]
     # a last stage hands nothing on, and only the last one has the model's end
     last = end("closing" if stage == len(stages) - 1 else "handover")
-    yield "end", [*last, *((last[0][0], name) for name in step.ops if name == "host")]
+    host = [(last[0][0], name) for name in step.ops if name == "host"]
+    if stage < len(stages) - 1 or not step.layout.draft_tokens:
+        yield "end", [*last, *host]
+        return
+    yield f"end (verified {step.query_tokens + step.layout.draft_tokens} tokens)", [*last, *host]
+    for number in range(1, int(step.layout.draft_tokens) + 1):
+        sections = pass_of(step.setting.drafter, number)
+        yield f"draft {number}", [(half, op) for key in sections for half, ops in (own[key],) for op in ops]
 
 
 def _beside_each_other(half: Half, names: list[str]) -> list[str]:
@@ -193,6 +205,7 @@ def chrome_trace(step: Step) -> dict[str, Any]:
             "context": int(step.context),
             "layout": str(step.layout),
             "ttl_us": float(step.ttl_s) * 1e6,
+            "accepted_tokens": float(step.accepted_tokens),
         },
     }
 

@@ -11,18 +11,32 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_sim.core.layout import AXES, Layout
-from helix_sim.core.numeric import Column, distinct
+from helix_sim.core.numeric import Column, ceil_div, distinct
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
+from helix_sim.ops.drafts import draft_halves, with_drafts
 from helix_sim.ops.layers import Half, halves_of
 from helix_sim.ops.memory import Memory, memory_of, resident_weights
+from helix_sim.ops.microbatches import split_kinds, split_layers, split_stage
 from helix_sim.ops.stages import Stage, heavy_stages
 from helix_sim.ops.step_input import StepInput
 from helix_sim.search.evaluated import Dropped, Evaluated, Frontiers
 from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_order
 from helix_sim.search.plan import Block, Plan, layouts_of
-from helix_sim.search.shared_parts import Shapes, Shared, shared_seconds
+from helix_sim.search.shared_parts import Shapes, Shared, op_seconds, shared_seconds, widths_of
+from helix_sim.specs.setting import Setting
 from helix_sim.stacks.rules import REASONS, first_reason, start_flags
-from helix_sim.step import evaluate_step, host_seconds, op_tables, served_memory
+from helix_sim.step import (
+    evaluate_step,
+    host_seconds,
+    layer_turns,
+    op_tables,
+    served_memory,
+    stage_seconds,
+    step_input,
+)
+
+ALIKE = range(4)
+"""What `Rows.alike` says of a row."""
 
 CELLS = 2**16
 """Shapes times batches that are added up at a time: enough to amortise numpy's calls, few enough to stay in cache."""
@@ -55,7 +69,7 @@ class Rows:
     """The rows of a block, sorted by family and attention group; a row is a shape of a family, (n,) each.
 
     row: its number in the plan. family: the place of its family in the sweep's list. group: its tpa·kvp GPUs. hop_b:
-    whether its family splits batches. split: whether it has several KV shards.
+    whether its family splits batches. alike: rows with the same have the same reasons against batches and chunks.
     """
 
     plan: Plan
@@ -91,9 +105,15 @@ class Rows:
         return np.array([self.plan.sweep.families[name].hop_b for name in self.names])[self.family]
 
     @cached_property
-    def split(self) -> npt.NDArray[np.bool_]:
-        """Whether each row has several KV shards, and so an exchange."""
-        found: npt.NDArray[np.bool_] = self.shapes["kvp"] > 1
+    def alike(self) -> npt.NDArray[np.intp]:
+        """Whether each row has several KV shards, and so an exchange, and whether microbatches: one of ALIKE."""
+        found: npt.NDArray[np.intp] = (self.shapes["kvp"] > 1) + 2 * self.turns
+        return found
+
+    @cached_property
+    def turns(self) -> npt.NDArray[np.bool_]:
+        """Whether microbatches take turns in each row's layers with experts."""
+        found: npt.NDArray[np.bool_] = self.shapes["microbatches"] > 1
         return found
 
     @cached_property
@@ -103,13 +123,14 @@ class Rows:
 
     @cached_property
     def halves(self) -> tuple[Half, ...]:
-        """The kinds of the model."""
-        return halves_of(self.plan.model)
+        """The kinds of the model, and of what drafts for it."""
+        return (*halves_of(self.plan.model), *draft_halves(self.plan.setting.drafter))
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of which one is each row's busiest and one its fullest: counts of kinds, (n,) each."""
-        return heavy_stages(self.plan.model, self.shapes["pp"])
+        stages = heavy_stages(self.plan.model, self.shapes["pp"])
+        return with_drafts(stages, self.plan.setting.drafter, self.shapes.get("draft_tokens", 0))
 
     @cached_property
     def attention_at(self) -> list[dict[tuple[str, str], Any]]:
@@ -144,6 +165,12 @@ class Rows:
                 counts.append({key: np.where(left, stage[key], -1.0) for key in kinds})
         return levels, counts
 
+    @cached_property
+    def accepted(self) -> npt.NDArray[Any]:
+        """Tokens that a step of each row yields, (n,)."""
+        drafter = self.plan.setting.drafter
+        return np.asarray(drafter.tokens(self.shapes["draft_tokens"])) if drafter else np.ones(len(self.row))
+
     def batches(self, span: tuple[int, int]) -> npt.NDArray[Any]:
         """The batch sizes of a range of the plan's list."""
         return self.plan.batches[slice(*span)]
@@ -155,9 +182,8 @@ class Rows:
 
     def step_input(self, rows: Any, context: Column, batch: Column = 1) -> StepInput:
         """One decode step of some rows' shapes, a column entry each."""
-        x = Layout(batch=batch, **{axis: column[rows] for axis, column in self.shapes.items()}).as_floats()
-        precision, tokens = self.plan.setting.precision, np.multiply(context, 1.0)
-        return StepInput(model=self.plan.model, precision=precision, layout=x, context=tokens)
+        x = Layout(batch=batch, **{axis: column[rows] for axis, column in self.shapes.items()})
+        return step_input(self.plan.setting, x, context)
 
 
 def at_rows(stage: Stage, rows: Any) -> dict[tuple[str, str], Any]:
@@ -172,13 +198,13 @@ class Admitted:
     """What of a block can run: flags of each context's shapes, the batches they have memory for, and of chunk counts.
 
     flags[context]: why each row cannot run, (n,). fits[context]: how many batch sizes of the plan's list each row has
-    memory for, (n,). most: the largest of these over the contexts. chunk_flags[hop_b, split]: why chunk counts cannot
+    memory for, (n,). most: the largest of these over the contexts. chunk_flags[hop_b, alike]: why chunk counts cannot
     be at each batch of the block, (c, b).
     """
 
     def __init__(self, rows: Rows) -> None:
         self.rows, planned = rows, rows.plan
-        x = Layout(**rows.shapes)
+        x = Layout(batch=rows.shapes["microbatches"], **rows.shapes)  # of one request each, which no batch is short of
         self.flags = {
             index: np.broadcast_to(reasons_against(planned, x, context), rows.row.shape)
             for index, context in rows.contexts.items()
@@ -190,10 +216,10 @@ class Admitted:
         self.fits = {index: self._fits(flags == 0, rows.contexts[index]) for index, flags in self.flags.items()}
         self.most = np.max(list(self.fits.values()), axis=0)
         self.chunk_flags = {
-            (hop_b, split): self._chunk_flags(alike[0], hop_b)
+            (hop_b, kind): self._chunk_flags(alike[0], hop_b)
             for hop_b in (False, True)
-            for split in (False, True)
-            if (alike := able[(rows.hop_b[able] == hop_b) & (rows.split[able] == split)]).size
+            for kind in ALIKE
+            if (alike := able[(rows.hop_b[able] == hop_b) & (rows.alike[able] == kind)]).size
         }
 
     def memory(self, rows: Any, batch: Any, context: Column) -> Memory:
@@ -220,7 +246,7 @@ class Admitted:
         return found
 
     def _chunk_flags(self, row: int, hop_b: bool) -> npt.NDArray[Any]:
-        """Flags (c, b) of every chunk count and batch of one row; all rows with KVP, or all without, have the same."""
+        """Flags (c, b) of every chunk count and batch of one row; all that are alike have the same."""
         batch = self.rows.batches(self.rows.block.batches)
         shape = {axis: column[row] for axis, column in self.rows.shapes.items()}
         x = Layout(batch=batch, chunks=self.rows.chunks(hop_b, batch), **shape)
@@ -237,8 +263,8 @@ class Admitted:
             dead = flags != 0
             np.add.at(counts, (rows.family[dead], first_reason(flags[dead])), chunks[rows.family[dead]] * batches)
             held = np.clip(self.fits[index] - first, 0, batches)
-            for (hop_b, split), cells in self.chunk_flags.items():
-                mine = ~dead & (rows.hop_b == hop_b) & (rows.split == split)
+            for (hop_b, kind), cells in self.chunk_flags.items():
+                mine = ~dead & (rows.hop_b == hop_b) & (rows.alike == kind)
                 refused = np.bincount(first_reason(cells[cells != 0]), minlength=counts.shape[1])
                 counts += np.bincount(rows.family[mine], minlength=len(rows.names))[:, None] * refused
                 running = np.concatenate([[0], np.cumsum((cells == 0).sum(axis=0))])
@@ -289,7 +315,7 @@ class Slice:
     """Rows and batches (a half-open range of the plan's list) whose layouts are added up together, at one context.
 
     levels: the stages among which each row's busiest is; the first is of all rows. fits: batch sizes of the plan's list
-    that each row has memory for. stages: pipeline stages of each row.
+    that each row has memory for. stages: pipeline stages of each row. accepted: tokens that its step yields.
     """
 
     context: int
@@ -298,6 +324,7 @@ class Slice:
     levels: tuple[Level, ...]
     fits: Ints
     stages: npt.NDArray[Any]
+    accepted: npt.NDArray[Any]
 
     def ttl_s(self, fastest: bool) -> Any:
         """TTL (c, n, b) by chunk count, or (n, b) of the fastest; infinite where a layout does not run."""
@@ -313,6 +340,8 @@ class Slice:
         if fastest and not alike:
             ttl = ttl.min(axis=0)
         ttl *= self.stages[:, None]
+        if (self.accepted != 1).any():
+            ttl /= self.accepted[:, None]
         beyond = np.arange(*self.span) >= self.fits[:, None]
         if beyond.any():
             ttl[..., beyond] = np.inf
@@ -352,21 +381,24 @@ def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
     first, stop = rows.block.batches
     while first < stop and (some := np.flatnonzero(admitted.most > first)).size:
         last = min(first + max(CELLS // some.size // longest, 16), stop)
-        rests = _rests(rows, some, (first, last))
-        for index in rows.contexts:
+        for index, context in rows.contexts.items():
+            if index == rows.block.contexts[0] or rows.plan.setting.drafter:
+                rests = _rests(rows, some, (first, last), context)
             for hop_b in (False, True):
-                mine = np.flatnonzero((admitted.fits[index][some] > first) & (rows.hop_b[some] == hop_b))
-                if mine.size:
-                    yield _slice(admitted, index, hop_b, some, mine, (first, last), rests)
+                mine = (admitted.fits[index][some] > first) & (rows.hop_b[some] == hop_b)
+                if (here := np.flatnonzero(mine & ~rows.turns[some])).size:
+                    yield _slice(admitted, index, hop_b, some, here, (first, last), rests)
+                if (here := np.flatnonzero(mine & rows.turns[some])).size:
+                    yield _slice_of_turns(admitted, index, hop_b, some[here], (first, last))
         first = last
 
 
-def _rests(rows: Rows, some: Ints, span: tuple[int, int]) -> list[Rest]:
-    """Seconds of stages without their attention; there is no context in them. The first is of all rows."""
+def _rests(rows: Rows, some: Ints, span: tuple[int, int], context: int) -> list[Rest]:
+    """Seconds of stages without their attention: drafts alone see the context. The first is of all rows."""
     setting, batch = rows.plan.setting, rows.batches(span)
     shapes = {axis: column[some] for axis, column in rows.shapes.items()}
     parts = {
-        half.key: shared_seconds(setting, half, shapes, batch, rows.plan.sweep.contexts[0])
+        half.key: shared_seconds(setting, half, shapes, batch, context)
         for half in rows.halves
         if half.half != "attention"
     }
@@ -407,10 +439,10 @@ def _slice(
     def possible(seconds: Any, widths: Ints) -> Any:
         """Seconds at some rows' widths, infinite where a chunk count cannot be."""
         seconds = np.array(seconds)
-        for split in (False, True):
-            alike = rows.split[widths] == split
+        for kind in ALIKE:
+            alike = rows.alike[widths] == kind
             if alike.any():
-                flags = admitted.chunk_flags[hop_b, split][:, None, here]
+                flags = admitted.chunk_flags[hop_b, kind][:, None, here]
                 seconds[:, alike] = np.where(flags == 0, seconds[:, alike], np.inf)
         return seconds
 
@@ -438,7 +470,52 @@ def _slice(
         levels=tuple(levels),
         fits=admitted.fits[index][own],
         stages=rows.shapes["pp"][own],
+        accepted=rows.accepted[own],
     )
+
+
+def _slice_of_turns(admitted: Admitted, index: int, hop_b: bool, own: Ints, span: tuple[int, int]) -> Slice:
+    """Rows whose microbatches take turns, at a context: their layers couple attention with the FFN, row by row.
+
+    The kinds' ops are still evaluated at distinct widths alone.
+    """
+    rows, planned = admitted.rows, admitted.rows.plan
+    setting, batch, context = planned.setting, rows.batches(span), rows.contexts[index]
+    shapes = {axis: column[own] for axis, column in rows.shapes.items()}
+    layers = split_layers(planned.model)
+    parts = int(shapes.pop("microbatches")[0])  # two, of every row
+    part = ceil_div(batch, parts)
+    ops = {half.key: _op_seconds(setting, half, shapes, part, context) for half in split_kinds(layers)}
+    turns = {each.key: layer_turns(each, ops[each.attention.key], ops[each.ffn.key], parts, setting.timing)
+             for each in layers}  # fmt: skip
+    whole = {half.key: shared_seconds(setting, half, shapes, batch, context) for half in rows.halves}
+    busiest: Any = 0.0
+    stages = heavy_stages(planned.model, shapes["pp"], layers=True)
+    for stage in with_drafts(stages, setting.drafter, shapes.get("draft_tokens", 0)):
+        counts = {key: count[:, None] for key, count in split_stage(stage, layers, parts).items()}
+        alone = {key: shared.seconds[shared.place] for key, shared in whole.items() if counts[key].any()}
+        busiest = np.maximum(busiest, stage_seconds(counts, alone, host_seconds(setting), turns))
+    here = slice(*(edge - rows.block.batches[0] for edge in span))
+    kinds, place = np.unique(rows.alike[own], return_inverse=True)
+    flags = np.stack([admitted.chunk_flags[hop_b, kind][:, here] for kind in kinds.tolist()], axis=1)
+    level = Level(
+        rows=slice(None), attention=np.where(flags == 0, 0.0, np.inf), place=place, times=np.ones((len(own), 1)),
+        rest=np.broadcast_to(busiest, (len(own), len(batch))),
+    )  # fmt: skip
+    return Slice(
+        context=index, rows=own, span=span, levels=(level,), fits=admitted.fits[index][own], stages=shapes["pp"],
+        accepted=rows.accepted[own],
+    )  # fmt: skip
+
+
+def _op_seconds(setting: Setting, half: Half, shapes: Shapes, batch: Any, context: int) -> dict[str, Any]:
+    """Seconds (n, b) of each op of a microbatch, evaluated at the distinct widths of some shapes."""
+    first, place = widths_of(setting, half, shapes)
+    x = Layout(batch=batch, **{name: column[first, None] for name, column in shapes.items()})
+    size = (len(first), len(batch))
+    return {
+        name: np.broadcast_to(seconds, size)[place] for name, seconds in op_seconds(setting, half, x, context).items()
+    }
 
 
 def _attention(rows: Rows, some: Ints, batch: Any, context: int, chunks: Any) -> list[tuple[Half, Shared]]:
@@ -511,7 +588,7 @@ class Kept:
             "id": planned.ids(some.context, own.row[rows], batch, chunk),
             "family": own.family[rows].astype(np.int16),
             "context": np.full(len(rows), context, dtype=np.int64),
-            **{name: np.asarray(values) for name, values in x.columns().items()},
+            **{name: np.broadcast_to(values, len(rows)) for name, values in x.columns().items()},
             "gpus": x.gpus,
             "users": x.users,
             "ttl_s": seconds,

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.text import said
 from helix_sim.core.units import parse_size
 from helix_sim.feasibility import FLAGS, memory_reason, shape_reasons
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import draft_problems
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
@@ -39,8 +41,8 @@ def evaluate(
     """Times, memory and reasons of a table of layouts, a row each, in the order and with the index of `layouts`.
 
     layouts: columns batch, tpa, kvp, dp, tpf, ep, pp, chunks (whole numbers; 1 where a column is missing, and tpf what
-    dp·tpa·kvp/ep leaves), context (cached tokens of each request, unless given for all) and query_tokens (new tokens of
-    each request, 1 unless given); other columns are ignored.
+    dp·tpa·kvp/ep leaves), draft_tokens (0 where it is missing), context (cached tokens of each request, unless given
+    for all) and query_tokens (new tokens of each request, 1 unless given); other columns are ignored.
 
     Returns columns gpus, users, ttl_s [s], tokens_per_s_user, tokens_per_s_gpu, on a measured timing also ttl_low_s,
     ttl_high_s and extrapolated; weights_bytes, kv_cache_bytes, activation_bytes, resident_bytes of the fullest GPU; and
@@ -58,6 +60,8 @@ def evaluate(
         if value is not None
     }
     columns = _checked(given, len(layouts))
+    if problems := draft_problems(setting.drafter, setting.model, columns["draft_tokens"]):
+        raise SpecError(problems)
     parts = [
         _evaluated(setting, {name: column[start : start + ROWS] for name, column in columns.items()})
         for start in range(0, len(layouts), ROWS)
@@ -77,17 +81,19 @@ def decode_step_or_frame(
     query_tokens: Any = 1,
     precision: Precision | None = None,
     timing: Timing | str | Path | None = None,
+    draft: Draft | str | Path | None = None,
 ) -> Any:
     """One step of one layout, or a table of them where a width, the context or the query tokens are a list.
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them, as a number or as text such as "1M". query_tokens: new tokens of each
-    request; 1 decodes. precision: the machine's narrowest formats unless given.
+    request; 1 decodes. precision: the machine's narrowest formats unless given. draft: what drafts the `draft_tokens`
+    of the layout, a record, a shipped name such as deepseek-r1-mtp, or a file; nothing unless given.
 
     Returns a Step; LayoutError with every reason where the layout cannot run. With lists or arrays, of one length or
     of one element, the table that `evaluate` returns of them: a row each, with its reasons where it cannot run.
     """
-    setting = setting_of(model, machine, timing=timing, precision=precision)
+    setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
     sizes = {**layout.columns(), "context": _sizes(context), "query_tokens": _sizes(query_tokens)}
     if all(np.ndim(size) == 0 for size in sizes.values()):
         return checked_step(setting, layout, sizes["context"], sizes["query_tokens"])
@@ -132,19 +138,27 @@ def _checked(given: Columns, rows: int) -> Columns:
     problems = []
     for name, column in given.items():
         numbers = column.dtype.kind in "iuf"
-        good = (column >= 1) & (column <= LIMIT) if numbers else np.zeros(rows, bool)
+        least = NONE.get(name, 1)
+        good = (column >= least) & (column <= LIMIT) if numbers else np.zeros(rows, bool)
         if column.dtype.kind == "f":
             good &= column == np.floor(column)
         if not good.all():
             row = int(np.argmin(good))
-            problems.append(f"{name}: row {row} holds {said(column[row])}; it must be a whole number from 1 to 10^12")
+            number = f"a whole number from {least} to 10^12"
+            problems.append(f"{name}: row {row} holds {said(column[row])}; it must be {number}")
     if problems:
         raise SpecError(problems)
     one = np.ones(rows, dtype=np.int64)
     whole = {name: column.astype(np.int64) for name, column in given.items()}
-    widths: dict[str, Any] = {name: whole.get(name, None if name == "tpf" else one) for name in AXES}
+    widths: dict[str, Any] = {
+        name: whole.get(name, None if name == "tpf" else NONE.get(name, 1) * one) for name in AXES
+    }
     columns: dict[str, Any] = Layout(**widths).columns()
     columns |= {name: whole.get(name, one) for name in ("context", "query_tokens")}
+    if (both := (columns["draft_tokens"] > 0) & (columns["query_tokens"] > 1)).any():
+        raise SpecError(
+            [f"query_tokens: row {int(np.argmax(both))} has draft_tokens, which are new tokens: leave it at 1"]
+        )
     if (beyond := columns["query_tokens"] > columns["context"]).any():
         raise SpecError([f"query_tokens: row {int(np.argmax(beyond))} has more than its context, which counts them"])
     return columns
@@ -157,7 +171,7 @@ def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]
     flags = np.array(np.broadcast_to(shape_reasons(setting.model, setting.machine, x, context), context.shape))
     sound = flags == 0
     # what is impossible is evaluated as the smallest layout, and blanked: cheaper than cutting every column
-    safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], 1) for name in AXES})
+    safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], NONE.get(name, 1)) for name in AXES})
     step = evaluate_step(setting, safe, context, columns["query_tokens"])
     memory, resident = step.memory, step.memory.resident_bytes
     flags |= sound * memory_reason(memory)

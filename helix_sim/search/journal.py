@@ -110,7 +110,12 @@ class Journal:
                 raise Stopped(Exit.UNFINISHED, f"{self.out} holds this sweep, unfinished ({done}): {GO_ON}")
             self._same(unfinished, "this sweep, begun otherwise", ("code", "layouts_per_block"))
         self._tidy()
-        if unfinished is None and resume and summary is not None and summary.get("points") == self.manifest["points"]:
+        if (
+            unfinished is None
+            and resume
+            and summary is not None
+            and summary.get("written_points") == self.manifest["points"]
+        ):
             self._remove()
             return summary
         if unfinished is None:

@@ -6,16 +6,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import AXES, Layout
+from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.text import is_path, said, shortened
 from helix_sim.search.identity import Input, changed, digest, input_of, load_unchanged, read_input, require_there
 from helix_sim.search.plan import Plan, plan
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import drafter_of
 from helix_sim.specs.load import (
+    load_draft,
     load_machine,
     load_model,
     load_sweep,
@@ -28,6 +31,7 @@ from helix_sim.specs.load import (
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, narrowest_precision
+from helix_sim.specs.quantities import require_readable
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
@@ -45,13 +49,15 @@ class Options:
     """What a user says of a layout beside where it comes from; what is unsaid, or None, stays as the source has it.
 
     context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
-    name or the path of a YAML file. widths: batch, tpa, kvp, dp, tpf, ep, pp, chunks by name. formats: number formats
-    by the name of a field of Precision.
+    name or the path of a YAML file. draft: what drafts the layout's draft_tokens, likewise. widths: a layout's axes by
+    name. formats: number formats by the name of a field of Precision. named_formats: what the rest are, a name of the
+    model's formats, `checkpoint`, `narrowest`, or a file of formats.
     """
 
     context: int | None = None
     query_tokens: int | None = None
     timing: str | None = None
+    draft: str | None = None
     widths: Mapping[str, int | None] = field(default_factory=dict)
     formats: Mapping[str, str | None] = field(default_factory=dict)
     named_formats: str | None = None
@@ -70,6 +76,10 @@ class Picked:
     longest_context: int
     remarks: tuple[str, ...] = ()
 
+    def at_price(self, usd_per_gpu_hour: float | None) -> Picked:
+        """The layout with another price of a GPU [USD/hour]; itself without one. Its inputs are what they were."""
+        return replace(self, step=replace(self.step, setting=self.step.setting.at_price(usd_per_gpu_hour)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
@@ -85,6 +95,7 @@ class _Source:
     query_tokens: int
     formats: Mapping[str, str]
     widths: Mapping[str, int]
+    draft: Draft | None = None
     remarks: tuple[str, ...] = ()
 
 
@@ -125,7 +136,9 @@ def _source(text: str, machine: str | None, options: Options) -> _Source:
 
 def _of_step(step: Step) -> Picked:
     """A step that a program made: its inputs are known by their digests alone."""
-    records = {"model": step.model, "machine": step.machine, "timing": step.timing}
+    records: dict[str, Any] = {"model": step.model, "machine": step.machine, "timing": step.timing}
+    if step.setting.drafter:
+        records["draft"] = step.setting.drafter.draft
     inputs = {kind: Input(file="", digest=digest(record)) for kind, record in records.items()}
     return Picked(step=step, inputs=inputs, longest_context=int(step.context))
 
@@ -144,14 +157,24 @@ def _picked(source: _Source, options: Options) -> Picked:
         named=options.named_formats,
         timing=source.timing,
     )
-    setting = Setting(model=source.model, machine=source.machine, timing=source.timing, precision=precision)
+    draft = draft_of(options.draft) if options.draft else source.draft
+    setting = Setting(
+        model=source.model,
+        machine=source.machine,
+        timing=source.timing,
+        precision=precision,
+        drafter=drafter_of(draft, source.model) if draft else None,
+    )
     query_tokens = options.query_tokens or source.query_tokens
     step = checked_step(setting, _widths(source.widths, given), context, query_tokens)
     longest = context if options.context else source.longest_context
     overlap = hop_b_doubt(source.timing) if step.layout.chunks > 1 else None
     on_chunks = f"HOP-B in {step.layout.chunks} chunks was asked for: {overlap}" if overlap else None
     remarks = (*source.remarks, *(text for text in (doubt, on_chunks, cache_remark(source.timing, precision)) if text))
-    return Picked(step=step, inputs=source.inputs, longest_context=longest, remarks=remarks)
+    inputs = dict(source.inputs)
+    if draft and options.draft:
+        inputs["draft"] = input_of(options.draft, draft)
+    return Picked(step=step, inputs=inputs, longest_context=longest, remarks=remarks)
 
 
 def _widths(written: Mapping[str, int], given: Mapping[str, int]) -> Layout:
@@ -174,10 +197,10 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def not_whole(value: Any) -> str | None:
+def not_whole(value: Any, least: int = 1) -> str | None:
     """What is wrong with a size or a count; None where it is a whole number that the equations take."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LIMIT
-    return None if whole else f"{said(value)} is not a whole number from 1 to 10^12"
+    whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= LIMIT
+    return None if whole else f"{said(value)} is not a whole number from {least} to 10^12"
 
 
 def _check_options(options: Options) -> None:
@@ -188,7 +211,7 @@ def _check_options(options: Options) -> None:
     problems = unknown + [
         f"{option(name)}: {problem}"
         for name, value in given.items()
-        if value is not None and (problem := not_whole(value))
+        if value is not None and (problem := not_whole(value, NONE.get(name, 1)))
     ]
     if problems:
         raise SpecError(problems)
@@ -281,6 +304,14 @@ def timing_of(name: str) -> Timing:
         raise SpecError([f"--timing: {problem}" for problem in error.problems]) from None
 
 
+def draft_of(name: str) -> Draft:
+    """The draft that --draft names; SpecError with the option's name in front."""
+    try:
+        return load_draft(name)
+    except SpecError as error:
+        raise SpecError([f"--draft: {problem}" for problem in error.problems]) from None
+
+
 # --- MODEL MACHINE ---------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +349,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def chosen(content: dict[str, Any], index: int, shown: str) -> dict[str, Any]:
     """An answer, or one of its choices, with every key that a layout needs; SpecError with all that is wrong."""
+    require_readable(content, shown)
     record: Any = content
     if "choices" in content:
         choices = content["choices"]
@@ -353,12 +385,12 @@ def _problems(record: dict[str, Any]) -> list[str]:
         if not isinstance(part, dict):
             problems.append(f"{key} is {said(part)}, not {key} by name" if key in record else f"{key} is missing")
             continue
-        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, "index_kvp")]
+        problems += [f"{key}.{name} is missing" for name in required if name not in (*part, *LATER)]
         problems += [f"{key}.{name} is not known" for name in part if name not in names]
         if key == "precision":
             problems += format_problems({k: v for k, v in part.items() if k in FORMATS}, lambda n: f"precision.{n}")
         else:
-            found = ((name, not_whole(part[name])) for name in AXES if name in part)
+            found = ((name, not_whole(part[name], NONE.get(name, 1))) for name in AXES if name in part)
             problems += [f"layout.{name}: {problem}" for name, problem in found if problem]
     return problems
 
@@ -371,6 +403,10 @@ def _of_answer(record: dict[str, Any], shown: str, options: Options) -> _Source:
         inputs["timing"] = input_of(options.timing, timing)
     else:
         timing = load_unchanged(load_timing, "timing", inputs["timing"], shown)
+    draft = None
+    if "draft" in (record.get("inputs") or {}):
+        inputs["draft"] = read_input(record.get("inputs"), "draft", shown)
+        draft = load_unchanged(load_draft, "draft", inputs["draft"], shown)
     source = _Source(
         shown=shown,
         model=load_unchanged(load_model, "model", inputs["model"], shown),
@@ -382,6 +418,7 @@ def _of_answer(record: dict[str, Any], shown: str, options: Options) -> _Source:
         query_tokens=record["query_tokens"],
         formats=record["precision"],
         widths=record["layout"],
+        draft=draft,
     )
     held = {"model": source.model.name, "machine": source.machine.name, "timing": timing.name}
     problems = [
@@ -433,6 +470,7 @@ def _of_sweep(text: str, options: Options) -> _Source:
         query_tokens=1,
         formats=planned.sweep.precision.model_dump(exclude_none=True),
         widths=layout.columns(),  # type: ignore[arg-type]
+        draft=planned.setting.drafter.draft if planned.setting.drafter else None,
         remarks=remarks,
     )
 
@@ -441,7 +479,8 @@ def _plan_of_folder(folder: Path) -> Plan:
     """The plan of the sweep that wrote a folder; SpecError where one of its files has changed since."""
     shown = str(folder / "summary.json")
     content = parse_json(read_bytes(folder / "summary.json", shown, MOST_ANSWER_BYTES), shown)
-    kinds = ("sweep", "model", "machine", "timing")
+    kinds = ["sweep", "model", "machine", "timing"]
+    kinds += ["draft"] if "draft" in (content.get("inputs") or {}) else []
     inputs = {kind: read_input(content.get("inputs"), kind, shown) for kind in kinds}
     for kind, written in inputs.items():
         require_there(kind, written, shown)

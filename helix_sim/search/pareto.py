@@ -105,19 +105,32 @@ class Frontier(Shown):
         return pd.DataFrame(self._named())
 
 
-def frontier(table: Columns | pd.DataFrame, name: str = "frontier", families: tuple[str, ...] = ()) -> Frontier:
+COSTS = ("usd_per_million_tokens", "joules_per_token")
+"""Columns of which less is better."""
+
+
+def frontier(
+    table: Columns | pd.DataFrame,
+    name: str = "frontier",
+    families: tuple[str, ...] = (),
+    against: str = "tokens_per_s_gpu",
+) -> Frontier:
     """The Pareto frontier of a table of evaluated layouts.
 
+    against: what interactivity is traded for: throughput, or a cost of which less is better, usd_per_million_tokens or
+    joules_per_token. On one machine a cost is a constant over the throughput, so that all three have the same layouts:
+    a search by throughput is exact for each. Across machines, in a table of several searches, they differ.
     table: arrays by name, or a pandas table such as `evaluate` returns, a row a layout; at least tokens_per_s_user and
     tokens_per_s_gpu; rows that do not run (NaN) are left out. Of layouts alike in both, the one with the least ttl_s
     stays (two may round to one interactivity), then the first by id. families: names of a column of whole numbers.
     SpecError where a column is missing.
     """
     columns = {str(key): np.asarray(column) for key, column in table.items()}
-    axes = ("tokens_per_s_user", "tokens_per_s_gpu")
+    axes = ("tokens_per_s_user", against)
     if missing := [axis for axis in axes if axis not in columns]:
         raise SpecError([f"the table has no column {missing[0]}; a frontier is of {axes[0]} against {axes[1]}"])
-    x, y = (columns[axis] for axis in axes)
+    sign = -1.0 if against in COSTS else 1.0
+    x, y = columns[axes[0]], sign * columns[against]
     if not (runs := ~(np.isnan(x) | np.isnan(y))).all():
         columns = {key: column[runs] for key, column in columns.items()}
         x, y = x[runs], y[runs]

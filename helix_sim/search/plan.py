@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.search.family import SHAPE_AXES, shapes
 from helix_sim.search.identity import Input, digest, digest_of, input_of, sweep_input
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import draft_problems, drafter_of
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
-from helix_sim.specs.sweep import Sweep
+from helix_sim.specs.sweep import USUAL_DRAFTS, Sweep
 from helix_sim.specs.timing import Timing
 
 CONTEXTS, ROWS = 4, 4096
@@ -78,13 +81,15 @@ class Plan:
 
     @property
     def digests(self) -> dict[str, str]:
-        """A short hash of each input: what was searched, the model, the machine, the timing."""
+        """A short hash of each input: what was searched, the model, the machine, the timing, the draft if one is."""
         parts = {"sweep": self.sweep, "model": self.model, "machine": self.machine, "timing": self.timing}
+        if self.setting.drafter:
+            parts["draft"] = self.setting.drafter.draft
         return {name: digest(record) for name, record in parts.items()}
 
     @property
     def digest(self) -> str:
-        """One short hash of all four inputs and of the order of families: while it stays, an id means the same step."""
+        """One short hash of all inputs and of the order of families: while it stays, an id means the same step."""
         return digest_of({**self.digests, "families": list(self.sweep.families)})
 
     @property
@@ -98,11 +103,14 @@ class Plan:
     @property
     def inputs(self) -> dict[str, Input]:
         """Where the sweep, the model, the machine and the timing came from, and what was in them."""
+        drafter = self.setting.drafter
+        draft = {"draft": input_of(self.files["draft"], drafter.draft)} if drafter else {}
         return {
             "sweep": sweep_input(self.sweep),
             "model": input_of(self.files["model"], self.model),
             "machine": input_of(self.files["machine"], self.machine),
             "timing": input_of(self.files["timing"], self.timing),
+            **draft,
         }
 
     def first_id(self, context_index: int, family: str) -> int:
@@ -119,7 +127,8 @@ class Plan:
 
     def row_shapes(self, rows: tuple[int, int]) -> dict[str, npt.NDArray[Any]]:
         """The widths of a range of rows."""
-        found: dict[str, list[npt.NDArray[Any]]] = {axis: [] for axis in SHAPE_AXES}
+        axes = (*SHAPE_AXES, *(("draft_tokens",) if self.setting.drafter else ()))
+        found: dict[str, list[npt.NDArray[Any]]] = {axis: [] for axis in axes}
         first = 0
         for shapes_of_family in self.shapes.values():
             for axis, column in shapes_of_family.items():
@@ -153,19 +162,26 @@ class Plan:
         raise IndexError(f"layout {index} of a sweep of {self.layouts}")
 
 
-def plan(sweep: Sweep, records: Mapping[str, Model | Machine | Timing] = MappingProxyType({})) -> Plan:
-    """The sweep's model, machine and timing loaded, its shapes listed.
+def plan(sweep: Sweep, records: Mapping[str, Model | Machine | Timing | Draft] = MappingProxyType({})) -> Plan:
+    """The sweep's model, machine, timing and draft loaded, its shapes listed; the usual drafts as far as it knows them.
 
-    records: those of the three, by kind, that were made in Python and no file holds.
+    records: those of them, by kind, that were made in Python and no file holds.
     """
-    files = {kind: "" if kind in records else sweep.name_of(kind) for kind in ("model", "machine", "timing")}
+    kinds = ("model", "machine", "timing", *(("draft",) if sweep.draft else ()))
+    files = {kind: "" if kind in records else sweep.name_of(kind) for kind in kinds}
     model: Any = load_model(records.get("model") or files["model"])  # type: ignore[arg-type]
     machine: Any = load_machine(records.get("machine") or files["machine"])  # type: ignore[arg-type]
     timing: Any = load_timing(records.get("timing") or files["timing"])  # type: ignore[arg-type]
     require_measured_here(machine, timing)
+    drafter = drafter_of(records.get("draft") or files["draft"], model) if sweep.draft else None  # type: ignore[arg-type]
+    if drafter and sweep.draft_tokens is None:
+        last = min(USUAL_DRAFTS, drafter.draft.acceptance.longest)
+        sweep = sweep.model_copy(update={"draft_tokens": list(range(last + 1))})
+    if problems := draft_problems(drafter, model, np.array(sweep.draft_counts)):
+        raise SpecError([f"{sweep.name}: {problem}" for problem in problems])
     return Plan(
         sweep=sweep,
-        setting=Setting(model=model, machine=machine, timing=timing, precision=sweep.precision),
+        setting=Setting(model=model, machine=machine, timing=timing, precision=sweep.precision, drafter=drafter),
         shapes={name: shapes(sweep, name, model) for name in sweep.families},
         batches=np.array(sweep.batch.values(), dtype=np.int64),
         files=files,

@@ -18,9 +18,8 @@ from helix_sim.core.collectives import narrowest_piece
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, distinct, floor_div
 from helix_sim.ops.layers import Half
-from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.setting import Setting
-from helix_sim.step import hidden_times
+from helix_sim.step import hidden_times, step_input
 from helix_sim.timing.roofline import op_time
 
 Shapes = dict[str, npt.NDArray[Any]]
@@ -38,11 +37,10 @@ class Shared:
 
 def part_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> Any:
     """Seconds of one layer of a kind: its ops, less what overlap hides; ops in pieces, the long columns, last."""
-    x = x.as_floats()
-    s = StepInput(model=setting.model, precision=setting.precision, layout=x, context=np.multiply(context, 1.0))
+    s = step_input(setting, x, context)
     ops = half.ops(s)
     times = {name: op_time(work, setting.machine, setting.timing) for name, work in ops.items()}
-    hidden = hidden_times(half, ops, times, x.chunks, setting.timing)
+    hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, setting.timing)
     whole: Any = 0.0
     pieces: Any = 0.0
     for name, time in times.items():
@@ -52,6 +50,14 @@ def part_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> An
         else:
             whole = whole + seconds
     return whole + pieces
+
+
+def op_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> dict[str, Any]:
+    """Seconds of each op of one layer of a kind, less what overlap within the kind hides; the batch in one piece."""
+    ops = half.ops(step_input(setting, x, context))
+    times = {name: op_time(work, setting.machine, setting.timing) for name, work in ops.items()}
+    hidden = hidden_times(half, ops, times, 1, setting.timing)
+    return {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
 
 
 def _places(x: Layout, domain: int) -> Column:
@@ -69,12 +75,17 @@ def _places(x: Layout, domain: int) -> Column:
     return distinct(np.asarray(piece, dtype=np.int64) for piece in pieces)[1]
 
 
+def widths_of(setting: Setting, half: Half, shapes: Shapes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first shape of each distinct combination of what a kind sees of shapes, and the place of each among those."""
+    given = Layout(**shapes)
+    return distinct((*half.kind.sees(given), given.draft_tokens, _places(given, setting.machine.domain)))
+
+
 def shared_seconds(
     setting: Setting, half: Half, shapes: Shapes, batch: npt.NDArray[Any], context: Column, chunks: Any = 1
 ) -> Shared:
     """A kind's seconds at the distinct widths that it sees among `shapes`, and places in NVLink domains."""
-    given = Layout(**shapes)
-    first, place = distinct((*half.kind.sees(given), _places(given, setting.machine.domain)))
+    first, place = widths_of(setting, half, shapes)
     x = Layout(batch=batch, chunks=chunks, **{name: column[first, None] for name, column in shapes.items()})
     cells = np.broadcast_shapes(np.shape(chunks), (len(first), len(batch)))
     seconds = np.broadcast_to(part_seconds(setting, half, x, context), cells)

@@ -7,7 +7,7 @@ result depends on how the sweep is cut into blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,11 @@ class SweepResult(Shown):
         by_family = self.frontiers[context or self.sweep.contexts[0]]
         members = self.sweep.groups.get(name, [name])
         return merge((by_family[member] for member in members), name)
+
+    def at_price(self, usd_per_gpu_hour: float | None) -> SweepResult:
+        """The result with another price of a GPU [USD/hour] in its table; itself without one. No point moves by it."""
+        planned = replace(self.plan, setting=self.plan.setting.at_price(usd_per_gpu_hour))
+        return replace(self, plan=planned)
 
     def to_frame(self) -> pd.DataFrame:
         """Every family's frontier as one pandas table, a row a point, with what was searched: it can be stacked."""

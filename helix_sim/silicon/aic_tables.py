@@ -141,7 +141,7 @@ def attention_mla(system: str, framework: str, version: str | None = None) -> pd
         kv_format=kv,
         math_format=kv if multiplies_in_fp8(system) else "bf16",
     )
-    return _tidy(tidy, ["batch", "context", "q_heads", "kv_heads", "kv_format", "math_format"])
+    return by_cell(tidy, ["batch", "context", "q_heads", "kv_heads", "kv_format", "math_format"])
 
 
 def multiplies_in_fp8(system: str) -> bool:
@@ -171,7 +171,7 @@ def mla_module(system: str, framework: str, version: str | None = None) -> pd.Da
         kv_format=raw["kv_cache_dtype"].replace(_FORMAT),
         gemm_format=raw["gemm_type"].replace(_FORMAT),
     )
-    return _tidy(tidy, ["batch", "context", "q_heads", "kv_format", "gemm_format"])
+    return by_cell(tidy, ["batch", "context", "q_heads", "kv_format", "gemm_format"])
 
 
 def attention_gqa(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -197,7 +197,7 @@ def attention_gqa(system: str, framework: str, version: str | None = None) -> pd
         math_format=raw["attn_dtype"].replace(_FORMAT),
     )
     keys = ["batch", "context", "q_heads", "kv_heads", "head_dim", "window", "kv_format", "math_format"]
-    return _tidy(tidy, keys)
+    return by_cell(tidy, keys)
 
 
 def gemm(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -212,7 +212,7 @@ def gemm(system: str, framework: str, version: str | None = None) -> pd.DataFram
     not: 23 rows with n = 32 and m ≥ 8192 are up to 1.32 times faster than HBM would give x.
     """
     raw = read(system, "gemm", framework, "gemm_perf", version)
-    return _tidy(raw.assign(format=raw["gemm_dtype"].replace(_FORMAT)), ["m", "n", "k", "format"])
+    return by_cell(raw.assign(format=raw["gemm_dtype"].replace(_FORMAT)), ["m", "n", "k", "format"])
 
 
 def grouped_gemm(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -251,7 +251,7 @@ def _experts(raw: pd.DataFrame) -> pd.DataFrame:
         gated=[pair not in _UNGATED for pair in zip(raw["hidden_size"], raw["inter_size"], strict=True)],
     )
     keys = ["tokens", "hidden", "intermediate", "experts", "top_k", "moe_tp", "moe_ep", "format", "routing", "skew"]
-    return _tidy(tidy, [*keys, "gated"])
+    return by_cell(tidy, [*keys, "gated"])
 
 
 def dispatched_experts(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -286,7 +286,7 @@ def mla_up_projection(system: str, framework: str, version: str | None = None) -
         n=query.map({True: 512, False: 128}),
         format=raw["bmm_dtype"].replace(_FORMAT),
     )
-    return _tidy(tidy, ["stage", "tokens", "heads", "k", "n", "format"])
+    return by_cell(tidy, ["stage", "tokens", "heads", "k", "n", "format"])
 
 
 def quantise(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -298,7 +298,7 @@ def quantise(system: str, framework: str, version: str | None = None) -> pd.Data
     meaning (it derives the scale as well), with a floor of 5.5 µs.
     """
     raw = read(system, "quantize", framework, "scale_matrix_perf", version)
-    return _tidy(raw.assign(bytes=3.0 * raw["m"] * raw["k"]), ["m", "k", "bytes"])
+    return by_cell(raw.assign(bytes=3.0 * raw["m"] * raw["k"]), ["m", "k", "bytes"])
 
 
 def all_reduce(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -315,7 +315,7 @@ def all_reduce(system: str, framework: str, version: str | None = None) -> pd.Da
     raw = read(system, "comm", framework, "custom_allreduce_perf", version)
     raw = raw[~raw["kernel_source"].str.contains("eager")]
     size = raw["allreduce_dtype"].map(_DTYPE_BYTES)
-    return _tidy(raw.assign(ranks=raw["num_gpus"], bytes=size * raw["message_size"]), ["ranks", "bytes"])
+    return by_cell(raw.assign(ranks=raw["num_gpus"], bytes=size * raw["message_size"]), ["ranks", "bytes"])
 
 
 def nccl(system: str, version: str | None = None) -> pd.DataFrame:
@@ -333,7 +333,7 @@ def nccl(system: str, version: str | None = None) -> pd.DataFrame:
         ranks=raw["num_gpus"],
         bytes=raw["nccl_dtype"].map(_DTYPE_BYTES) * raw["message_size"],
     )
-    return _tidy(tidy, ["op", "ranks", "bytes"])
+    return by_cell(tidy, ["op", "ranks", "bytes"])
 
 
 def expert_exchange(system: str, framework: str, version: str | None = None) -> pd.DataFrame:
@@ -365,7 +365,7 @@ def expert_exchange(system: str, framework: str, version: str | None = None) -> 
     raw = raw.rename(
         columns={"num_tokens": "tokens", "hidden_size": "hidden", "topk": "top_k", "num_experts": "experts"}
     )
-    return _tidy(raw, _EXCHANGE_KEYS, unit)
+    return by_cell(raw, _EXCHANGE_KEYS, unit)
 
 
 def end_to_end() -> pd.DataFrame:
@@ -444,10 +444,10 @@ def _deepep_low_latency(system: str, version: str | None) -> pd.DataFrame:
     raw = raw.assign(ranks=raw["node_num"] * machine_of(system).kernel_facts[2], sms=0, routing="unknown")
     out = raw.assign(op="dispatch", format="fp8_block", latency=raw["dispatch_avg_t_us"])
     back = raw.assign(op="combine", format="bf16", latency=raw["combine_avg_t_us"])
-    return _tidy(pd.concat([out, back]), _EXCHANGE_KEYS, _MICROSECONDS)
+    return by_cell(pd.concat([out, back]), _EXCHANGE_KEYS, _MICROSECONDS)
 
 
-def _tidy(raw: pd.DataFrame, keys: Sequence[str], unit: float = _MILLISECONDS) -> pd.DataFrame:
+def by_cell(raw: pd.DataFrame, keys: Sequence[str], unit: float = _MILLISECONDS) -> pd.DataFrame:
     """Keys, seconds, kernel, source; the median where one cell was collected more than once."""
     by = [*keys, "kernel", "source"]
     frame = raw.assign(seconds=raw["latency"] * unit, kernel=raw["kernel_source"])[[*by, "seconds"]]

@@ -13,6 +13,7 @@ import numpy as np
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables as silicon
+from helix_sim.silicon.attention_kinds import kind_classes
 from helix_sim.silicon.composition import borrowed_composition, composition
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
 from helix_sim.silicon.measured_kernels import SECTIONS, apart, lent_class, measurements
@@ -48,6 +49,9 @@ def calibrate(
         errors = fitted[measured.name].record.residuals
         say(f"{measured.name}: {errors.count} held out, median {errors.median_error:.1%}, mean {errors.mean_error:.1%}")
     made = _timing(system, framework, fitted)
+    with silicon.software(framework, software) if software else nullcontext():
+        made, kinds = with_kinds(made, say)
+    fitted |= kinds
     assert made.calibration is not None
     sums = composition(made)
     say(f"whole modules over the sum of their kernels, beyond what each misses: {sums.low:+.1%} to {sums.high:+.1%}")
@@ -55,6 +59,15 @@ def calibrate(
     if software:
         changed |= {"name": f"{made.name}-{software}", "description": f"{made.description}, as of {software}"}
     return Calibrated(timing=made.model_copy(update=changed), fitted=fitted)
+
+
+def with_kinds(timing: Timing, say: Callable[[str], None] = lambda _: None) -> tuple[Timing, dict[str, Fitted]]:
+    """A timing of full attention's kernels, with classes of every other kind that was measured beside its own."""
+    assert timing.calibration is not None
+    fitted = kind_classes(timing, say)
+    classes = {**timing.calibration.classes, **{name: each.record for name, each in fitted.items()}}
+    update = {"calibration": timing.calibration.model_copy(update={"classes": classes})}
+    return timing.model_copy(update=update), fitted
 
 
 def as_served(name: str, version: str) -> Timing:
@@ -95,7 +108,6 @@ def _fitted_once(measured: Measured, machine: Machine) -> KernelClass:
 
 def _timing(system: str, framework: str, fitted: Mapping[str, Fitted]) -> Timing:
     classes = {name: each.record for name, each in fitted.items()}
-    classes["grouped-pointwise"] = _inside_grouped(classes)
     classes |= _between_domains(system, framework, classes)
     classes["partial-exchange"] = _partial_exchange(machine_of(system), framework, classes)
     package = f"{silicon.DISTRIBUTION} {silicon.VERSION}"
@@ -133,6 +145,7 @@ def _between_domains(system: str, framework: str, classes: Mapping[str, KernelCl
             update={
                 "source": f"{of.source}; borrowed: {lent.reason}",
                 "borrowed": lent.reason,
+                "widened": True,
                 "domains": "several",
                 "residuals": of.residuals.model_copy(update={"low": low, "high": high}),
             }
@@ -168,22 +181,7 @@ def _partial_exchange(machine: Machine, framework: str, classes: Mapping[str, Ke
     parameters = {name: each.model_dump() for name, each in taken.items()} | extra
     reason = fused.reason if fused else facts.reason
     content = of.model_dump() | {"shape": "partial-exchange", "parameters": parameters, "largest": largest}
-    content |= {"residuals": of.residuals.model_dump() | spread, "borrowed": reason}
+    content |= {"residuals": of.residuals.model_dump() | spread, "borrowed": reason, "widened": True}
     source = f"{fused.source}; ranks and bytes, {of.source}" if fused else of.source
     content |= {"source": f"{source}; {reason}; uncertain by a factor of {facts.uncertainty.value:g}"}
     return KernelClass.model_validate(content)
-
-
-def _inside_grouped(classes: Mapping[str, KernelClass]) -> KernelClass:
-    """The activation between the products of routed experts: inside the measured kernel, so its bytes alone."""
-    of = next(record for name, record in classes.items() if name.startswith("grouped-gemm"))
-    return of.model_copy(
-        update={
-            "shape": "stream",
-            "parameters": {
-                "latency_us": Quantity(value=0, source="measured: fused with the products"),
-                "bandwidth_share": of.parameters["bandwidth_share"],
-            },
-            "largest": {},
-        }
-    )

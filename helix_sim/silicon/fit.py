@@ -49,6 +49,8 @@ class Measured:
     l2_warm: bool = False
     borrowed: bool = False
     """Whether all of it is of another framework's or system's kernels."""
+    includes: tuple[str, ...] = ()
+    """Ops of a step beside its own that its time includes."""
     dispatched: bool | None = None
     """Whether it serves experts behind a dispatch alone; all experts where not said."""
     domains: Literal["one", "several"] | None = None
@@ -146,10 +148,12 @@ def fit(measured: Measured, gpu: Gpu, rate: Callable[[str], float], *, starts: i
     assert best is not None
     chosen = values(best.x)
     modelled = modelled_s(measured.shape, measured.works, gpu, rate, chosen)
-    return Fitted(measured=measured, record=_record(measured, chosen, known, modelled), modelled_s=modelled)
+    return Fitted(measured=measured, record=record_of(measured, chosen, known, modelled), modelled_s=modelled)
 
 
-def _record(measured: Measured, values: Mapping[str, float], known: Mapping[str, float], modelled: Any) -> KernelClass:
+def record_of(
+    measured: Measured, values: Mapping[str, float], known: Mapping[str, float], modelled: Any
+) -> KernelClass:
     """The fitted class as a timing's file says it."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     used = int((~measured.held).sum())
@@ -166,6 +170,7 @@ def _record(measured: Measured, values: Mapping[str, float], known: Mapping[str,
             "source": f"measured: {measured.source}; {used} rows fitted, {len(modelled) - used} held out; {today}",
             "parameters": parameters,
             "largest": measured.largest,
+            "includes": list(measured.includes) or None,
             "dispatched": measured.dispatched,
             "domains": measured.domains,
             "residuals": residuals(measured.seconds, modelled, measured.held),

@@ -40,11 +40,11 @@ DECODE_TOKENS = 4096
 """Most tokens that a decode step runs at once; products of more rows are prefill."""
 
 
-def _largest(**columns: Any) -> dict[str, float]:
+def largest_of(**columns: Any) -> dict[str, float]:
     return {name: float(np.max(column)) for name, column in columns.items()}
 
 
-def _cited(frame: pd.DataFrame, remark: str = "") -> str:
+def cited(frame: pd.DataFrame, remark: str = "") -> str:
     """Package, version, tables and kernels of some rows."""
     kernels = ", ".join(sorted(frame["kernel"].unique())[:4])
     tables = ", ".join(sorted(frame["source"].unique()))
@@ -100,7 +100,7 @@ def _all_borrowed(rows: pd.DataFrame) -> bool:
     return bool((rows["remark"] != "").all())
 
 
-def _floats(frame: pd.DataFrame, *names: str) -> list[npt.NDArray[np.float64]]:
+def floats(frame: pd.DataFrame, *names: str) -> list[npt.NDArray[np.float64]]:
     return [frame[name].to_numpy(dtype=float) for name in names]
 
 
@@ -172,7 +172,7 @@ def mla_classes(system: str, framework: str) -> list[Measured]:
     frame = with_borrowed(system, framework, "attention_mla")
     found = []
     for kv, rows in frame.groupby("kv_format"):
-        batch, context, heads = _floats(rows, "batch", "context", "q_heads")
+        batch, context, heads = floats(rows, "batch", "context", "q_heads")
         work = mla_work(str(kv), rows["math_format"].iloc[0], batch, context, heads)
         found.append(
             Measured(
@@ -181,8 +181,8 @@ def mla_classes(system: str, framework: str) -> list[Measured]:
                 works=(work,),
                 seconds=rows["seconds"].to_numpy(),
                 held=held_out(rows[["batch", "q_heads", "kv_format"]]),
-                source=_cited(rows, _remark(rows, "; borrowed: ")),
-                largest=_largest(tokens=context, rows=batch),
+                source=cited(rows, _remark(rows, "; borrowed: ")),
+                largest=largest_of(tokens=context, rows=batch),
                 l2_warm=True,
                 borrowed=_all_borrowed(rows),
             )
@@ -196,12 +196,12 @@ def gqa_classes(system: str, framework: str) -> list[Measured]:
     frame = frame[(frame["window"] == 0) & (frame["q_heads"] <= 32 * frame["kv_heads"])]
     frame = frame[frame["head_dim"].isin([64, 128, 256])]
     keys = ["batch", "q_heads", "kv_heads", "head_dim", "kv_format"]
-    frame = _fastest(frame, [*keys, "context"])
+    frame = fastest(frame, [*keys, "context"])
     found = []
     for kv, rows in frame.groupby("kv_format"):
         if len(rows) < 500:
             continue
-        batch, context, heads, groups, width = _floats(rows, "batch", "context", "q_heads", "kv_heads", "head_dim")
+        batch, context, heads, groups, width = floats(rows, "batch", "context", "q_heads", "kv_heads", "head_dim")
         work = gqa_work(str(kv), batch, context, heads, groups, width)
         found.append(
             Measured(
@@ -210,15 +210,15 @@ def gqa_classes(system: str, framework: str) -> list[Measured]:
                 works=(work,),
                 seconds=rows["seconds"].to_numpy(),
                 held=held_out(rows[keys]),
-                source=_cited(rows),
-                largest=_largest(tokens=context, rows=batch),
+                source=cited(rows),
+                largest=largest_of(tokens=context, rows=batch),
                 l2_warm=True,
             )
         )
     return found
 
 
-def _fastest(frame: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+def fastest(frame: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
     """The fastest kernel of each cell, where a framework has several to choose from."""
     return frame.loc[frame.groupby(cell, sort=False)["seconds"].idxmin()]
 
@@ -227,13 +227,13 @@ def gemm_classes(system: str, framework: str) -> list[Measured]:
     """gemm by weight format, quantising of the input included where the framework's kernel does it."""
     frame = with_borrowed(system, framework, "gemm")
     frame = frame[(frame["m"] <= DECODE_TOKENS) & (frame["n"] >= 128) & (frame["k"] >= 128)]
-    frame = _fastest(frame, ["m", "n", "k", "format"])
+    frame = fastest(frame, ["m", "n", "k", "format"])
     found = []
     for table_format, rows in frame.groupby("format"):
         name = TABLE_FORMAT.get(str(table_format))
         if name is None:
             continue
-        m, n, k = _floats(rows, "m", "n", "k")
+        m, n, k = floats(rows, "m", "n", "k")
         found.append(
             Measured(
                 name=f"gemm-{name}",
@@ -241,8 +241,8 @@ def gemm_classes(system: str, framework: str) -> list[Measured]:
                 works=(product_work(name, m, k, n),),
                 seconds=rows["seconds"].to_numpy(),
                 held=held_out(rows[["n", "k", "format"]]),
-                source=_cited(rows, _remark(rows, "; borrowed: ")),
-                largest=_largest(rows=m, inner=k, outer=n),
+                source=cited(rows, _remark(rows, "; borrowed: ")),
+                largest=largest_of(rows=m, inner=k, outer=n),
                 borrowed=_all_borrowed(rows),
             )
         )
@@ -253,7 +253,7 @@ def batched_classes(system: str, framework: str) -> list[Measured]:
     """batched-gemm: the absorbed up-projections of MLA, in BF16, timed with their weights in L2."""
     rows = silicon.mla_up_projection(system, framework)
     rows = rows[(rows["format"] == "bf16") & (rows["tokens"] <= DECODE_TOKENS)]
-    m, heads, n, k = _floats(rows, "tokens", "heads", "n", "k")
+    m, heads, n, k = floats(rows, "tokens", "heads", "n", "k")
     return [
         Measured(
             name="batched-gemm",
@@ -261,8 +261,8 @@ def batched_classes(system: str, framework: str) -> list[Measured]:
             works=(product_work("bf16", m, k, n, copies=heads, **BATCHED),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["stage", "heads", "tokens"]]),
-            source=_cited(rows),
-            largest=_largest(rows=m, copies=heads),
+            source=cited(rows),
+            largest=largest_of(rows=m, copies=heads),
             l2_warm=True,
         )
     ]
@@ -271,7 +271,7 @@ def batched_classes(system: str, framework: str) -> list[Measured]:
 def elementwise_classes(system: str, framework: str) -> list[Measured]:
     """elementwise and pointwise: TensorRT-LLM's FP8 quantisation pass stands in for them, for want of other tables."""
     rows = silicon.quantise(system, "trtllm")
-    m, moved = _floats(rows, "m", "bytes")
+    m, moved = floats(rows, "m", "bytes")
     remark = "; a quantisation pass stands in for norms, RoPE and activations"
     made = [
         Measured(
@@ -280,7 +280,7 @@ def elementwise_classes(system: str, framework: str) -> list[Measured]:
             works=(memory_pass(name, moved_bytes=moved, rows=m),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["m", "k"]]),
-            source=_cited(rows, remark),
+            source=cited(rows, remark),
             largest={},
         )
         for name in ("elementwise", "pointwise")
@@ -401,8 +401,8 @@ def _grouped_classes(frame: pd.DataFrame, fewest_rows: int = 1000) -> list[Measu
                     works=_expert_works(TABLE_FORMAT[str(table_format)], rows),
                     seconds=rows["seconds"].to_numpy(),
                     held=held_out(rows[EXPERT]),
-                    source=_cited(rows, f"; permutation, activation and sum included{_remark(rows, '; borrowed: ')}"),
-                    largest=_largest(rows=rows["pairs"], copies=rows["experts"] / rows["moe_ep"]),
+                    source=cited(rows, f"; permutation, activation and sum included{_remark(rows, '; borrowed: ')}"),
+                    largest=largest_of(rows=rows["pairs"], copies=rows["experts"] / rows["moe_ep"]),
                     borrowed=_all_borrowed(rows),
                 )
             )
@@ -412,7 +412,7 @@ def _grouped_classes(frame: pd.DataFrame, fewest_rows: int = 1000) -> list[Measu
 def _expert_works(weights: str, frame: pd.DataFrame) -> tuple[Work, ...]:
     """The two products of the gated experts that each row measured."""
     names = ("hidden", "intermediate", "moe_tp", "experts", "moe_ep", "read", "pairs", "tokens")
-    return expert_works(weights, *_floats(frame, *names))
+    return expert_works(weights, *floats(frame, *names))
 
 
 # --- Collectives -----------------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def nccl_classes(system: str, framework: str) -> list[Measured]:
     found = []
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
-        ranks, size = _floats(rows, "ranks", "bytes")
+        ranks, size = floats(rows, "ranks", "bytes")
         for name in names:
             remark = "" if name == names[0] else f"; {op} stands in for it"
             work = sent(name, "all-to-all", size * (ranks - 1) / ranks, ranks, rows=1)
@@ -475,8 +475,8 @@ def _exchange_class(
         works=(work,),
         seconds=rows["seconds"].to_numpy(),
         held=held_out(rows[cells]),
-        source=_cited(rows, remark),
-        largest=_largest(ranks=ranks, payload=payload),
+        source=cited(rows, remark),
+        largest=largest_of(ranks=ranks, payload=payload),
         known={**_off_board(system, ranks), **(known or {})},
     )
 
@@ -485,7 +485,7 @@ def all_reduce_classes(system: str, framework: str) -> list[Measured]:
     """all-reduce: the framework's own kernel; beyond the ranks that its table has, that of a like fabric."""
     rows = with_borrowed(system, framework, "all_reduce")
     rows = rows[rows["bytes"] <= 64 * MEGA]
-    ranks, size = _floats(rows, "ranks", "bytes")
+    ranks, size = floats(rows, "ranks", "bytes")
     return [
         Measured(
             name="all-reduce",
@@ -493,8 +493,8 @@ def all_reduce_classes(system: str, framework: str) -> list[Measured]:
             works=(all_reduce_work(size, ranks),),
             seconds=rows["seconds"].to_numpy(),
             held=held_out(rows[["ranks", "bytes", "kernel"]]),
-            source=_cited(rows, _remark(rows)),
-            largest=_largest(ranks=ranks, payload=size),
+            source=cited(rows, _remark(rows)),
+            largest=largest_of(ranks=ranks, payload=size),
             known={"nccl_us": _nccl_latency_us(system), **_off_board(system, ranks)},
         )
     ]
@@ -525,11 +525,11 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     lent = None if crosses else tables_of(system).network
     shape = "network-exchange" if crosses or lent else "exchange"
     frame = frame[frame["tokens"] <= DECODE_TOKENS]
-    found = []
+    found: list[Measured] = []
     roles = {"dispatch": ["dispatch"], "combine": ["combine"]}
     for op, names in roles.items():
         rows = frame[frame["op"] == op]
-        ranks, tokens, top_k, hidden = _floats(rows, "ranks", "tokens", "top_k", "hidden")
+        ranks, tokens, top_k, hidden = floats(rows, "ranks", "tokens", "top_k", "hidden")
         hit = np.where(rows["routing"] == "balanced", np.minimum(ranks, top_k), ranks * (1 - (1 - 1 / ranks) ** top_k))
         value = np.array([_wire_bytes(op, table_format) for table_format in rows["format"]])
         work = routed_work(op, ranks, tokens, hit * (ranks - 1) / ranks * tokens, hidden, value)
@@ -540,6 +540,9 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
                 known |= _lent_network(lent, op)
                 role += f"; {lent.reason}"
             found.append(_exchange_class(system, name, rows, stands_in, shape=shape, remark=remark + role, known=known))
+    if exchange.gathers_on_board and domain == tray:
+        across = [replace(each, name=f"{each.name}/across", domains="several") for each in found]
+        return [*_gathered_exchange(system, exchange.gathers_on_board, value_bytes=2.0), *across]
     return found
 
 
@@ -571,20 +574,25 @@ def lent_class(system: str, framework: str, name: str) -> KernelClass:
     """A class of a shipped timing that stands in elsewhere; SpecError where that timing has to be made first."""
     timing = f"{system}-{framework}"
     calibration = load_timing(timing).calibration if timing in shipped("timing") else None
-    if calibration is None or name not in calibration.classes:
+    names = [each for each in (name, f"{name}/across") if calibration and each in calibration.classes]
+    if calibration is None or not names:
         why = f"class {name} of {timing} stands in for others, and is in no shipped timing yet"
         raise SpecError([f"{why}; calibrate {timing} first, into hardware_profiles/measured_timings"])
-    return calibration.classes[name]
+    return calibration.classes[names[0]]
 
 
-def _gathered_exchange(system: str, why: str) -> list[Measured]:
-    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both."""
+def _gathered_exchange(system: str, why: str, value_bytes: float = 0.0) -> list[Measured]:
+    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both.
+
+    value_bytes: of a value as it is gathered; 0 in the format of the dispatch.
+    """
     frame, found = silicon.nccl(system), []
     for name, op in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
         rows = frame[frame["op"] == op]
-        ranks, size = _floats(rows, "ranks", "bytes")
+        ranks, size = floats(rows, "ranks", "bytes")
         work = routed_work(name, ranks, size / ranks, size / ranks * (ranks - 1), 1.0, 1.0)
-        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}")
+        known = {"value_bytes": value_bytes if name == "dispatch" else 0.0}
+        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}", known=known)
         found.append(replace(made, name=f"{name}/gather", domains="one"))
     return found
 
@@ -613,4 +621,16 @@ SECTIONS: dict[str, tuple[Callable[[str, str], list[Measured]], ...]] = {
 def measurements(system: str, framework: str, families: Iterable[str] = tuple(SECTIONS)) -> list[Measured]:
     """Every class's measurements of one framework on one system, or those of some families of tables."""
     check_names(system, framework)
-    return [measured for family in families for section in SECTIONS[family] for measured in section(system, framework)]
+    found = [m for family in families for section in SECTIONS[family] for m in section(system, framework)]
+    return [replace(measured, includes=_included(framework, measured)) for measured in found]
+
+
+def _included(framework: str, measured: Measured) -> tuple[str, ...]:
+    """What a class's time includes beside its own op, as the framework's file says it."""
+    parts = [
+        part
+        for record in load_framework(framework).includes
+        if measured.name.startswith(record.of) and (record.kernel is None or f"({record.kernel})" in measured.source)
+        for part in record.parts
+    ]
+    return tuple(dict.fromkeys(parts))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +22,9 @@ from helix_sim.core.text import said
 from helix_sim.silicon import aic_tables, validate
 from helix_sim.silicon.calibrate import as_served
 from helix_sim.silicon.systems import machine_of, systems
-from helix_sim.specs.load import decoded, load_model, load_timing, parse, read_bytes, shipped
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.drafter import drafter_of
+from helix_sim.specs.load import decoded, load_draft, load_model, load_timing, parse, read_bytes, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
@@ -52,7 +54,8 @@ COLUMNS = {
     "ep": "expert-parallel width; 1 unless given [GPUs]",
     "pp": "pipeline stages; 1 unless given [stages]",
     "gpus": "GPUs of one worker; a row whose widths give another number is left out [GPUs]",
-    "speculation": "none, or which; rows with one are left out [name]",
+    "speculation": "none, or how a step drafts: mtp, eagle3; left out where no draft of that kind is shipped [name]",
+    "draft_tokens": "drafts of a step; as the framework's published deployments unless given [tokens]",
     "aggregated": "yes where prefill runs on the same GPUs: left out, its time is in tpot_s [yes or no]",
     "software": "the framework's version, whose kernels are taken where tables of its time exist [text]",
     "runs": "measurements of which the row is the median; 1 unless given [runs]",
@@ -71,9 +74,14 @@ class Judged:
     """Measured servings beside predictions: `rows` with columns of COLUMNS and predicted_s, low_s, high_s, kind, error.
 
     left_out: rows that were not predicted, by the reason. apart: the worst rows' ops, by a title that says the row.
+    drafting: rows that drafted, likewise and apart from the others, for their acceptance is one more assumption. pairs:
+    servings that differ in drafting alone, each with its gain, TPOT without over TPOT with drafts, measured and
+    predicted.
     """
 
     rows: pd.DataFrame
+    drafting: pd.DataFrame
+    pairs: pd.DataFrame
     left_out: dict[str, int]
     apart: dict[str, pd.DataFrame]
 
@@ -143,8 +151,10 @@ def _of_inferencex(given: pd.DataFrame) -> pd.DataFrame:
             "tpa": np.where(parallel, 1, given["decode_tp"]),
             "dp": np.where(parallel, given["decode_tp"], 1),
             "ep": np.maximum(given["decode_ep"], 1),
-            "workers": given["decode_num_workers"],
-            "gpus": given["num_decode_gpu"] / given["decode_num_workers"].where(given["decode_num_workers"] > 0),
+            "workers": given["decode_num_workers"].where(given["disagg"].astype(bool), 1),
+            "gpus": (
+                given["num_decode_gpu"] / given["decode_num_workers"].where(given["decode_num_workers"] > 0)
+            ).where(given["disagg"].astype(bool)),
             "isl": given["isl"] * MEAN_LENGTH,
             "osl": given["osl"] * MEAN_LENGTH,
             "concurrency": given["conc"],
@@ -173,7 +183,25 @@ def judge(table: pd.DataFrame, timing: Timing | None = None) -> Judged:
     """
     table = _filled(table)
     reasons = table.apply(lambda row: _why_not(row, timing), axis=1)
-    kept = table[reasons == ""]
+    plain = table["speculation"] == "none"
+    rows, steps = _predicted(table[(reasons == "") & plain], timing)
+    drafting, _ = _predicted(table[(reasons == "") & ~plain], timing)
+    worst = rows["error"].abs().to_numpy().argsort()[::-1][:WORST]
+    apart = {_title(rows.iloc[place]): _ops(steps[place], rows.iloc[place]) for place in worst.tolist()}
+    left_out = {str(reason): int(count) for reason, count in reasons[reasons != ""].value_counts().items()}
+    return Judged(
+        rows=rows.reset_index(drop=True),
+        left_out=left_out,
+        apart=apart,
+        drafting=drafting.reset_index(drop=True),
+        pairs=_pairs(
+            table[table.apply(lambda row: _why_not({**row, "aggregated": "no"}, timing), axis=1) == ""], timing
+        ),
+    )
+
+
+def _predicted(kept: pd.DataFrame, timing: Timing | None) -> tuple[pd.DataFrame, list[Step]]:
+    """Servings beside their predictions, and the steps that these are of."""
     steps = [_step(row, timing) for row in cast(Any, kept.itertuples())]
     ends = [tuple(float(end) for end in step.ttl_interval_s) for step in steps]
     rows = kept.assign(
@@ -186,10 +214,44 @@ def judge(table: pd.DataFrame, timing: Timing | None = None) -> Judged:
     rows = rows.assign(
         error=rows["predicted_s"] / rows["tpot_s"] - 1, inside=rows["tpot_s"].between(rows["low_s"], rows["high_s"])
     )
-    worst = rows["error"].abs().to_numpy().argsort()[::-1][:WORST]
-    apart = {_title(rows.iloc[place]): _ops(steps[place], rows.iloc[place]) for place in worst.tolist()}
-    left_out = {str(reason): int(count) for reason, count in reasons[reasons != ""].value_counts().items()}
-    return Judged(rows=rows.reset_index(drop=True), left_out=left_out, apart=apart)
+    return rows, steps
+
+
+MEASURED = ("speculation", "draft_tokens", "software", "runs", "tpot_s", "ttft_s")
+"""Columns in which the two servings of a pair may differ."""
+AGGREGATED = "aggregated: prefill is in the time per token"
+
+
+def _pairs(table: pd.DataFrame, timing: Timing | None) -> pd.DataFrame:
+    """Servings alike but for drafting, a row a pair; those with prefill in their times too, which tell of it less.
+
+    gain: TPOT without drafts over TPOT with them, measured; predicted_gain: of the two steps, each at the batch that
+    its own times say. error: of the gain.
+    """
+    import pandas as pd
+
+    alike = [name for name in table if name not in MEASURED]
+    found = []
+    for _, rows in table.groupby(alike, dropna=False, sort=False):
+        without = rows[rows["speculation"] == "none"]
+        for _, one in rows[rows["speculation"] != "none"].iterrows():
+            if len(without):
+                other = without.iloc[int((without["tpot_s"] - without["tpot_s"].median()).abs().argmin())]
+                both, steps = _predicted(pd.DataFrame([other, one]), timing)
+                plain_s, drafted_s = both["predicted_s"]
+                found.append(
+                    {
+                        **{name: one[name] for name in PAIR},
+                        "draft_tokens": int(steps[1].layout.draft_tokens),
+                        "gain": other["tpot_s"] / one["tpot_s"],
+                        "predicted_gain": plain_s / drafted_s,
+                        "error": (plain_s / drafted_s) / (other["tpot_s"] / one["tpot_s"]) - 1,
+                    }
+                )
+    return pd.DataFrame(found, columns=[*PAIR, "draft_tokens", "gain", "predicted_gain", "error"])
+
+
+PAIR = ("system", "framework", "precision", "tpa", "dp", "ep", "isl", "osl", "concurrency", "aggregated")
 
 
 WORST, WORST_OPS = 5, 8
@@ -212,10 +274,11 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
 
 def _why_not(row: Any, timing: Timing | None) -> str:
     """Why a serving is not held against a decode step; empty where it is."""
-    if str(row["speculation"]) != "none":
-        return "speculation, which a step of one new token is not"
+    draft = _draft(row)
+    if str(row["speculation"]) != "none" and (draft is None or not _draft_tokens(row, draft)):
+        return f"drafts by {row['speculation']}, of which no draft is shipped or no length is known"
     if str(row["aggregated"]) in ("yes", "True", "true"):
-        return "aggregated: prefill is in the time per token"
+        return AGGREGATED
     name = f"{row['system']}-{row['framework']}"
     if row["system"] not in systems() or (timing is None and name not in shipped("timing")):
         return f"no measured kernels of {row['framework']} on {row['system']}"
@@ -230,6 +293,19 @@ def _why_not(row: Any, timing: Timing | None) -> str:
     if gpus % float(row["ep"]):
         return "experts are spread over GPUs that the worker does not have"
     return ""
+
+
+def _draft(row: Any) -> Draft | None:
+    """The shipped draft of a row's model by the method that it says; None where there is none."""
+    of_model = (load_draft(name) for name in shipped("draft"))
+    return next((d for d in of_model if d.target == row["model"] and d.method == str(row["speculation"])), None)
+
+
+def _draft_tokens(row: Any, draft: Draft) -> int:
+    """Drafts of a step: as the row says, or as its framework's published deployments have it; 0 where neither tells."""
+    said = _number(row["draft_tokens"])
+    served = draft.served.get(str(row["framework"]))
+    return int(said) if said == said else served.value if served else 0
 
 
 def _number(value: Any) -> float:
@@ -265,7 +341,10 @@ def _step(row: Any, timing: Timing | None) -> Step:
         batch=max(_batch(record), 1.0), tpa=row.tpa, kvp=row.kvp, dp=row.dp, tpf=gpus / row.ep, ep=row.ep, pp=row.pp
     )
     model = load_model(row.model)
-    setting = Setting(model=model, machine=machine, timing=timing, precision=_precision(row, timing))
+    if draft := _draft(record):
+        x = replace(x, draft_tokens=_draft_tokens(record, draft))
+    drafter = drafter_of(draft, model) if draft else None
+    setting = Setting(model=model, machine=machine, timing=timing, precision=_precision(row, timing), drafter=drafter)
     return evaluate_step(setting, x, round(_context(record)))
 
 
@@ -323,6 +402,24 @@ def report(judged: Judged) -> dict[str, pd.DataFrame]:
         for by in GROUPS:
             found[f"by {' and '.join(by)}"] = scores(rows, by)
         found["all rows"] = scores(rows, [])
+    if len(judged.drafting):
+        found["rows that draft, by framework"] = scores(judged.drafting, ["framework", "speculation"])
+    if len(pairs := judged.pairs):
+        found["pairs with and without drafts"] = pairs
+        found["gains of pairs"] = pd.DataFrame(
+            [
+                {
+                    "framework": framework,
+                    "aggregated": aggregated,
+                    "count": len(part),
+                    "gain": float(part["gain"].median()),
+                    "predicted_gain": float(part["predicted_gain"].median()),
+                    "median": float(part["error"].abs().median()),
+                    "bias": float(part["error"].median()),
+                }
+                for (framework, aggregated), part in pairs.groupby(["framework", "aggregated"], sort=True)
+            ]
+        )
     found["left out"] = pd.DataFrame([{"rows": count, "why": why} for why, count in judged.left_out.items()])
     return found | {f"worst: {title}": ops for title, ops in judged.apart.items()}
 

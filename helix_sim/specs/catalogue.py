@@ -34,6 +34,12 @@ class Checked:
     problems: list[str]
     remarks: list[str]
 
+    def row(self) -> dict[str, Any]:
+        """The file as a row of plain data."""
+        kind, name = (getattr(self.record, key, None) for key in ("kind", "name"))
+        told = {"problems": self.problems, "remarks": self.remarks}
+        return {"path": str(self.path), "kind": kind, "name": name, **told}
+
 
 def check(paths: Sequence[str | Path]) -> list[Checked]:
     """What each file holds (a model, machine, timing, sweep or framework), or each of its problems in a sentence."""

@@ -160,7 +160,18 @@ SHAPES: dict[str, ShapeParameters] = {
     ),
     "exchange": ShapeParameters(parameters=EXCHANGE, collective=True),
     "network-exchange": ShapeParameters(parameters={**EXCHANGE, **NETWORK}, collective=True),
-    "gather": ShapeParameters(parameters=EXCHANGE, collective=True),
+    "gather": ShapeParameters(
+        parameters={
+            **EXCHANGE,
+            "value_bytes": Parameter(
+                meaning="a value as it is gathered, 0 in the format of the dispatch [bytes]",
+                start=0.0,
+                low=0.0,
+                high=4.0,
+            ),
+        },
+        collective=True,
+    ),
     "partial-exchange": ShapeParameters(
         parameters={
             **EXCHANGE,
@@ -188,6 +199,64 @@ SHAPES: dict[str, ShapeParameters] = {
             "one_shot_share": _share(NVLINK),
             "two_shot_share": _share(NVLINK),
         },
+    ),
+    "picked-attention": ShapeParameters(
+        parameters={
+            "latency_us": Parameter(meaning="latency of a launch [µs]", start=6.0, low=0.1, high=300.0),
+            "bandwidth_share": _share(HBM),
+            "math_share": Parameter(
+                meaning="share of the tensor cores' dense datasheet rate that the kernel reaches [1]",
+                start=0.5,
+                low=0.001,
+                high=1.0,
+            ),
+            "request_us": CORE["request_us"],
+            "heads_half": CORE["heads_half"],
+            "token_ns": Parameter(
+                meaning="a block's walk along a request's tokens, a token [ns]", start=0.1, low=0.0001, high=100.0
+            ),
+            "splits": Parameter(
+                meaning="blocks that share a request's tokens, at most [blocks]", start=4.0, low=1.0, high=256.0
+            ),
+            "lone_head": Parameter(
+                meaning="by how much longer than for several heads reading takes for one [1]",
+                start=1.0,
+                low=0.0,
+                high=50.0,
+            ),
+            **L2,
+        }
+    ),
+    "row-walk": ShapeParameters(
+        parameters={
+            "latency_us": Parameter(meaning="latency of a launch [µs]", start=8.0, low=0.1, high=100.0),
+            "bandwidth_share": _share(HBM),
+            "kB_ns": Parameter(
+                meaning="a block's walk along a row of scores, a kB of it [ns]", start=90.0, low=0.01, high=5000.0
+            ),
+        }
+    ),
+    "state": ShapeParameters(
+        parameters={
+            "latency_us": Parameter(meaning="latency of a launch [µs]", start=5.0, low=0.1, high=100.0),
+            "bandwidth_share": _share(HBM),
+            "token_us": Parameter(
+                meaning="each new token of a request after its first [µs]", start=0.5, low=0.001, high=20.0
+            ),
+            "head_us": Parameter(
+                meaning="a head's turn on a streaming multiprocessor [µs]", start=1.0, low=0.001, high=50.0
+            ),
+            "verify_us": Parameter(
+                meaning="how much longer that turn is where several tokens are verified [µs]",
+                start=0.5,
+                low=0.001,
+                high=50.0,
+            ),
+            "verify_latency_us": Parameter(
+                meaning="latency of the kernel that verifies beyond the other's [µs]", start=1.0, low=0.001, high=50.0
+            ),
+            **L2,
+        }
     ),
 }
 """Every shape that a class of a timing may have; the equation of each is in `timing.kernel_shapes.SHAPES`."""

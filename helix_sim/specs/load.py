@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import is_path, said, shortened
 from helix_sim.specs.comparison import Comparison
+from helix_sim.specs.draft import Draft
 from helix_sim.specs.extending import extend
 from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
@@ -33,6 +34,7 @@ FOLDERS = {
     "timing": "hardware_profiles/timings",
     "sweep": "sweeps",
     "framework": "hardware_profiles/frameworks",
+    "draft": "model_specs/drafts",
 }
 CALIBRATIONS = "hardware_profiles/measured_timings"
 """Timings fitted to measured kernels; they load by name like the others."""
@@ -43,6 +45,7 @@ KINDS: dict[str, type[Record]] = {
     "sweep": Sweep,
     "framework": Framework,
     "comparison": Comparison,
+    "draft": Draft,
 }
 MOST_BYTES = 2**18
 """Of a file: the shipped ones have a few thousand, and the worst of this size takes about a second."""
@@ -64,7 +67,7 @@ def data_folder(folder: str) -> Path:
 
 
 def shipped(kind: str) -> list[str]:
-    """Names of the shipped files of a kind (model, machine, timing, sweep, framework), sorted."""
+    """Names of the shipped files of a kind (model, machine, timing, sweep, framework, draft), sorted."""
     return sorted(_shipped_files(kind))
 
 
@@ -92,6 +95,11 @@ def load_timing(name: Timing | str | Path) -> Timing:
 def load_sweep(name: Sweep | str | Path) -> Sweep:
     """A sweep by its shipped name (`paper-deepseek-r1`) or the path of a YAML file; a record is itself."""
     return name if isinstance(name, Sweep) else _load(Sweep, "sweep", name)
+
+
+def load_draft(name: Draft | str | Path) -> Draft:
+    """A way to draft by its shipped name (`deepseek-r1-mtp`) or the path of a YAML file; a record is itself."""
+    return name if isinstance(name, Draft) else _load(Draft, "draft", name)
 
 
 def load_framework(name: str | Path) -> Framework:
@@ -141,7 +149,7 @@ def find(kind: str, name: str | Path) -> Path:
     if is_path(text):
         path = Path(text)
         if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
-            raise SpecError([f"{shortened(text)}: there is no such file"])
+            raise SpecError([f"{shortened(text)}: there is no such file{_of_hugging_face(text, kind)}"])
         return path
     files = _shipped_files(kind)
     if text not in files:
@@ -149,6 +157,16 @@ def find(kind: str, name: str | Path) -> Path:
             [f"there is no {kind} named {said(text)}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
         )
     return files[text]
+
+
+def _of_hugging_face(text: str, kind: str) -> str:
+    """What to do with a model's id on Hugging Face, as the rest of a sentence; nothing where it is none."""
+    if kind != "model" or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.endswith((".yaml", ".yml", ".json")):
+        return ""
+    known = {name.lower(): name for name in _shipped_files(kind)}
+    near = difflib.get_close_matches(text.partition("/")[2].lower()[:80], known, n=1, cutoff=0.6)
+    shipped_one = f"; did you mean {known[near[0]]}, which is shipped?" if near else ""
+    return f"{shipped_one}; helix-sim import-hf reads the config.json of a model of Hugging Face"
 
 
 def _shown(path: Path) -> str:
@@ -213,14 +231,20 @@ def _with_base(content: dict[str, Any], shown: str, folder: Path | None) -> dict
 
 
 def _with_framework(content: dict[str, Any]) -> dict[str, Any]:
-    """A measured timing's content with what the file of its framework says of memory, where it says nothing itself."""
+    """A measured timing's content with what its framework's file says of memory and microbatches, unless it does."""
     calibration = content.get("calibration")
-    if not isinstance(calibration, dict) or calibration.get("memory") is not None:
+    if not isinstance(calibration, dict):
         return content
     name = calibration.get("framework")
     if not isinstance(name, str) or name not in _shipped_files("framework"):
         return content
-    return {**content, "calibration": {**calibration, "memory": load_framework(name).memory.model_dump()}}
+    framework = load_framework(name)
+    said = {
+        key: part.model_dump()
+        for key in ("memory", "microbatches")
+        if calibration.get(key) is None and (part := getattr(framework, key)) is not None
+    }
+    return {**content, "calibration": {**calibration, **said}}
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -380,7 +404,7 @@ def _with_families(content: dict[str, Any], shown: str) -> dict[str, Any]:
         return content
     known = shipped_families()
     problems = [
-        f"{shown}: families: there is no family named {said(name)}{_nearest(str(name), list(known))}"
+        f"{shown}: families: {no_family(name)}"
         for name in names[:MOST_PROBLEMS]
         if not isinstance(name, str) or name not in known
     ]
@@ -396,6 +420,11 @@ def shipped_families() -> dict[str, Family]:
     return {
         name: parse(Family, family, f"sweeps/families.yaml: {name}") for name, family in content["families"].items()
     }
+
+
+def no_family(name: Any) -> str:
+    """The sentence on a name that no shipped family has, with the nearest that one has."""
+    return f"there is no family named {said(name)}{_nearest(str(name), list(shipped_families()))}"
 
 
 TAGGED = {"attention": 2, "ffn": 2, "layers": 2, "gpus": 1}

@@ -119,6 +119,13 @@ class Machine(Record):
         """Energy of a new token [J] if every GPU and its plant draw full power; NaN where the file has none."""
         return (self.power.watts if self.power else math.nan) / tokens_per_s_gpu
 
+    def at_price(self, usd_per_gpu_hour: float | None) -> Machine:
+        """The machine at another price of a GPU [USD/hour], as somebody gives it; itself without one."""
+        if usd_per_gpu_hour is None:
+            return self
+        given = Quantity(value=usd_per_gpu_hour, source="assumed: given in place of the machine's own")
+        return self.model_copy(update={"usd_per_gpu_hour": given})
+
     @property
     def domain(self) -> int:
         """GPUs in one NVLink domain."""

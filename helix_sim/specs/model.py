@@ -19,6 +19,7 @@ from helix_sim.core.units import GIGA
 from helix_sim.specs.precision import StoredFormats
 from helix_sim.specs.values import (
     LIMIT,
+    SOURCE,
     Count,
     MathFormat,
     Name,
@@ -26,6 +27,7 @@ from helix_sim.specs.values import (
     Number,
     NumberFormat,
     Record,
+    Source,
     Text,
     Word,
 )
@@ -60,10 +62,12 @@ class HeadAttention(Record):
     kv_heads: Count = Field(description="heads of keys and values, K in the paper; 1 is multi-query attention [count]")
     head_size: Count = Field(description="dimensions of one head's query, key and value, Hsz in the paper [values]")
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent"
+        default=None,
+        description="whether each query head has a learned sink beside its scores; no if absent [yes or no]",
     )
     output_gate: bool | None = Field(
-        default=None, description="whether a gate of the layer's input multiplies the heads' output; no if absent"
+        default=None,
+        description="whether a gate of the layer's input multiplies the heads' output; no if absent [yes or no]",
     )
 
     @model_validator(mode="after")
@@ -120,7 +124,8 @@ class WindowAttention(HeadAttention):
     kind: Literal["window"] = Field(description="type of the attention: window [name]")
     window_tokens: Count = Field(description="tokens that a query sees, itself among them [tokens]")
     chunked: bool | None = Field(
-        default=None, description="whether a query sees its chunk from its start instead of a window; no if absent"
+        default=None,
+        description="whether a query sees its chunk from its start instead of a window; no if absent [yes or no]",
     )
 
     @property
@@ -173,7 +178,8 @@ class LatentAttention(Record):
     nope_width: Count = Field(description="width of a head's query and key without position [values]")
     output_width: Count = Field(description="width of a head's value, its input to the output projection [values]")
     output_gate: bool | None = Field(
-        default=None, description="whether a gate of the layer's input multiplies the heads' output; no if absent"
+        default=None,
+        description="whether a gate of the layer's input multiplies the heads' output; no if absent [yes or no]",
     )
 
     @property
@@ -235,6 +241,11 @@ class SparseAttention(LatentAttention):
 
     kind: Literal["sparse"] = Field(description="type of the attention: sparse [name]")
     indexer: Indexer = Field(description="what picks the tokens [mapping]")
+    picks_shared: bool | None = Field(
+        default=None,
+        description="whether a query attends to what the indexer of an earlier layer picked, this layer having neither "
+        "an indexer nor index keys of its own; no if absent [yes or no]",
+    )
 
     @property
     def ratio(self) -> int:
@@ -244,13 +255,13 @@ class SparseAttention(LatentAttention):
     @property
     def kv_values_per_token(self) -> float:
         """Values by which one layer's cache of a request grows with a token: the latent's and an index key."""
-        return self.cache_width + self.indexer.width
+        return self.cache_width + self.indexer.width * (not self.picks_shared)
 
     def parameters(self, hidden_size: int) -> int:
         """Weights of the attention block of one layer, those of the indexer among them."""
         i = self.indexer
         index = self.q_lora_rank * i.heads * i.width + hidden_size * (i.width + i.heads)
-        return LatentAttention.parameters(self, hidden_size) + index
+        return LatentAttention.parameters(self, hidden_size) + index * (not self.picks_shared)
 
 
 class CompressedAttention(Record):
@@ -272,14 +283,16 @@ class CompressedAttention(Record):
         default=None, description="tokens that leave one compressed vector; there are none if absent [tokens]"
     )
     overlapping: bool | None = Field(
-        default=None, description="whether a compressed vector draws on twice as many tokens; no if absent"
+        default=None,
+        description="whether a compressed vector draws on twice as many tokens; no if absent [yes or no]",
     )
     output_groups: Count = Field(description="groups of heads that the output projection takes apart [count]")
     output_lora_rank: Count = Field(
         description="width that the output projection has between its parts, a group [values]"
     )
     sinks: bool | None = Field(
-        default=None, description="whether each query head has a learned sink beside its scores; no if absent"
+        default=None,
+        description="whether each query head has a learned sink beside its scores; no if absent [yes or no]",
     )
     indexer: Indexer | None = Field(
         default=None, description="what picks compressed vectors; a query attends to all of them if absent [mapping]"
@@ -466,6 +479,15 @@ class DenseFfn(FeedForward):
         return {"dense FFN": (self.projections_in + 1) * hidden_size * self.intermediate_size}
 
 
+class Placement(Record):
+    """How experts come to lie on the ranks of expert parallelism, and where that comes from."""
+
+    value: Literal["random", "balanced"] = Field(
+        description="random: whatever their popularity; balanced: packed by it, as EPLB does [name]"
+    )
+    source: Source = Field(description=SOURCE)
+
+
 class RoutedFfn(FeedForward):
     """Routed and shared experts of a mixture-of-experts (MoE) layer, each a feed-forward network."""
 
@@ -483,6 +505,12 @@ class RoutedFfn(FeedForward):
     routing_skew: Annotated[Number, Field(ge=0, le=4)] = Field(
         default=0.0, description="exponent of the power law of expert popularity; 0 is uniform routing [number]"
     )
+    routing_source: Source | None = Field(
+        default=None, description="where the popularity comes from: measured or assumed, then where [text]"
+    )
+    placement: Placement | None = Field(
+        default=None, description="how experts come to lie on ranks; at random if absent [mapping]"
+    )
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
@@ -496,6 +524,11 @@ class RoutedFfn(FeedForward):
     def narrowest(self) -> int:
         """The inner width that tpf cuts."""
         return self.intermediate_size
+
+    @property
+    def balanced(self) -> bool:
+        """Whether experts are packed by popularity, copies or not."""
+        return self.placement is not None and self.placement.value == "balanced"
 
     def parameters(self, hidden_size: int) -> dict[str, int]:
         """Weights of one layer's FFN, by group."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from helix_sim.specs.values import (
+    SOURCE,
     Flag,
     Name,
     Number,
@@ -144,6 +145,20 @@ class Exchange(Record):
         None,
         description="what it does where none of these was measured: gather all tokens and scatter the sums [text]",
     )
+    gathers_on_board: Text | None = Field(
+        None,
+        description="why it gathers all tokens, in BF16, inside an NVLink domain that is one board, and sends them to "
+        "their experts across several alone [text]",
+    )
+
+
+class Included(Record):
+    """What the measured time of some classes of kernels includes beside their own op."""
+
+    of: Text = Field(description="how the classes' names begin [name]")
+    kernel: Text | None = Field(None, description="of this kernel's rows alone, as the table spells it [name]")
+    parts: list[Text] = Field(min_length=1, description="the ops that are measured with it [list of names]")
+    source: Source = Field(description="where that is known from [text]")
 
 
 class Releases(Record):
@@ -186,6 +201,16 @@ class ServedMemory(Record):
     )
 
 
+class MicrobatchOrder(Record):
+    """In which order two microbatches take turns, where a framework has them."""
+
+    value: Literal["attention-in-two", "attention-whole"] = Field(
+        description="attention-in-two: the exchanges of one run behind the two parts of the other's attention alone; "
+        "attention-whole: behind its attention, and behind its experts [name]"
+    )
+    source: Source = Field(description=SOURCE)
+
+
 class Framework(Record):
     """A serving framework as the public tables and servings show it: the same on every machine."""
 
@@ -194,6 +219,9 @@ class Framework(Record):
     title: Text = Field(description="its name as its makers write it [text]")
     step_overhead_us: Quantity = Field(description="host and launch overhead of one decode step, outside kernels [µs]")
     memory: ServedMemory = Field(description="what it leaves free of a GPU's memory by its defaults [mapping]")
+    microbatches: MicrobatchOrder | None = Field(
+        None, description="how two microbatches take turns; it has none where not said [mapping]"
+    )
     dispatch: dict[Literal["fp4", "fp8"], WireFormat] = Field(
         description="the format in which tokens travel to their experts, by the precision of the checkpoint [mapping]"
     )
@@ -203,4 +231,7 @@ class Framework(Record):
     )
     borrowed: list[Borrowed] = Field(
         [], description="rows that its tables lack on every machine, and whose stand in [list]"
+    )
+    includes: list[Included] = Field(
+        [], description="what the measured time of its kernels includes beside their own op [list]"
     )

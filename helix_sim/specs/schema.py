@@ -7,6 +7,7 @@ from typing import Any
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.specs.load import KINDS, shipped, shipped_families
+from helix_sim.specs.quantities import answer_schema
 from helix_sim.specs.sweep import Families
 from helix_sim.specs.values import Record
 
@@ -22,14 +23,18 @@ NAMES = {"model": "model", "machine": "machine", "timing": "timing"}
 def json_schema(kind: str) -> dict[str, Any]:
     """What a file of this kind may hold: keys, types, limits, defaults, descriptions with units.
 
+    `answer` is what --json prints.
+
     It knows each field for itself; what must hold between fields (a multiple of the KV heads, a family that a group
     names) `helix-sim check` says.
 
     >>> json_schema("machine")["properties"]["hbm_bandwidth_GBps"]["$ref"]
     '#/$defs/Positive'
     """
+    if kind == "answer":
+        return {"$schema": DIALECT, **answer_schema()}
     if kind not in FILES:
-        raise SpecError([f"there is no kind of file named {said(kind)}; known: {', '.join(FILES)}"])
+        raise SpecError([f"there is no kind of file named {said(kind)}; known: {', '.join(FILES)}, answer"])
     schema = {"$schema": DIALECT, **_with_limits(FILES[kind].model_json_schema()), "title": f"helix-sim {kind}"}
     if kind == "sweep":
         _offer_names(schema["properties"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
+from helix_sim.specs.drafter import Drafter
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
@@ -72,21 +73,27 @@ KNOBS: dict[str, Knob] = {
         latency="host",
         constant=("calibration", "step_overhead_us"),
     ),
+    "acceptance": Knob(meaning="drafts of a step that are accepted", unit="drafts", takes_time=False),
 }
 """Every knob of a setting by name; a layout's own (context, batch) are turned on the layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting(Shown):
-    """A model on a machine, under a timing, in number formats."""
+    """A model on a machine, under a timing, in number formats; and what drafts for it, where something does."""
 
     model: Model
     machine: Machine
     timing: Timing
     precision: Precision
+    drafter: Drafter | None = None
 
     def __repr__(self) -> str:
         return f"<{self.model.name} on {self.machine.name}, timing {self.timing.name}>"
+
+    def at_price(self, usd_per_gpu_hour: float | None) -> Setting:
+        """The setting with another price of a GPU [USD/hour]; itself without one. No time depends on it."""
+        return replace(self, machine=self.machine.at_price(usd_per_gpu_hour))
 
     def scaled(self, knob: str, factor: float) -> Setting:
         """The setting with what a knob names times `factor`, each value with a source that says so.
@@ -96,6 +103,8 @@ class Setting(Shown):
         if knob not in KNOBS:
             raise SpecError([f"{said(knob)} is no knob of a setting; known: {', '.join(KNOBS)}"])
         turned = KNOBS[knob]
+        if knob == "acceptance":
+            return replace(self, drafter=self.drafter.scaled(factor) if self.drafter else None)
         given = {name: getattr(self.machine, name) for name in turned.machine}
         changed = {name: quantity.scale(factor) for name, quantity in given.items() if quantity is not None}
         machine = self.machine.model_copy(update=changed)

@@ -9,8 +9,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StrictInt, Tag, model_validator
 
 from helix_sim.core.text import is_path, said
+from helix_sim.specs.draft import MOST_DRAFTS
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.values import Count, Name, Number, Record, Size, Text, Word
+from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Size, Text, Word
+
+USUAL_DRAFTS = 8
+"""Drafts of a step that a sweep with a draft tries at most, unless it says others."""
 
 Axis = Literal["free", "many"] | Count
 """A width of a family: every divisor (`free`), every divisor of at least 2 (`many`), or one number."""
@@ -30,6 +34,21 @@ class Family(Record):
         description="sequence shards of an indexer's cache, of models that have one; every divisor of kvp if absent "
         "[count, or free, or many]",
     )
+    q_shards: Axis | None = Field(
+        default=None,
+        description="KV shards that share a projection of queries and gather them, a divisor of kvp; 1, which repeats "
+        "it on each, if absent [count, or free, or many]",
+    )
+    redundant_experts: Annotated[list[NaturalCount], Field(min_length=1)] | None = Field(
+        default=None,
+        description="copies of busy experts, over all of ep, that are tried where they lie on its ranks evenly; none "
+        "if absent [list of counts]",
+    )
+    microbatches: Annotated[list[Literal[1, 2]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="parts of the batch that take turns in layers with experts, 2 where tokens are dispatched there; "
+        "the whole batch alone if absent [list of 1 and 2]",
+    )
     ffn_on: Literal["all", "tpa"] = Field(
         default="all",
         description="the FFN grid tpf·ep spans all GPUs of a stage, or the tpa GPUs of one KV shard (Medha) [name]",
@@ -38,6 +57,16 @@ class Family(Record):
     tpa_at_most_kv_heads: bool = Field(
         default=False, description="no tpa above the model's KV heads, where it would duplicate the cache [yes or no]"
     )
+
+    @property
+    def is_conventional(self) -> bool:
+        """Whether no layout of it shards a KV cache by sequence: tensor, data, expert and pipeline parallelism."""
+        return self.kvp == 1
+
+    @property
+    def is_helix(self) -> bool:
+        """Whether its layouts shard a KV cache by sequence, and the FFN over all GPUs of a stage."""
+        return self.kvp != 1 and self.ffn_on == "all"
 
 
 class Families(Record):
@@ -72,6 +101,28 @@ def _range_or_list(value: Any) -> str:
 GpuList = Annotated[list[Annotated[StrictInt, Field(ge=1, le=4096)]], Field(min_length=1)]
 Gpus = Annotated[Annotated[GpuRange, Tag("range")] | Annotated[GpuList, Tag("list")], Discriminator(_range_or_list)]
 """GPU counts: a range, or one by one."""
+
+
+class DraftRange(Record):
+    """Draft lengths from the first to the last, each one of them."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    first: NaturalCount = Field(default=0, alias="from", description="the fewest drafts of a step [tokens]")
+    last: NaturalCount = Field(alias="to", description="the most drafts of a step [tokens]")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.first <= self.last <= MOST_DRAFTS:
+            raise ValueError(f"from {self.first} to {self.last} is no range within 0 to {MOST_DRAFTS} drafts")
+        return self
+
+
+DraftList = Annotated[list[Annotated[StrictInt, Field(ge=0, le=MOST_DRAFTS)]], Field(min_length=1)]
+Drafts = Annotated[
+    Annotated[DraftRange, Tag("range")] | Annotated[DraftList, Tag("list")], Discriminator(_range_or_list)
+]
+"""Draft lengths: a range, or one by one."""
 
 
 class BatchRange(Record):
@@ -122,6 +173,14 @@ class Sweep(Record):
         default=False,
         description="whether chunks above 1 are tried on a timing whose kernels cannot overlap, too [yes or no]",
     )
+    draft: Text | None = Field(
+        default=None, description="a shipped draft of the model, or the path of a draft's file; none drafts [name]"
+    )
+    draft_tokens: Drafts | None = Field(
+        default=None,
+        description="drafts of a step that are tried, each with every layout: a range, or a list such as [0, 1, 3]; 0 "
+        "to 8 if a draft is named and this is absent, as far as its acceptance is known [mapping or list]",
+    )
     families: Annotated[dict[Word, Family], Field(min_length=1)] = Field(
         description="ways to shard: names from sweeps/families.yaml, or your own by name [list or mapping]"
     )
@@ -142,6 +201,14 @@ class Sweep(Record):
         if isinstance(self.gpus, GpuRange):
             return list(range(self.gpus.first, self.gpus.last + 1))
         return sorted(set(self.gpus))
+
+    @property
+    def draft_counts(self) -> list[int]:
+        """Drafts of a step that are tried, rising; none without a draft."""
+        if self.draft is None:
+            return [0]
+        given = self.draft_tokens or DraftRange.model_validate({"to": USUAL_DRAFTS})
+        return list(range(given.first, given.last + 1)) if isinstance(given, DraftRange) else sorted(set(given))
 
     @property
     def most_gpus(self) -> int:
@@ -165,7 +232,7 @@ class Sweep(Record):
         copied._file = path.absolute()
         return copied
 
-    def name_of(self, part: Literal["model", "machine", "timing"]) -> str:
+    def name_of(self, part: Literal["model", "machine", "timing", "draft"]) -> str:
         """The sweep's model, machine or timing, as a loader takes it: a shipped name, or a path that can be opened."""
         name: str = getattr(self, part)
         return str(self._file.parent / name) if self._file is not None and is_path(name) else name
@@ -175,6 +242,12 @@ class Sweep(Record):
         if timing is None:
             return self
         return self.model_copy(update={"timing": os.path.abspath(timing) if is_path(timing) else timing})
+
+    @model_validator(mode="after")
+    def _drafts_have_a_draft(self) -> Self:
+        if self.draft_tokens is not None and self.draft is None:
+            raise ValueError("draft_tokens says how many, and draft, which must be named too, what drafts them")
+        return self
 
     @model_validator(mode="after")
     def _groups_name_families(self) -> Self:

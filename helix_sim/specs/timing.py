@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.units import FORMAT_BITS, MICRO
 from helix_sim.specs.kernel_parameters import SHAPES, TIMES
-from helix_sim.specs.public_tables import ServedMemory
+from helix_sim.specs.public_tables import MicrobatchOrder, ServedMemory
 from helix_sim.specs.values import Flag, Fraction, Name, NaturalCount, Number, Quantity, Record, Share, Source, Text
 
 R = TypeVar("R", bound=Record)
@@ -81,6 +81,16 @@ class KernelClass(Record):
     borrowed: Text | None = Field(
         None, description="whose kernel stands in, and why; its own was measured where not said [text]"
     )
+    includes: list[Text] | None = Field(
+        None,
+        description="ops of a step beside its own that its measured time includes, as rope_and_append or activation: "
+        "they take no time of their own [list of names]",
+    )
+    widened: bool | None = Field(
+        None,
+        description="whether its residuals hold what standing in for another adds, as its source says it; else the "
+        "timing's unknowns do [yes or no]",
+    )
     dispatched: bool | None = Field(
         None, description="whether it serves experts behind a dispatch alone; all experts where not said [yes or no]"
     )
@@ -106,6 +116,9 @@ class Unknowns(Record):
         description="of a kernel's time where another format's or framework's kernel, or an assumed one, stands in [1]"
     )
     borrowed_collective: Quantity = Field(description="of a collective's time where another stands in for it [1]")
+    unmeasured: Quantity = Field(
+        description="upwards, of a kernel's time that constants give, where no class of it was measured [1]"
+    )
     collective: Quantity = Field(
         description="of all collectives together, which were measured alone, not in a step [1]"
     )
@@ -144,6 +157,9 @@ class Calibration(Record):
     memory: ServedMemory | None = Field(
         None, description="what servers leave free of memory; the framework's file says it unless given [mapping]"
     )
+    microbatches: MicrobatchOrder | None = Field(
+        None, description="how two microbatches take turns; the framework's file says it unless given [mapping]"
+    )
     classes: dict[Text, KernelClass] = Field(
         description="by op class and number format (gemm-nvfp4); an op class alone serves all formats [mapping]"
     )
@@ -158,10 +174,10 @@ class Calibration(Record):
 
     @property
     def cache_formats(self) -> list[str]:
-        """Formats of a KV cache that kernels of every measured kind of attention read, narrowest first."""
+        """Formats of a KV cache that measured kernels of full attention read, narrowest first."""
         kinds: dict[str, set[str]] = {}
         for name in self.classes:
-            if found := re.fullmatch(r"(attention-[^-]+)-([^/]+)(/.*)?", name):
+            if found := re.fullmatch(r"(attention-(?:gqa|mla))-([^/]+)(/.*)?", name):
                 kinds.setdefault(found[1], set()).add(found[2])
         shared = set.intersection(*kinds.values()) if kinds else set()
         return sorted(shared, key=lambda name: FORMAT_BITS[name])
@@ -230,9 +246,15 @@ class Timing(Record):
         None, description="measured kernels; the constants above stand in where a class was not measured [mapping]"
     )
 
+    @property
+    def microbatch_order(self) -> str:
+        """How two microbatches take turns: as the measured framework has it, or as DeepSeek and SGLang do."""
+        order = self.calibration.microbatches if self.calibration else None
+        return order.value if order else "attention-in-two"
+
     def of(self, op_class: str) -> OpConstants:
         """Constants of a class of kernels."""
-        return self.pointwise if op_class in ("pointwise", "grouped-pointwise") else self.kernel
+        return self.pointwise if op_class in ("pointwise", "grouped-pointwise", "convolution") else self.kernel
 
     def scale_latencies(
         self, *, kernel: float = 1, collective: float = 1, network: float = 1, host: float = 1

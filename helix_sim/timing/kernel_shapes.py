@@ -307,8 +307,9 @@ def network_exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, f
 
 
 def gather(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
-    """An exchange by which each rank gets everything, needed or not."""
-    return _collective(work, gpu, p, np.maximum(work.needed, 1e-9))
+    """An exchange by which each rank gets everything, needed or not, in a format of its own where it has one."""
+    wider = p["value_bytes"] / bytes_per_value(work.weights) if p["value_bytes"] else 1.0
+    return _collective(work, gpu, p, np.maximum(work.needed, 1e-9) / wider)
 
 
 def partial_exchange(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
@@ -366,6 +367,50 @@ def all_reduce(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float])
     return Terms(best - best_link, 0.0, 0.0, best_link)
 
 
+# --- Attention to a part of the context, and states ------------------------------------------------------------------
+
+
+def picked_attention(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """A core over gathered tokens, or an indexer's scores: latency + norm(bytes, FLOP, a block's walk) + waves.
+
+    A request's (and KV head's) turn on an SM is longer the more queries it has. Few tokens: no splits to merge. Where a
+    rank has one query head alone, a kernel that packs heads may read at a fraction of its rate.
+    """
+    bandwidth = p["bandwidth_share"] * gpu.hbm_bytes_per_s
+    hbm_s = (work.kv_bytes * _cold_share(work.kv_bytes, gpu, p) + work.activation_bytes) / bandwidth
+    math_s = work.flops / (p["math_share"] * flops_per_s)
+    turn_s = p["request_us"] * MICRO * (1 + work.heads / work.copies / p["heads_half"])
+    waves_s = turn_s * work.rows * work.copies / gpu.sms
+    read_s = hbm_s * (1 + p["lone_head"] * (work.heads <= 1))
+    idle = gpu.sms / np.maximum(work.rows * work.copies, 1e-9)
+    walk_s = p["token_ns"] * NANO * work.tokens / np.clip(idle, 1, p["splits"])
+    total = p["latency_us"] * MICRO + waves_s + norm(2, read_s, math_s, walk_s)
+    return _at_least(total, math_s=math_s, hbm_s=hbm_s)
+
+
+def row_walk(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """A choice among the scores of each row: latency + norm(bytes, waves of rows that a block walks along)."""
+    hbm_s = work.hbm_bytes / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
+    row_kb = work.hbm_bytes / np.maximum(work.rows, 1e-9) / 1e3
+    walk_s = p["kB_ns"] * NANO * row_kb * np.maximum(work.rows / gpu.sms, 1.0)
+    total = work.kernels * p["latency_us"] * MICRO + norm(2, hbm_s, walk_s)
+    return _at_least(total, hbm_s=hbm_s)
+
+
+def state_pass(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
+    """A recurrence over states: latency, the new tokens one after another, norm(bytes, waves of heads).
+
+    A kernel that verifies drafts, several new tokens a request, may take a longer turn for each head.
+    """
+    bandwidth = p["bandwidth_share"] * gpu.hbm_bytes_per_s
+    hbm_s = (work.kv_bytes * _cold_share(work.kv_bytes, gpu, p) + work.activation_bytes) / bandwidth
+    several = (work.tokens > 1) * 1
+    turn_s = (p["head_us"] + several * p["verify_us"]) * MICRO
+    waves_s = turn_s * work.rows * work.copies / gpu.sms
+    first_s = (p["latency_us"] + several * p["verify_latency_us"] + p["token_us"] * (work.tokens - 1)) * MICRO
+    return _at_least(first_s + norm(3, hbm_s, waves_s), hbm_s=hbm_s)
+
+
 SHAPES: dict[str, ShapeTime] = {
     "stream": stream,
     "gemm": gemm,
@@ -378,6 +423,9 @@ SHAPES: dict[str, ShapeTime] = {
     "gather": gather,
     "partial-exchange": partial_exchange,
     "all-reduce": all_reduce,
+    "picked-attention": picked_attention,
+    "row-walk": row_walk,
+    "state": state_pass,
 }
 """Each shape's equation by its name in a timing's file; its parameters are in `specs.kernel_parameters`."""
 

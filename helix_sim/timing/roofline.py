@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.collectives import Collective
 from helix_sim.core.kept import kept_for_records, kept_property
 from helix_sim.core.numeric import Column, chosen, larger, largest
 from helix_sim.core.units import MICRO
@@ -49,10 +50,13 @@ def op_time(work: Work, machine: Machine, timing: Timing) -> OpTime:
 
     kernels:     launches · latency + max(FLOP / (share · rate), bytes / (share · HBM bandwidth))
     collectives: phases · latency + max(NVLink bytes / bandwidth, network bytes / bandwidth), in its fastest form
-    measured:    the shape of its class, where the timing has a calibration with that class
+    measured:    the shape of its class, where the timing has a calibration with that class; nothing where another class
+                 was measured with the op inside
     """
     if work.op_class == HOST:
         return OpTime(latency_s=_overhead_s(timing), math_s=0.0, hbm_s=0.0, link_s=0.0)
+    if measured_within(work, timing):
+        return OpTime(latency_s=0.0, math_s=0.0, hbm_s=0.0, link_s=0.0)
     if names := measured_classes(work, timing):
         return _fastest([_measured_time(work, machine, timing, name) for name in names])
     if work.collective is not None:
@@ -84,31 +88,46 @@ SAME_KERNEL = {
 }
 """Number formats whose kernels stand in for those of a format without measurements."""
 
+SAME_KIND = {"attention-window": "attention-gqa", "convolution": "pointwise"}
+"""Op classes whose kernels stand in for those of a class without measurements: full attention that is told where to
+begin, and a pass over values."""
+
 
 def measured_classes(work: Work, timing: Timing) -> tuple[str, ...]:
     """Names of the calibration's classes for an op: by its stored format, by its arithmetic, or for all formats.
 
-    Several where a framework has kernels to choose from, as class/kernel.
+    Where its kind was not measured, those of a kind that stands in. Several where a framework has kernels to choose
+    from, as class/kernel.
     """
     if timing.calibration is None:
         return ()
     kernels, (stored, computed) = timing.calibration.kernels, (work.weights, work.math)
-    for number_format in (stored, *SAME_KERNEL.get(stored, ()), computed, *SAME_KERNEL.get(computed, ())):
-        if names := kernels.get(f"{work.op_class}-{number_format}"):
-            return names
-    return kernels.get(work.op_class, ())
+    formats = (stored, *SAME_KERNEL.get(stored, ()), computed, *SAME_KERNEL.get(computed, ()))
+    for kind in (work.op_class, SAME_KIND.get(work.op_class, work.op_class)):
+        for wanted in (*(f"{kind}-{number_format}" for number_format in formats), kind):
+            if names := kernels.get(wanted):
+                return names
+    return ()
 
 
-def borrowed_kernels(work: Work, machine: Machine, timing: Timing) -> dict[str, str]:
-    """Why other kernels stand in for an op's own, by the name of the class, for one layout; none where its own ran."""
-    found = {}
-    for name in measured_classes(work, timing):
-        assert timing.calibration is not None
-        measured = timing.calibration.classes[name]
-        chosen_by_size = measured.domains or measured.dispatched
-        if measured.borrowed and (not chosen_by_size or bool(_serves(work, machine, measured))):
-            found[name] = measured.borrowed
-    return found
+def measured_within(work: Work, timing: Timing) -> bool:
+    """Whether an op's time is inside that of the kernels that it is a part of, as these were measured."""
+    if work.part is None or work.part_of is None or timing.calibration is None:
+        return False
+    names = measured_classes(replace(work, op_class=work.part_of), timing)
+    return bool(names) and all(work.part in (timing.calibration.classes[name].includes or ()) for name in names)
+
+
+def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[str, ...], Any]:
+    """Names of an op's measured classes and, for each layout of a column, the place of the one that runs, the fastest.
+
+    No names, and place 0, where nothing was measured for the op.
+    """
+    names = measured_classes(work, timing)
+    if len(names) < 2:
+        return names, 0
+    seconds = np.broadcast_arrays(*(_measured_time(work, machine, timing, name).seconds for name in names))
+    return names, np.argmin(seconds, axis=0)
 
 
 def _fastest(times: list[OpTime]) -> OpTime:
@@ -126,10 +145,10 @@ def _measured_time(work: Work, machine: Machine, timing: Timing, name: str) -> O
     measured = timing.calibration.classes[name]
     gpu = _gpu_under(machine, timing.collective)
     rate = machine.flops_per_s(work.math) if work.collective is None else 1.0
-    terms = SHAPES[measured.shape](one_piece(_passed_over(work, timing)), gpu, rate, measured.values)
+    terms = SHAPES[measured.shape](one_piece(_passed_over(work, machine, timing)), gpu, rate, measured.values)
     latency_s = terms.latency_s
     if measured.domains or measured.dispatched:
-        latency_s = latency_s + np.where(_serves(work, machine, measured), 0.0, np.inf)
+        latency_s = latency_s + np.where(_serves(work, machine, timing, measured), 0.0, np.inf)
     return OpTime(
         latency_s=_launches(work, timing) * latency_s,
         math_s=work.pieces * terms.math_s,
@@ -144,20 +163,34 @@ def _gpu_under(machine: Machine, constants: CollectiveConstants) -> Gpu:
     return gpu_of(machine, network_share=constants.network_share.value, network_latency_s=constants.network_latency_s)
 
 
-def _passed_over(work: Work, timing: Timing) -> Work:
+def _passed_over(work: Work, machine: Machine, timing: Timing) -> Work:
     """The op with the tokens that its kernel passes over: those that arrived, where a dispatch leaves no empty rows."""
     assert timing.calibration is not None
     if work.arrived is None or timing.calibration.empty_rows:
         return work
-    return replace(work, tokens=work.arrived)
+    return replace(work, tokens=_arrived(work, machine, timing))
 
 
-def _serves(work: Work, machine: Machine, measured: KernelClass) -> Any:
+def _arrived(work: Work, machine: Machine, timing: Timing) -> Any:
+    """Tokens that reach experts: all of them where the framework gathers inside an NVLink domain, else those sent."""
+    assert timing.calibration is not None
+    if work.arrived is None:
+        return work.tokens
+    if work.brought_by is None or "dispatch/gather" not in timing.calibration.classes:
+        return work.arrived
+    return np.where(_in_one_domain(work.brought_by, machine), work.tokens, work.arrived)
+
+
+def _serves(work: Work, machine: Machine, timing: Timing, measured: KernelClass) -> Any:
     """Whether a class serves an op: another of the framework's kernels runs where it does not."""
     if work.collective is None:
-        return np.asarray(work.tokens if work.arrived is None else work.arrived) < work.tokens
-    fewest, _ = work.collective.neighbours(machine.domain)
-    return (fewest >= work.collective.group) == (measured.domains == "one")
+        return np.asarray(_arrived(work, machine, timing)) < work.tokens
+    return _in_one_domain(work.collective, machine) == (measured.domains == "one")
+
+
+def _in_one_domain(collective: Collective, machine: Machine) -> Any:
+    fewest, _ = collective.neighbours(machine.domain)
+    return fewest >= collective.group
 
 
 def _overhead_s(timing: Timing) -> float:

@@ -5,9 +5,10 @@ fit serves them). Different causes know nothing of each other: their deviations 
 
 | cause | shared by | how wide, as ln(measured / modelled) |
 | --- | --- | --- |
-| kernels of a class | its ops | centiles of the residuals of cells kept out of its fit |
+| kernels of a class | its ops | centiles of the residuals of cells kept out of the fit, of the kernel that runs |
 | beyond | the ops of a class | a width for each doubling beyond the largest size measured |
-| borrowed | the ops of a class | a width where another format's or framework's kernel, or an assumed one, stands in |
+| borrowed | the ops of a class | a width where another's kernel, or an assumed one, stands in, unless in the above |
+| unmeasured | the ops of a class | constants stand in: down as borrowed, up as far as known kernels lie above |
 | summing | the kernels of a half of a layer, or of the ends | whole measured modules over the sum of their kernels |
 | collectives | all collectives | a width: they were measured alone, not in a step |
 | routing | routed experts on several ranks | measured between even and skewed loads |
@@ -17,16 +18,18 @@ The widths are a timing's `unknowns`, each from tables of kernels; no serving se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from helix_sim.core.work import Work
+from helix_sim.specs.machine import Machine
 from helix_sim.specs.timing import KernelClass, Timing
 from helix_sim.timing.kernel_shapes import one_piece
-from helix_sim.timing.roofline import HOST, measured_classes
+from helix_sim.timing.roofline import HOST, measured_classes, running_kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Deviation:
 
 
 def step_deviations(
-    ops: Iterable[tuple[Work, Any, str]], timing: Timing, *, ranks_of_experts: Any = 1
+    ops: Iterable[tuple[Work, Any, str]], machine: Machine, timing: Timing, *, ranks_of_experts: Any = 1
 ) -> list[Deviation]:
     """What may move a step whose ops, with the seconds that each adds, are these; nothing without measured kernels.
 
@@ -53,14 +56,17 @@ def step_deviations(
     found: list[Deviation] = []
     for work, seconds, half in ops:
         if work.op_class != HOST:
-            found += _op_deviations(work, seconds, half, timing, ranks_of_experts)
+            found += _op_deviations(work, seconds, half, machine, timing, ranks_of_experts)
     return found
 
 
-def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of_experts: Any) -> list[Deviation]:
+def _op_deviations(
+    work: Work, seconds: Any, half: str, machine: Machine, timing: Timing, ranks_of_experts: Any
+) -> list[Deviation]:
     calibration, unknowns = timing.calibration, timing.unknowns
     assert calibration is not None
-    names = measured_classes(work, timing)
+    names, place = running_kernel(work, machine, timing)
+    measured = [calibration.classes[name] for name in names]
     if not names and unknowns is None:
         return []
     served = names[0].partition("/")[0] if names else work.op_class
@@ -70,12 +76,16 @@ def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of
         found.append(Deviation(cause=cause, seconds=seconds, low=low, high=high))
 
     if names:
-        add(f"kernels of {served}", *residual_range(served, timing))
+        lows, highs = ([getattr(each.residuals, end) for each in measured] for end in ("low", "high"))
+        add(f"kernels of {served}", np.take(lows, place), np.take(highs, place))
     if unknowns:
-        if stands_in(work, names, calibration.classes):
-            width = (unknowns.borrowed_collective if work.collective else unknowns.borrowed_kernel).value
-            add(f"borrowed {served}", -width, width)
-        beyond = doublings_beyond(work, [calibration.classes[name] for name in names])
+        borrows = np.take([stands_in(work, served, each) for each in measured], place) if names else False
+        low, high = stand_in_range(work, timing)
+        if not names:
+            add(f"unmeasured {served}", low, high)
+        elif np.any(borrows):
+            add(f"borrowed {served}", low * borrows, high * borrows)
+        beyond = doublings_beyond(work, measured)
         width = unknowns.beyond_per_doubling.value * beyond
         add(f"beyond {served}", -width, width)
     if work.collective is None:
@@ -88,13 +98,52 @@ def _op_deviations(work: Work, seconds: Any, half: str, timing: Timing, ranks_of
     return found
 
 
-def stands_in(work: Work, names: Sequence[str], classes: Mapping[str, KernelClass]) -> bool:
-    """Whether an op is timed by a kernel that is not its own: assumed, another format's, or a borrowed class's."""
+def stands_in(work: Work, served: str, measured: KernelClass) -> bool:
+    """Whether a kernel of class `served` is not an op's own: of another format, or borrowed and not widened for it."""
+    of_another = served not in (work.op_class, f"{work.op_class}-{work.weights}")
+    return of_another or (measured.borrowed is not None and not measured.widened)
+
+
+def stand_in_range(work: Work, timing: Timing) -> tuple[float, float]:
+    """ln of both ends of what an op may take over what another's kernel, or a timing's constants, say of it.
+
+    (0, 0) where the timing's unknowns are not known. A collective without a class is as one that another stands in for.
+    """
+    unknowns = timing.unknowns
+    if unknowns is None:
+        return 0.0, 0.0
+    width = (unknowns.borrowed_collective if work.collective else unknowns.borrowed_kernel).value
+    if work.collective or measured_classes(work, timing):
+        return -width, width
+    return -width, max(width, unknowns.unmeasured.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Borrowed:
+    """What times an op of one layout in place of its own kernel, and ln of both ends of what it may take over that."""
+
+    reason: str
+    low: float
+    high: float
+
+
+def borrowed_kernel(work: Work, machine: Machine, timing: Timing) -> Borrowed | None:
+    """Whose kernel, or that constants, stand in for the kernel that an op of one layout runs; None for its own.
+
+    None of a timing without measured kernels too, and of what is outside of kernels.
+    """
+    if timing.calibration is None or work.op_class == HOST:
+        return None
+    names, place = running_kernel(work, machine, timing)
+    low, high = stand_in_range(work, timing)
     if not names:
-        return True
-    kind = names[0].partition("/")[0]
-    of_another = kind not in (work.op_class, f"{work.op_class}-{work.weights}")
-    return of_another or all(classes[name].borrowed is not None for name in names)
+        return Borrowed(reason=f"no {work.op_class} was measured: by the timing's constants", low=low, high=high)
+    runs, served = timing.calibration.classes[names[int(place)]], names[0].partition("/")[0]
+    own = runs.residuals
+    if not stands_in(work, served, runs):
+        return Borrowed(reason=runs.borrowed, low=own.low, high=own.high) if runs.borrowed else None
+    why = runs.borrowed or f"{served} stands in for {work.op_class} of {work.weights}"
+    return Borrowed(reason=why, low=-float(np.hypot(own.low, low)), high=float(np.hypot(own.high, high)))
 
 
 def doublings_beyond(work: Work, measured: list[KernelClass]) -> Any:
@@ -155,3 +204,32 @@ def interval_deviations(parts: Iterable[Deviation]) -> tuple[Any, Any]:
         below[part.cause] = below.get(part.cause, 0.0) + down
         above[part.cause] = above.get(part.cause, 0.0) + up
     return np.sqrt(sum(each**2 for each in below.values())), np.sqrt(sum(each**2 for each in above.values()))
+
+
+CENTILE = NormalDist().inv_cdf(0.9)
+"""Standard deviations from a normal's middle to the upper end of its 80 % interval."""
+
+
+def held_at(confidence: float, middle: Any, high: Any) -> Any:
+    """What a quantity stays below with a chance of `confidence`, 0.5 or more, by its middle and its 90th centile.
+
+    Above its middle it is taken to be one half of a normal curve.
+
+    >>> held_at(0.9, 10.0, 12.0), held_at(0.5, 10.0, 12.0)
+    (12.0, 10.0)
+    """
+    return middle + (high - middle) * (NormalDist().inv_cdf(confidence) / CENTILE)
+
+
+def chance_below(limit: float, middle: float, low: float, high: float) -> float:
+    """Chance that a quantity is at most `limit`, by its middle and both ends of its 80 % interval.
+
+    It is taken to be two halves of normal curves, one below its middle and one above.
+
+    >>> [round(chance_below(limit, 10.0, 9.0, 12.0), 3) for limit in (9.0, 10.0, 12.0, 14.0)]
+    [0.1, 0.5, 0.9, 0.995]
+    """
+    spread = high - middle if limit >= middle else middle - low
+    if not spread:
+        return float(limit >= middle)
+    return NormalDist().cdf(CENTILE * (limit - middle) / spread)

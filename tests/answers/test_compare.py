@@ -116,7 +116,7 @@ def test_the_files_hold_the_rows_with_units_and_sources(found, tmp_path):
     files = write_comparison(found, tmp_path)
     rows = found.rows()
     assert len(pd.read_csv(tmp_path / "comparison.csv")) == len(rows)
-    assert pd.read_parquet(tmp_path / "comparison.parquet").to_dict("records")[0]["layout"] == rows[0]["layout"]
+    assert pd.read_parquet(tmp_path / "comparison.parquet").to_dict("records")[0]["widths"] == rows[0]["widths"]
     book = pd.read_excel(tmp_path / "comparison.xlsx", sheet_name=None)
     assert book["rows"].loc[0, "ttl_ms"] == "ms"
     assert book["provenance"]["source"].str.contains("datasheet").any()

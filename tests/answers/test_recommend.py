@@ -90,15 +90,15 @@ def test_one_more_request_breaks_what_the_choice_says() -> None:
         assert choice.stopped_by == broken
 
 
-def test_choices_are_ordered_by_price_and_each_has_its_own_attention_group() -> None:
+def test_choices_are_ordered_by_what_they_lose_and_each_has_its_own_attention_group() -> None:
     found = recommend(LARGE)
-    prices = [choice.price for choice in found.choices]
-    assert prices == sorted(prices)
-    assert prices[0] == 0
+    lost = [choice.throughput_lost for choice in found.choices]
+    assert lost == sorted(lost)
+    assert lost[0] == 0
     groups = {(c.family, c.step.layout.tpa, c.step.layout.kvp, c.step.layout.pp) for c in found.choices}
     assert len(groups) == len(found.choices) == 5
     second = found.choices[1]
-    assert second.price == pytest.approx(1 - float(second.step.tokens_per_s_gpu) / best(LARGE))
+    assert second.throughput_lost == pytest.approx(1 - float(second.step.tokens_per_s_gpu) / best(LARGE))
 
 
 @given(ttl_ms=st.floats(5, 40), factor=st.floats(1, 3))
@@ -112,6 +112,121 @@ def test_more_limits_never_help() -> None:
     assert best(replace(SMALL, gpus=(1, 4))) <= best(SMALL)
     assert best(replace(SMALL, families=("tp",))) <= best(SMALL)
     assert best(replace(SMALL, min_users=100)) <= best(SMALL)
+
+
+# --- A total of GPUs -------------------------------------------------------------------------------------------------
+
+FLEET = replace(SMALL, total_gpus=22)
+
+
+def test_no_layout_of_a_full_search_fills_the_gpus_better() -> None:
+    found = recommend(FLEET)
+    best = found.choices[0].filled
+    rates = [0.0]
+
+    def on_points(columns: Any) -> None:
+        kept = columns["ttl_s"] <= FLEET.ttl_s
+        gpus = columns["gpus"][kept]
+        replicas = 2 * (8 // gpus) + 6 // gpus
+        rates.extend(columns["tokens_per_s_gpu"][kept] * gpus * replicas)
+
+    run_plan(search_plan(FLEET), on_points=on_points)
+    assert best is not None
+    assert found.whole is not None
+    assert found.whole.filled.tokens_per_s >= best.tokens_per_s >= max(rates) * (1 - 1e-12) > 0
+    assert best.idle_gpus == 22 - best.replicas * found.choices[0].step.layout.gpus >= 0
+    assert best.users == best.replicas * found.choices[0].step.layout.users
+
+
+def test_a_mix_of_replicas_is_said_where_it_wins() -> None:
+    whole = recommend(replace(FLEET, gpus=(4, 8), families=("tp",))).whole
+    assert whole is not None
+    sizes = {int(choice.step.layout.gpus): count for count, choice in whole.parts}
+    assert sum(size * count for size, count in sizes.items()) + whole.filled.idle_gpus == 22
+    one = recommend(replace(FLEET, gpus=(4, 8), families=("tp",), objective="per-gpu"))
+    filled = one.choices[0].filled
+    assert filled is not None
+    assert one.whole is not None
+    assert one.whole.adds == 0
+    assert whole.filled.tokens_per_s > filled.tokens_per_s
+    assert whole.adds > 0
+    assert len(sizes) == 2
+
+
+def test_per_gpu_is_the_order_without_a_total() -> None:
+    layouts = [[str(c.step.layout) for c in recommend(r).choices]
+               for r in (SMALL, replace(FLEET, objective="per-gpu"))]  # fmt: skip
+    assert layouts[0] == layouts[1]
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"total_gpus": 0}, "--total-gpus: 0 is not a whole number"),
+    ({"total_gpus": 4, "gpus": (8, 8)}, "--total-gpus: a layout of 8 GPUs does not fit into 4"),
+    ({"objective": "fleet"}, "--objective is of a total of GPUs"),
+    ({"objective": "users", "total_gpus": 8}, "--objective: 'users' is not one of fleet, per-gpu"),
+    ({"confidence": 0.9}, "--confidence: timing paper has no interval"),
+    ({"confidence": 0.4}, "--confidence: 0.4 is not between 0.5 and 1"),
+    ({"families": ("helx",)}, "--family: there is no family named 'helx'; did you mean helix?"),
+])  # fmt: skip
+def test_a_fleet_or_a_chance_that_cannot_be_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        recommend(replace(SMALL, **change))
+    (problem,) = raised.value.problems
+    assert problem.startswith(sentence)
+
+
+# --- Chances, families without a layout, costs -----------------------------------------------------------------------
+
+MEASURED = replace(SMALL, timing="h100-trtllm", gpus=(1, 4), families=("tp", "helix", "ep"))
+
+
+def test_a_confidence_keeps_what_holds_the_budget_with_that_chance() -> None:
+    plain, sure = recommend(MEASURED), recommend(replace(MEASURED, confidence=0.9))
+    for choice in sure.choices:
+        assert float(choice.step.ttl_interval_s[1]) <= MEASURED.ttl_s
+        assert (choice.chance or 0) >= 0.9 - 1e-9
+    assert (plain.choices[0].chance or 1) < 0.9
+    assert best(replace(MEASURED, confidence=0.9)) < best(replace(MEASURED, confidence=0.5)) == best(MEASURED)
+    assert any(choice.stopped_by == "ttl" for choice in sure.choices)
+
+
+def test_a_measured_choice_says_what_it_rests_on_and_a_computed_one_does_not() -> None:
+    measured, computed = (recommend(r).record()["choices"][0] for r in (MEASURED, SMALL))
+    own = {"ttl_low_s", "ttl_high_s", "extrapolated_ops", "borrowed_ops", "chance_within_budget"}
+    assert own <= measured.keys()
+    assert not own & computed.keys()
+    assert measured["ttl_low_s"] < measured["ttl_s"] < measured["ttl_high_s"]
+
+
+def test_a_family_with_no_layout_says_why() -> None:
+    few = recommend(replace(SMALL, gpus=(1, 1))).without
+    assert few["helix"] == "no layout of these GPUs has its widths"
+    fast = recommend(replace(SMALL, ttl_s=1e-3, gpus=(1, 2))).without
+    assert fast["tp"].startswith("its fastest layout takes ")
+    assert fast["tp-ep"].startswith("no layout runs: ")
+    assert "expert parallelism wider than the experts" in fast["tp-ep"]
+    users = recommend(replace(SMALL, min_users=200)).without
+    assert "none within the budget serves 200 users of these contexts" in users.values()
+
+
+def test_helix_is_set_against_the_best_layout_that_keeps_each_cache_whole() -> None:
+    found = recommend(LARGE)
+    helix = found.helix
+    assert helix is not None
+    assert helix.choice.step.layout.kvp > 1 == helix.conventional.step.layout.kvp
+    rates = [float(c.step.tokens_per_s_gpu) for c in (helix.choice, helix.conventional)]
+    assert helix.gain == pytest.approx(rates[0] / rates[1] - 1)
+    assert recommend(replace(LARGE, families=("helix",))).helix is None
+
+
+def test_a_price_that_is_given_moves_cost_alone_and_the_answer_is_still_read(tmp_path: Path) -> None:
+    own, given_ = recommend(SMALL), recommend(replace(SMALL, usd_per_gpu_hour=7.2))
+    step = given_.choices[0].step
+    assert float(step.usd_per_million_tokens) == pytest.approx(7.2 / 3600 / float(step.tokens_per_s_gpu) * 1e6)
+    assert [c.step.layout for c in own.choices] == [c.step.layout for c in given_.choices]
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(given_.record()))
+    assert float(pick(f"{path}:1").step.ttl_s) == float(step.ttl_s)
 
 
 # --- Mixes -----------------------------------------------------------------------------------------------------------
@@ -339,5 +454,9 @@ def test_the_command_ends_with_1_where_nothing_fits_and_2_where_the_request_is_w
     base = ["recommend", "llama-3.1-8b", "h100-hgx", "--context", "64K"]
     assert CliRunner().invoke(app, [*base, "--ttl-ms", "10"]).exit_code == 0
     assert CliRunner().invoke(app, [*base, "--ttl-ms", "0.001", "--family", "tp"]).exit_code == 1
+    fast = CliRunner().invoke(app, [*base, "--tokens-per-second", "100", "--json"])
+    assert json.loads(fast.stdout)["ttl_s"] == 0.01
+    for budgets in ([], ["--ttl-ms", "9", "--tokens-per-second", "100"]):
+        assert isinstance(CliRunner().invoke(app, [*base, *budgets]).exception, SpecError)
     both = CliRunner().invoke(app, [*base, "--ttl-ms", "9", "--gpus", "4", "--gpus-at-most", "8"])
     assert isinstance(both.exception, SpecError)

@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_check_says_what_is_right_and_what_is_not(tmp_path):
     good = helix_sim("models", "--json")
-    assert {row["name"] for row in json.loads(good.stdout)} >= {"deepseek-r1", "llama-3.1-405b"}
+    assert {row["name"] for row in json.loads(good.stdout)["rows"]} >= {"deepseek-r1", "llama-3.1-405b"}
     (tmp_path / "bad.yaml").write_text("kind: machine\nname: mine\n")
     shown = helix_sim("check", "bad.yaml", cwd=tmp_path)
     assert shown.returncode == 2
@@ -149,7 +149,7 @@ def test_sweep_writes_what_it_says(tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     printed = json.loads(shown.stdout)
     assert {key: printed[key] for key in summary} == summary
-    assert set(printed) - set(summary) == {"evaluation_s", "layouts_per_s", "layouts_that_run_per_s"}
+    assert set(printed) - set(summary) == {"evaluation_s", "layouts_per_s", "layouts_that_run_per_s", "verb"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(summary["files"])
     points, frontier = (pd.read_parquet(tmp_path / "out" / name) for name in ("points", "frontier.parquet"))
     listed = pd.read_csv(tmp_path / "out" / "points.csv", engine="pyarrow")  # every digit, in every pandas

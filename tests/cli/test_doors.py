@@ -25,6 +25,8 @@ OF_STEPS = tuple(verb for verb in OF_LAYOUTS if verb != "capacity")
 """Verbs whose answer has a latency."""
 OF_FORMATS = (*OF_LAYOUTS, "recommend")
 OF_TIMINGS = (*OF_FORMATS, "sweep", "reproduce", "report")
+WITH_TIMINGS_OF_THEIR_OWN = ("compare", "validate")
+"""Verbs that take several timings, or judge one."""
 MORE = {"export": ["--to", "trtllm"], "recommend": ["--ttl-ms", "9", "--family", "tp", "--gpus", "2"]}
 """What else a verb has to be told."""
 
@@ -69,7 +71,7 @@ def test_no_verb_has_an_option_of_a_group_that_it_declares_itself() -> None:
     for verb, command in COMMANDS.items():
         names = set(options_of(verb))
         assert len(names) == sum(len(parameter.opts) for parameter in command.params), f"{verb} has an option twice"
-        if "--timing" in names:
+        if "--timing" in names and verb not in WITH_TIMINGS_OF_THEIR_OWN:
             assert verb in OF_TIMINGS, verb
         if "--weights" in names:
             assert verb in OF_FORMATS, verb
@@ -116,7 +118,9 @@ def test_options_go_before_what_an_answer_says_in_every_verb(verb: str, tmp_path
     (tmp_path / "answer.json").write_text(run("explain", *LAYOUT, "--json").stdout)
     changes = ("--batch", "2", "--context", "128K", "--kv", "bf16", "--timing", "paper")
     source = f"{tmp_path}/answer.json"
-    assert ttl_ms(verb, tmp_path, source, *changes) == ttl_ms("explain", tmp_path, *LAYOUT, *changes)
+    assert ttl_ms(verb, tmp_path, source, *changes) == pytest.approx(
+        ttl_ms("explain", tmp_path, *LAYOUT, *changes), rel=1e-12
+    )
 
 
 def test_a_number_of_a_sweep_is_one_layout_in_every_verb(tmp_path: Path) -> None:
@@ -228,3 +232,45 @@ def test_a_group_is_spread_in_the_order_it_is_written() -> None:
     names = [parameter.name for parameter in LayoutOptions.parameters()]
     assert names[:4] == ["source", "machine", "context", "query_tokens"]
     assert names.index("chunks") < names.index("weights") < names.index("timing")
+
+
+# --- Help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [name for name, command in COMMANDS.items() if not command.hidden])
+def test_help_has_two_examples_that_parse_and_every_name_that_options_take(verb: str) -> None:
+    from helix_sim.answers.sensitivity import SEARCH_KNOBS
+    from helix_sim.cli.help import EXAMPLES
+    from helix_sim.specs.load import shipped, shipped_families
+
+    shown = CliRunner().invoke(app, [verb, "--help"]).stdout
+    text = " ".join(shown.split())
+    assert len(EXAMPLES[verb]) == 2
+    for example in EXAMPLES[verb]:
+        assert example in text
+        words = example.split(" > ")[0].split()[2:]
+        given = {word for word in words if word.startswith("--")}
+        assert given <= options_of(verb).keys(), example
+    names = {"--family": list(shipped_families()), "--timing": shipped("timing"), "--weights": list(FORMAT_BITS),
+             "--set": list(SEARCH_KNOBS) if verb == "sensitivity" else []}  # fmt: skip
+    for name in options_of(verb).keys() & names.keys():
+        assert [each for each in names[name] if each not in text] == [], name
+
+
+NARROW = {
+    "explain": [*LAYOUT],
+    "capacity": [*LAYOUT],
+    "recommend": [*HERE, "--context", "64K", "--timing", "h100-trtllm", "--total-gpus", "16", "--family", "helix"],
+    "compare": ["--model", HERE[0], "--machine", HERE[1], "--context", "64K", "--ttl-ms", "10", "--family", "tp"],
+    "sensitivity": [*LAYOUT],
+    "models": [],
+    "machines": [],
+}
+
+
+@pytest.mark.parametrize("verb", NARROW)
+def test_eighty_columns_hold_what_a_verb_prints(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = run(verb, *NARROW[verb])
+    assert found.stdout, found.exception
+    assert [line for line in found.stdout.splitlines() if len(line) > 80] == []

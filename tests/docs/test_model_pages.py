@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import page_equations as equations
 import pytest
 
@@ -24,6 +25,7 @@ from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.load import load_machine, load_model, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.step import op_tables
+from helix_sim.timing.overlap import LayerTimes, hidden_by_turns
 
 ROOT = Path(__file__).parents[2]
 GB200 = load_machine("gb200-nvl72")
@@ -77,6 +79,7 @@ def steps():
                     index_kvp=random.choice([n for n in (1, 2, x["kvp"]) if x["kvp"] % n == 0])
                     if model.has_indexer
                     else 1,
+                    q_shards=random.choice([n for n in (1, 2, x["kvp"]) if x["kvp"] % n == 0]),
                     chunks=random.randint(1, batch) if x["kvp"] > 1 else 1,
                 ).as_floats(),
                 context=float(random.randint(200, 100_000)),
@@ -92,6 +95,7 @@ def letters(s: StepInput, a, ffn):
     m, x, b = s.model, s.layout, s.precision.bytes_of
     given = {axis.upper() if axis not in ("batch", "chunks") else axis: getattr(x, axis) for axis in AXES}
     given |= {"B": x.batch, "q": s.query_tokens, "S": s.context, "H": m.hidden_size, "V": m.vocab_size}
+    given |= {"Nq": x.q_shards}
     given |= {"L": m.layer_count, "Q": a.q_heads, "K": a.kv_heads, "Wo": a.output_width}
     tensors = {"baw": "attention_weights", "bow": "output_weights", "bfw": "dense_weights", "bew": "routed_weights"}
     tensors |= {"bsw": "shared_weights", "bhw": "head_weights", "btw": "embedding_weights", "bw": "weights"}
@@ -106,9 +110,9 @@ def letters(s: StepInput, a, ffn):
         given |= {name: float(getattr(rank, name)) for name in ("held", "read", "pairs", "foreign")}
     found = equations.with_letters("index.md", given)
     if a.kind in ("window", "linear"):
-        alone = {"TPA": x.token_group, "KVP": 1.0, "chunks": 1.0}
+        alone = {"TPA": x.token_group, "KVP": 1.0, "chunks": 1.0, "Nq": 1.0}
         own = equations.with_letters("index.md", given | alone)
-        found |= alone | {letter: own[letter] for letter in ("Kr", "Qr", "Qn", "Sr", "A")}
+        found |= alone | {letter: own[letter] for letter in ("Kr", "Qr", "Qp", "Qn", "Sr", "A")}
     if a.kind == "linear":
         return found | linear_letters(s, a, found)
     names = {"cache_width": "Wc", "score_width": "Ws", "value_width": "Wv", "head_size": "Hsz", "q_lora_rank": "Rq"}
@@ -294,6 +298,19 @@ def test_the_list_of_a_layers_ops_on_the_first_page_is_complete():
     text = (equations.MODEL / "index.md").read_text(encoding="utf-8")
     layers = {op for s in STEPS for half in halves_of(s.model) if half.half != "ends" for op in half.ops(s)}
     assert layers <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_two_microbatches_take_what_their_page_says():
+    rng = np.random.default_rng(2)
+    lines = equations.blocks("timing.md", "turns")[0].splitlines()
+    said = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
+    assert len(said) == 2
+    for order, formula in said.items():
+        for a0, a1, s, e, d, c in rng.exponential(size=(50, 6)):
+            x = LayerTimes(prepare=a0, attend=a1, shared=s, experts=e, dispatch=d, combine=c)
+            hidden = hidden_by_turns(x, order)
+            found = equations.value(formula, {"A0": a0, "A1": a1, "S": s, "E": e, "D": d, "C": c})
+            assert 2 * (x.seconds - hidden.dispatch - hidden.combine) == pytest.approx(found, rel=1e-12)
 
 
 def test_memory_is_what_its_page_says():

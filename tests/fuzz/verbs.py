@@ -104,7 +104,8 @@ def spec_files(rng):
 
     model, machine = rng.choice(["llama-3.1-8b", *shipped("model")]), rng.choice(shipped("machine"))
     timing = rng.choice(["timings/paper", "timings/paper", "timings/ideal"])
-    measured = f"measured_timings/{machine.partition('-')[0]}-vllm"
+    named = f"{machine.partition('-')[0]}-vllm"
+    measured = f"measured_timings/{named}" if named in shipped("timing") else timing
     chosen = {
         "model.yaml": f"model_specs/{model}",
         "machine.yaml": f"hardware_profiles/{machine}",

@@ -216,7 +216,11 @@ MUTATIONS = [
     ),
     Mutation(
         what="KV appended in blocks of 32 instead of 16",
-        apply=patched((attention, "KV_BLOCK_TOKENS", 32)),
+        apply=patched(
+            (attention, "KV_BLOCK_TOKENS", 32),
+            (attention.fullest_share, "__defaults__", (32,)),
+            (attention._summed_shares, "__defaults__", (32,)),
+        ),
         term="op.attention_core",
         alone=True,
     ),

@@ -84,7 +84,8 @@ def witnessed(kind: str) -> tuple[Ran, ...]:
     half = "ffn" if kind in ("dense", "routed") else "attention"
     found = []
     index = [{"tpa": 2, "kvp": 4, "tpf": 2, "ep": 4, "index_kvp": n} for n in (2, 4)] if model.has_indexer else []
-    for sizes in ({}, *SHARDED.values(), *index):
+    gathered = {"tpa": 2, "kvp": 4, "tpf": 2, "ep": 4, "q_shards": 2}
+    for sizes in ({}, *SHARDED.values(), *index, gathered):
         s = step_input(model, Layout(batch=3, **sizes), MIXED, CONTEXT, NEW)
         ran, _, _ = run_step(every, s.layout, MIXED, CONTEXT, np.random.default_rng(0), NEW)
         found.append(Ran(s=s, spec=getattr(layer, half), every=getattr(every, half), layer=ran))

@@ -154,3 +154,19 @@ def test_the_tokens_that_fit_are_those_of_the_stage_that_is_full_first_at_their_
         y = Layout(batch=batch, tpa=8, pp=4)
         again = kv_tokens_that_fit(evaluate_step(setting, y, 16_384).memory, y, 16_384)
         assert int(again) == pytest.approx(tokens, rel=0.01)
+
+
+def test_gathering_queries_shrinks_their_projection_and_its_weights_and_pays_their_traffic():
+    def decoded(shards):
+        setting = Setting(model=R1, machine=GB200, timing=IDEAL, precision=NVFP4)
+        return evaluate_step(setting, Layout(batch=4, tpa=2, kvp=4, tpf=8, q_shards=shards), 65_536)
+
+    repeated, gathered = decoded(1), decoded(4)
+    # 64 query heads of a TPA rank, 1536 x 192 to project each and 128 x 512 to absorb it, BF16, on 61 layers
+    head = (1536 * 192 + 128 * 512) * 2
+    assert repeated.memory.weights - gathered.memory.weights == 61 * 48 * head
+    for op in ("query_up_projection", "key_absorption"):
+        assert repeated.ops[op].flops == 4 * gathered.ops[op].flops
+    assert repeated.ops["query_gather"].link_bytes == 0
+    assert gathered.ops["query_gather"].link_bytes == 3 * 4 * 16 * 576 * 2
+    assert gathered.ops["exchange"].link_bytes == repeated.ops["exchange"].link_bytes

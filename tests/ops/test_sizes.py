@@ -16,6 +16,7 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import keys_seen_per_rank, kv_tokens_per_rank
 from helix_sim.ops.memory import Memory, kv_tokens_that_fit, memory_of
+from helix_sim.ops.stages import heavy_stages
 from helix_sim.specs.precision import Precision
 from helix_sim.step import step_ops
 
@@ -238,14 +239,16 @@ def test_a_core_reads_its_queries_and_writes_its_output_and_what_the_exchange_ne
 
 def test_memory_is_the_cache_of_every_request_in_flight_and_the_buffers_of_one_step():
     s = decode(R1, context=1000, precision=MIXED, **EIGHT, tpf=4, ep=6)
-    memory = memory_of(s, 7e9, GB200)
-    # six requests on each of two stages of up to 31 layers; 504 of 1000 tokens on the fullest shard
-    assert memory.kv_cache == 6 * 2 * 31 * 504 * 576
-    # four buffers of 6 tokens, two of the 18 of all groups, and the logits
-    assert memory.activations == (4 * 6 * 7168 + 2 * 18 * 7168 + 6 * 129280) * 2
-    assert (memory.weights, memory.fillable) == (7e9, GB200.memory_bytes)
-    assert memory.resident_bytes == 7e9 + memory.kv_cache + memory.activations
-    alone = memory_of(decode(R1, context=1000, batch=6), 0, GB200)
+    opening, closing = heavy_stages(R1, 2)
+    for stage, layers, logits in ((opening, 31, 0), (closing, 30, 6 * 129280)):
+        memory = memory_of(s, [stage], [7e9], GB200)
+        # six requests on each of two stages; 504 of 1000 tokens on the fullest shard
+        assert memory.kv_cache == 6 * 2 * layers * 504 * 576
+        # four buffers of 6 tokens, two of the 18 of all groups, and on the last stage the logits
+        assert memory.activations == (4 * 6 * 7168 + 2 * 18 * 7168 + logits) * 2
+        assert (memory.weights, memory.fillable) == (7e9, GB200.memory_bytes)
+        assert memory.resident_bytes == 7e9 + memory.kv_cache + memory.activations
+    alone = memory_of(decode(R1, context=1000, batch=6), heavy_stages(R1, 1), [0.0], GB200)
     assert alone.activations == (4 * 6 * 7168 + 6 * 129280) * 2
 
 

@@ -19,6 +19,7 @@ from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.output.export import STACKS, TARGETS, Launch, export, nearest_that_starts
+from helix_sim.search.layout_source import Options
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.stacks.stack import Option, load_stack
@@ -170,11 +171,28 @@ def test_wide_expert_parallelism_says_its_dispatch_and_its_copies(
         assert written.environment["TRTLLM_FORCE_ALLTOALL_METHOD"] == "NVLinkTwoSided"
 
 
+def test_sglang_gathers_inside_a_board_as_its_timing_does() -> None:
+    board, two = (step_of("deepseek-r1", machine="h200-hgx", dp=n, ep=n, batch=4, formats=H100) for n in (8, 16))
+    assert "--moe-a2a-backend" not in export(board, to="sglang").options
+    assert export(two, to="sglang").options["--moe-a2a-backend"] == "deepep"
+
+
 def test_tensor_parallel_experts_dispatch_nothing() -> None:
     step = step_of("deepseek-r1", tpa=8, ep=8, batch=4)
     assert "--all2all-backend" not in export(step, to="vllm").options
     assert "--moe-a2a-backend" not in export(step, to="sglang").options
     assert export(step, to="trtllm").options["moe_config"] == {"backend": "AUTO"}
+
+
+def test_flags_follow_whether_a_layout_repeats_or_gathers_its_queries() -> None:
+    bf16 = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_weights="bf16")
+    flags = {"vllm": "--dcp-q-replicate", "sglang": "--dcp-replicate-q-proj"}
+    for shards in (1, 8):
+        step = step_of("deepseek-r1", kvp=8, ep=8, batch=4, q_shards=shards, formats=bf16)
+        for stack, flag in flags.items():
+            written = export(step, to=stack)
+            assert (flag in written.options) == (shards == 1)
+            assert not any("queries are gathered" in remark for remark in written.remarks)
 
 
 def test_sglang_repeats_query_projections_of_16_bits_alone_and_says_so() -> None:
@@ -388,3 +406,29 @@ def test_the_command_writes_the_file_and_says_what_differs(tmp_path: Path) -> No
     assert "generation servers" in shown.stderr
     printed = CliRunner().invoke(app, [*words, "--checkpoint", "/models/a b"])
     assert "'/models/a b'" in printed.stdout
+
+
+DRAFTING = {"draft": "deepseek-r1-mtp", "named_formats": "nvfp4", "context": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("trtllm", ["decoding_type: MTP", "num_nextn_predict_layers: 3"]),
+        ("vllm", ["--speculative-config", '"method": "mtp"', '"num_speculative_tokens": 3']),
+        ("sglang", ["--speculative-algorithm EAGLE", "--speculative-num-steps 3", "--speculative-num-draft-tokens 4"]),
+    ],
+)
+def test_drafts_are_said_in_each_stacks_words(to, said):
+    widths = {"tpa": 8, "ep": 8, "batch": 4, "draft_tokens": 3}
+    found = export("deepseek-r1", "gb200-nvl72", Options(widths=widths, **DRAFTING), to=to)
+    for words in said:
+        assert words in found.text
+    assert float(found.runs.accepted_tokens) > 1
+
+
+@pytest.mark.parametrize("to", ["trtllm", "sglang"])
+def test_drafts_under_kv_parallelism_are_refused_where_the_stack_cannot_verify_them(to):
+    widths = {"tpa": 1, "kvp": 8, "ep": 8, "batch": 4, "draft_tokens": 3}
+    with pytest.raises(SpecError, match=f"{to} cannot run this layout: draft_tokens = 3 with kvp 8"):
+        export("deepseek-r1", "gb200-nvl72", Options(widths=widths, **DRAFTING), to=to)

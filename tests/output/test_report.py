@@ -100,6 +100,20 @@ def test_each_points_ops_are_those_of_the_library_and_sum_to_its_ttl(result):
                     assert row["binds"] == (TERMS[int(mark)] if (mark := points["binds"][op][i]) != "-" else "-")
 
 
+@pytest.mark.parametrize("timing", ["paper", "gb200-vllm"])
+def test_a_points_memory_stands_beside_what_its_own_layout_may_fill(sweep, timing):
+    fp8 = sweep.precision.model_copy(update={"kv": "fp8"})
+    fewer = {"timing": timing, "contexts": [131072], "groups": {}, "precision": fp8}
+    result = run_sweep(sweep.model_copy(update=fewer))
+    points = report.family_points(result, "tp", 131072)
+    curve = result.frontiers[131072]["tp"]
+    for i, shown in enumerate(points["to_fill_GB"]):
+        layout = Layout(**{axis: curve.point(i)[axis] for axis in AXES})
+        memory = evaluate_step(result.plan.setting, layout, 131072).memory
+        assert shown == pytest.approx(float(memory.fillable) / 1e9, rel=1e-5)
+    assert (shown == pytest.approx(result.plan.machine.memory_bytes / 1e9, rel=1e-5)) == (timing == "paper")
+
+
 def test_dropped_layouts_and_those_that_run_are_all_there_are(result):
     found = report.content(result, [])
     assert sum(row["total"] for row in found["dropped"]) + found["run"] == result.layouts

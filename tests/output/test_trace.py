@@ -210,3 +210,19 @@ def test_the_command_writes_the_file_and_says_the_ttl(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert_is_chrome_trace(content)
     assert f"{content['otherData']['ttl_us'] / 1e3:.3f} ms" in shown.stdout
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_a_step_that_drafts_shows_verification_and_then_each_draft_and_lasts_as_long_as_the_step(pp):
+    x = Layout(batch=8, tpa=1, kvp=8, ep=8, pp=pp, draft_tokens=3)
+    step = decode_step("deepseek-r1", "gb200-nvl72", x, 10**6, draft="deepseek-r1-mtp")
+    slices = timeline(step)
+    path = [piece for piece in slices if piece.track == "critical path"]
+    assert sum(piece.end_s - piece.start_s for piece in path) == pytest.approx(float(step.step_s), rel=1e-9)
+    titles = [piece.name for piece in slices if piece.track == "layers" and piece.stage == pp - 1]
+    assert [title for title in titles if "wait" not in title][-4:] == [
+        "end (verified 4 tokens)", "draft 1", "draft 2", "draft 3",
+    ]  # fmt: skip
+    drawn = {piece.op for piece in path if piece.layer == "draft 2"}
+    assert {"attention_core[later draft]", "head[draft]"} <= drawn
+    assert not any("first draft" in op for op in drawn)

@@ -24,7 +24,7 @@ def rows_of(rng: np.random.Generator, count: int, experts: bool) -> pd.DataFrame
 @pytest.mark.parametrize("model", ["deepseek-r1", "llama-3.1-405b"])
 def test_every_row_is_the_step_of_its_layout(model: str, timing: str) -> None:
     machine = hs.load_machine("gb200-nvl72")
-    setting = hs.setting_of(hs.load_model(model), machine, timing=hs.load_timing(timing))
+    setting = hs.setting_of(model, machine, timing=timing, precision=hs.Precision(weights="fp4", kv="fp4", math="fp4"))
     frame = rows_of(np.random.default_rng(3), 400, experts=model == "deepseek-r1")
     found = hs.evaluate(setting, frame)
     assert 20 < (found["reasons"] == "").sum() < 380

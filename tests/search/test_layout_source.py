@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from helix_sim.answers.explain import explain
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import AXES
+from helix_sim.core.layout import AXES, LATER
 from helix_sim.output.export import STACKS, export
 from helix_sim.output.sweep_folder import write_sweep
 from helix_sim.search.layout_source import FORMATS, REQUIRED, Options, pick, precision_of
@@ -104,8 +104,8 @@ def test_what_an_answer_does_not_say_is_an_error_and_no_default(key: str, tmp_pa
         pick(answer_of(tmp_path, "llama-3.1-8b", "h100-hgx", HALF_MEMORY, **{key: None}))
 
 
-NEEDED = [("layout", name) for name in AXES if name != "index_kvp"] + [("precision", name) for name in REQUIRED]
-"""What an answer must say; a layout of before indexers were sharded has no index_kvp, and means 1."""
+NEEDED = [("layout", name) for name in AXES if name not in LATER] + [("precision", name) for name in REQUIRED]
+"""What an answer must say; a layout of before an axis was there does not use it."""
 
 
 @pytest.mark.parametrize(("part", "name"), NEEDED)

@@ -24,18 +24,24 @@ KINDS = {"attention-mla": mla_classes, "attention-gqa": gqa_classes, "gemm": gem
 SIZES = ("rows", "inner", "outer", "copies", "heads", "tokens")
 
 SLOWER = 1.1
-"""From which ratio on a narrower format is called slower: below it, it may be the fit's or the clock's noise."""
+"""From which ratio on a narrower format is called slower on the accuracy page."""
+NARROWER = 0.9
+"""Formats are a pair where one takes less than this share of the other's bytes; FP8 with and without blocks do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A class of kernels in two formats: times of the narrower over those of the wider, a ratio each common size."""
+    """A class of kernels in two formats: times of the narrower over those of the wider, a ratio each common size.
+
+    error: median errors of both fits together; a modelled ratio within it of 1 says nothing.
+    """
 
     kind: str
     wide: str
     narrow: str
     measured: npt.NDArray[np.float64]
     modelled: npt.NDArray[np.float64]
+    error: float
 
     @property
     def slower_measured(self) -> float:
@@ -69,9 +75,11 @@ def pairs(timing: str, kind: str) -> tuple[Pair, ...]:
     found = []
     for wide, narrow in itertools.permutations(times, 2):
         both = times[wide].keys() & times[narrow].keys()
-        if both and bytes_per_value(narrow) < bytes_per_value(wide):
+        if both and bytes_per_value(narrow) < NARROWER * bytes_per_value(wide):
             ratios = np.array([np.divide(times[narrow][cell], times[wide][cell]) for cell in sorted(both)])
-            found.append(Pair(kind=kind, wide=wide, narrow=narrow, measured=ratios[:, 0], modelled=ratios[:, 1]))
+            error = sum(calibration.classes[f"{kind}-{name}"].residuals.median_error for name in (wide, narrow))
+            pair = Pair(kind=kind, wide=wide, narrow=narrow, measured=ratios[:, 0], modelled=ratios[:, 1], error=error)
+            found.append(pair)
     return tuple(found)
 
 

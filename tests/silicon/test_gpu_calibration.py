@@ -17,7 +17,7 @@ from helix_sim.silicon.fit import modelled_s, yaml_text
 from helix_sim.silicon.gpu import calibrate, measured_classes, system_of
 from helix_sim.silicon.systems import systems
 from helix_sim.specs import kernel_parameters
-from helix_sim.specs.load import load_machine, load_model, parse, parse_yaml
+from helix_sim.specs.load import load_machine, load_model, load_timing, parse, parse_yaml
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Timing
 from helix_sim.step import decode_step
@@ -105,7 +105,9 @@ def test_the_file_says_where_its_numbers_come_from_and_reads_back(made):
 
 def test_the_file_says_what_it_extends_and_only_what_was_measured(made):
     content = parse_yaml(yaml_text(made.timing).encode(), "timing.yaml")
-    assert content["extends"] == "paper"
+    assert content["extends"] == "serving-stack"
+    assert made.timing.unknowns == load_timing("serving-stack").unknowns
+    assert not made.timing.hop_b.searched.value
     assert set(content["kernel"]) == {"latency_us", "bandwidth_share", "math_share"}
     assert not {"pointwise", "collective", "hop_b", "all_reduce_overlap"} & set(content)
 

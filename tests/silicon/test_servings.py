@@ -73,7 +73,7 @@ def test_a_context_may_be_said_by_its_lengths(tmp_path):
 def test_what_a_step_cannot_be_held_against_is_left_out_and_counted(tmp_path):
     found = judged(
         tmp_path,
-        ROW | {"speculation": "mtp"},
+        ROW | {"speculation": "dflash"},
         ROW | {"aggregated": "yes"},
         ROW | {"system": "mi355x"},
         ROW | {"gpus": 24},
@@ -171,3 +171,24 @@ def test_one_call_judges_a_file_and_writes_every_row(tmp_path):
     assert found.tables["all rows"]["count"].tolist() == [2]
     written = pd.read_csv(found.files[0])
     assert written["predicted_s"].between(written["low_s"], written["high_s"]).all()
+
+
+def test_a_row_that_drafted_is_predicted_with_its_frameworks_length_and_told_apart(tmp_path):
+    found = judged(tmp_path, ROW, ROW | {"speculation": "mtp"}, ROW | {"speculation": "mtp", "draft_tokens": 1})
+    plain, three, one = found.rows["predicted_s"][0], *found.drafting["predicted_s"]
+    assert len(found.rows) == 1
+    assert len({plain, three, one}) == 3
+    tables = servings.report(found)
+    assert tables["all rows"]["count"].tolist() == [1]
+    assert tables["rows that draft, by framework"]["count"].tolist() == [2]
+
+
+def test_servings_alike_but_for_drafting_are_a_pair_with_a_gain(tmp_path):
+    found = judged(tmp_path, ROW, ROW | {"speculation": "mtp"})
+    predicted = found.rows["predicted_s"][0] / found.drafting["predicted_s"][0]
+    again = judged(tmp_path, ROW | {"tpot_s": 0.03}, ROW | {"speculation": "mtp", "tpot_s": 0.02}).pairs
+    assert again["gain"].tolist() == pytest.approx([1.5])
+    assert again["predicted_gain"].tolist() == pytest.approx([predicted])
+    assert again["draft_tokens"].tolist() == [3]
+    other = judged(tmp_path, ROW, ROW | {"speculation": "mtp", "batch": 63})
+    assert len(other.pairs) == 0

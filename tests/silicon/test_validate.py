@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from docs.accuracy_page import percents, region, rows_of, section
 
+from helix_sim.answers.explain import borrowed_ops
 from helix_sim.core.layout import Layout
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon import validate
@@ -83,6 +84,16 @@ def test_an_interval_covers_of_synthetic_measurements_what_it_claims(name, conte
     assert np.mean((measured >= low) & (measured <= high)) == pytest.approx(0.8, abs=0.05)
 
 
+NEW_KINDS = ("attention-window", "attention-sparse", "attention-compressed", "index-", "linear-state", "convolution")
+
+
+def dense_kernels(name="gb200-trtllm"):
+    """A measured timing with classes of grouped-query and latent attention alone."""
+    timing = load_timing(name)
+    kept = {key: each for key, each in timing.calibration.classes.items() if not key.startswith(NEW_KINDS)}
+    return timing.model_copy(update={"calibration": timing.calibration.model_copy(update={"classes": kept})})
+
+
 def interval_of(name, layout, context=8192, **formats):
     given = {"weights": "nvfp4", "kv": "fp8", "math": "fp4", "attention_math": "fp8", "head_weights": "bf16"}
     setting = on("deepseek-r1", load_timing(name), Precision(**given | formats))
@@ -100,6 +111,45 @@ def test_an_interval_widens_beyond_the_tables_with_every_doubling():
 def test_an_interval_widens_with_a_borrowed_kernel():
     x = Layout(batch=8, tpa=8, tpf=8)
     assert interval_of("gb200-trtllm", x, 100_000, kv="fp4") > interval_of("gb200-trtllm", x, 100_000)
+
+
+def test_a_kind_without_kernels_is_said_and_less_certain_than_one_that_another_stands_in_for():
+    timing, x = dense_kernels(), Layout(batch=8, tpa=8, tpf=8)
+    precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8")
+
+    windows = borrowed_ops(evaluate_step(on("gpt-oss-120b", timing, precision), x, 131_072))
+    assert windows["attention_core[window]"]["reason"] == "attention-gqa-fp8 stands in for attention-window of fp8"
+    assert "attention_core[full]" not in windows
+
+    step = evaluate_step(on("deepseek-v3.2", timing, precision), x, 131_072)
+    found, width, up = borrowed_ops(step), timing.unknowns.borrowed_kernel.value, timing.unknowns.unmeasured.value
+    assert up > width
+    for op, kind in (
+        ("index_logits", "index-logits"),
+        ("index_top_k", "index-top-k"),
+        ("attention_core", "attention-sparse"),
+    ):
+        assert found[op]["reason"] == f"no {kind} was measured: by the timing's constants"
+        assert np.log([found[op]["low"], found[op]["high"]]) == pytest.approx([-width, up])
+        assert {(each.low, each.high) for each in step.deviations if each.cause == f"unmeasured {kind}"} == {
+            (-width, up)
+        }
+    states = borrowed_ops(evaluate_step(on("kimi-k3", timing, precision), x, 131_072))
+    assert {"convolution[kda]", "state_update[kda]"} <= states.keys()
+
+
+@pytest.mark.parametrize(("model", "moved"), [("deepseek-v3.2", True), ("kimi-k3", True), ("deepseek-r1", False)])
+def test_what_constants_may_miss_moves_the_upper_end_alone_of_models_with_such_ops(model, moved):
+    timing, x = dense_kernels(), Layout(batch=8, tpa=8, tpf=8)
+    precision = Precision(weights="nvfp4", kv="fp8", math="fp4", attention_math="fp8")
+    wider = timing.unknowns.model_copy(update={"unmeasured": timing.unknowns.unmeasured.scale(2)})
+    one, other = (
+        evaluate_step(on(model, each, precision), x, 131_072)
+        for each in (timing, timing.model_copy(update={"unknowns": wider}))
+    )
+    assert float(one.ttl_s) == float(other.ttl_s)
+    assert float(one.ttl_interval_s[0]) == float(other.ttl_interval_s[0])
+    assert (float(other.ttl_interval_s[1]) > float(one.ttl_interval_s[1])) is moved
 
 
 def test_an_interval_widens_with_the_share_of_communication_and_of_unknown_routing():

@@ -93,7 +93,8 @@ def test_the_written_file_loads_as_the_model_that_was_read(config: dict[str, Any
         pytest.param(GPT_OSS | {"swa_head_dim": 32}, "swa_head_dim", id="a window with heads of its own"),
         pytest.param(QWEN3 | {"layer_types": ["linear_attention"] * 64}, "linear_num_value_heads", id="linear"),
         pytest.param(QWEN3 | {"full_attention_interval": 4}, "linear_num_value_heads", id="mostly linear"),
-        pytest.param(LLAMA | {"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern", id="mamba"),
+        pytest.param(LLAMA | {"hybrid_override_pattern": "M-X*"}, 'block 2, "X"', id="an unknown block"),
+        pytest.param(LLAMA | {"hybrid_override_pattern": "M--*"}, 'block 2, "mlp"', id="an FFN behind an FFN"),
         pytest.param(LLAMA | {"model_type": "bert"}, "model_type", id="no decoder"),
         pytest.param(LLAMA | {"head_dim": 192, "v_head_dim": 128}, "v_head_dim", id="narrower values"),
         pytest.param(LLAMA | {"use_cla": True}, "use_cla", id="shared caches"),
@@ -242,7 +243,7 @@ def test_the_command_prints_the_file_and_remarks_beside_it(tmp_path: Path) -> No
     assert "kind: model" in shown.stdout
     assert "405.85 B parameters; the name says 405 B" in shown.stderr
     written = CliRunner().invoke(app, ["import-hf", str(path), "--out", str(tmp_path / "m.yaml"), "--json"])
-    printed = type(load_model("llama-3.1-8b")).model_validate(json.loads(written.stdout)["model"])
+    printed = type(load_model("llama-3.1-8b")).model_validate(json.loads(written.stdout)["imported"])
     assert printed == load_model(tmp_path / "m.yaml")
 
 
@@ -306,9 +307,9 @@ def test_a_window_as_long_as_the_longest_context_is_none() -> None:
     [
         pytest.param({"layer_types": ["linear_attention", "full_attention"] * 63, "full_attention_interval": 2,
                       "attn_type_list": [0] * 126}, "linear attention", id="linear"),
-        pytest.param({"hybrid_override_pattern": "M*", "mamba_num_heads": 4, "ssm_cfg": {"n": 1}}, "Mamba", id="mamba"),
-        pytest.param({"compress_ratios": [4] * 126, "sliding_window": 128}, "compressed", id="compressed"),
-        pytest.param({"index_topk": 64, "sparse_attention_config": {"a": 1}}, "sparse attention", id="sparse"),
+        pytest.param({"mamba_num_heads": 4, "ssm_cfg": {"n": 1}}, "Mamba", id="mamba"),
+        pytest.param({"index_topk": 64, "index_n_heads": 1, "index_head_dim": 128, "indexer_types": ["full", "odd"]},
+                     "sparse attention", id="sparse"),
     ],
 )  # fmt: skip
 def test_a_kind_of_attention_is_refused_once_and_by_its_name(fields: dict[str, Any], named: str) -> None:
@@ -526,3 +527,68 @@ def test_every_plain_config_of_the_public_package_is_read_and_the_others_are_ref
     expected = [path.name for path in paths if path.name.split("--")[1].startswith(plain)]
     assert set(expected) <= set(read_ones)
     assert len(expected) == 38
+    assert len(read_ones) == 87
+    assert [sentence.partition(": ")[2] for sentence in refused] == [
+        "v_head_dim = 128: values of another width than keys are not modelled",
+        "block_configs = "
+        '[{"attention": {"n_heads_in_group": 8, "no_op...: layers that differ from each other one by one; '
+        "it is not modelled",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "published_B"),
+    [
+        ("deepseek-ai--DeepSeek-V4-Flash", 284),
+        ("MiniMaxAI--MiniMax-M3", 428),
+        ("moonshotai--Kimi-K3", 2800),
+        ("zai-org--GLM-5.2", 744),
+        ("nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 31.6),
+        ("nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-FP8", 120.6),
+        ("nvidia--NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16", 550),
+        ("nvidia--Nemotron-H-56B-Base-8K", 56),
+        ("nvidia--Gemma-4-31B-IT-NVFP4", 30.7),
+        ("google--gemma-4-26B-A4B", 25.2),
+    ],
+)
+def test_hybrids_and_sparse_models_have_the_parameters_that_their_publishers_count(
+    config: str, published_B: float
+) -> None:
+    package = pytest.importorskip("aiconfigurator_core", reason="the configs are the package's")
+    read_one = import_file(Path(package.__file__).parent / "model_configs" / f"{config}_config.json")
+    assert read_one.model.total_parameters / 1e9 == pytest.approx(published_B, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "shipped"),
+    [
+        ("deepseek-ai--DeepSeek-V3.2", "deepseek-v3.2"),
+        ("deepseek-ai--DeepSeek-V4-Flash", "deepseek-v4-flash"),
+        ("MiniMaxAI--MiniMax-M3", "minimax-m3"),
+        ("moonshotai--Kimi-K3", "kimi-k3"),
+        ("nvidia--Nemotron-H-56B-Base-8K", "nemotron-h"),
+        ("openai--gpt-oss-120b", "gpt-oss-120b"),
+    ],
+)
+def test_a_read_config_is_the_shipped_model_but_for_its_names(config: str, shipped: str) -> None:
+    package = pytest.importorskip("aiconfigurator_core", reason="the configs are the package's")
+    read_one = import_file(Path(package.__file__).parent / "model_configs" / f"{config}_config.json").model
+    ours = load_model(shipped)
+    kinds = [[(model.attention[a], model.ffn[f]) for a, f in model.layer_list] for model in (read_one, ours)]
+    assert kinds[0] == kinds[1]
+    assert (read_one.hidden_size, read_one.vocab_size) == (ours.hidden_size, ours.vocab_size)
+
+
+def test_a_layer_that_shares_picks_has_no_index_keys_and_no_indexer_but_reads_as_few_tokens() -> None:
+    package = pytest.importorskip("aiconfigurator_core", reason="the configs are the package's")
+    model = import_file(Path(package.__file__).parent / "model_configs" / "zai-org--GLM-5.2_config.json").model
+    own, shared = model.attention["sparse"], model.attention["sparse-shared"]
+    step = decode_step(model, load_machine("gb300-nvl72"), Layout(batch=4, tpa=8, tpf=8), 100_000)
+    names = {op.partition("[")[0] for op in step.ops if op.endswith("[sparse-shared]")}
+    assert "attention_core" in names
+    assert not any(name.startswith("index_") for name in names)
+    cores = [step.ops[f"attention_core[{name}]"] for name in ("sparse", "sparse-shared")]
+    assert float(cores[0].kv_bytes) == float(cores[1].kv_bytes)
+    index_parameters = 2048 * 32 * 128 + 6144 * (128 + 32)
+    assert own.parameters(6144) - shared.parameters(6144) == index_parameters
+    assert (own.kv_values_per_token, shared.kv_values_per_token) == (576 + 128, 576)

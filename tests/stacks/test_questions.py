@@ -131,7 +131,7 @@ def test_without_stacks_physics_alone_answers() -> None:
     found = recommend(one("llama-3.1-8b", "h100-hgx", 64_000, 10, gpus=(1, 8), stack="none"))
     assert found.stacked is None
     assert found.choices[0].stacks == ()
-    assert found.record()["stacks"] is None
+    assert found.record()["stack_rules"] is None
 
 
 def test_where_no_stack_starts_a_layout_the_stack_is_a_limit() -> None:

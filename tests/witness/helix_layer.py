@@ -13,7 +13,7 @@ attention group, then KV shard, then tpa column. Tokens are appended to the KV s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import gcd
 
@@ -100,11 +100,12 @@ class Widths:
     ep: int
     chunks: int
     index_kvp: int
+    q_shards: int
 
     @classmethod
     def of(cls, layout: Layout) -> Widths:
         """The widths of a layout; it must be one layout, not a column of them."""
-        return cls(**{name: int(value) for name, value in layout.columns().items() if name != "pp"})
+        return cls(**{field.name: int(getattr(layout, field.name)) for field in fields(cls)})
 
     @property
     def keepers(self) -> int:
@@ -116,7 +117,8 @@ class Widths:
 class Seat:
     """Where a rank stands, and the heads it has: `kept` are those of its query heads whose full output it owns.
 
-    holds: the KV shard that it keeps; all ranks the first, and the whole, where a layer has no KV shards.
+    holds: the KV shard that it keeps; all ranks the first, and the whole, where a layer has no KV shards. projects:
+    those of its query heads that it projects; it gathers the others from its peers.
     """
 
     group: int
@@ -125,6 +127,7 @@ class Seat:
     q_heads: range
     kv_heads: range
     kept: range
+    projects: range
 
 
 def seats_of(a: AttentionKind, x: Widths) -> list[Seat]:
@@ -136,17 +139,26 @@ def seats_of(a: AttentionKind, x: Widths) -> list[Seat]:
         dealt = deal_heads(a.q_heads, a.kv_heads, x.keepers * x.tpa)
         dealt += [(range(0), range(0))] * (x.tpa * (x.kvp - x.keepers))
         return [
-            Seat(group=group, shard=place // x.tpa, holds=0, q_heads=q, kv_heads=kv, kept=range(len(q)))
+            Seat(
+                group=group,
+                shard=place // x.tpa,
+                holds=0,
+                q_heads=q,
+                kv_heads=kv,
+                kept=range(len(q)),
+                projects=range(len(q)),
+            )
             for group in range(x.dp)
             for place, (q, kv) in enumerate(dealt)
         ]
     columns = deal_heads(a.q_heads, a.kv_heads, x.tpa)
     return [
-        Seat(group=group, shard=shard, holds=shard, q_heads=q, kv_heads=kv, kept=kept)
+        Seat(group=group, shard=shard, holds=shard, q_heads=q, kv_heads=kv, kept=kept, projects=projects)
         for group in range(x.dp)
         for shard in range(x.kvp)
         for q, kv in columns
         for kept in [deal(len(q), x.keepers)[shard] if shard < x.keepers else range(0)]
+        for projects in [deal(len(q), x.q_shards)[shard % x.q_shards]]
     ]
 
 
@@ -189,6 +201,11 @@ class KvShard:
         self.values = np.concatenate([self.values, entries], axis=1)
         self.positions = np.concatenate([self.positions, positions])
 
+    def roll_back_to(self, position: int) -> None:
+        """Leaves what is at a position or behind it."""
+        kept = self.positions < position
+        self.values, self.positions = self.values[:, kept], self.positions[kept]
+
     def forget_before(self, position: int) -> None:
         """Leaves what is older than a position."""
         kept = self.positions >= position
@@ -201,7 +218,7 @@ class KvShard:
 def hold_attention(a: AttentionKind, w: Weights, seat: Seat) -> Weights:
     """A rank's shard of the attention weights: its heads' columns side by side, and the rows of the heads it keeps."""
     q, kv = list(seat.q_heads), list(seat.kv_heads)
-    kept = [q[i] for i in seat.kept]
+    kept, projected = [q[i] for i in seat.kept], [q[i] for i in seat.projects]
     if isinstance(a, LinearAttention):
         return _hold_linear(a, w, q, kv)
     held = _hold_indexer(a, w, kv)
@@ -212,13 +229,15 @@ def hold_attention(a: AttentionKind, w: Weights, seat: Seat) -> Weights:
         groups = sorted({head // share for head in kept})
         down = np.concatenate([w["q_down"], w["kv_down"]], axis=1)
         into = np.concatenate([w["compressed"], w["weighed"]], axis=1)
-        held |= {"down": down, "q_up": _side_by_side(w["q_up"][q]), "into": into, "o_down": w["o_down"][kept]}
+        held |= {"down": down, "q_up": _side_by_side(w["q_up"][projected]), "o_down": w["o_down"][kept]}
+        held |= {"into": into} if a.ratio else {}
         return held | {"o_up": w["o_up"][groups].reshape(-1, w["o_up"].shape[-1])}
     held |= {"o": w["o"][kept].reshape(-1, w["o"].shape[-1])}
     if isinstance(a, HeadAttention):
-        return held | {"qkv": _side_by_side(np.concatenate([w["q"][q], w["k"][kv], w["v"][kv]]))}
+        return held | {"qkv": _side_by_side(np.concatenate([w["q"][projected], w["k"][kv], w["v"][kv]]))}
     down = np.concatenate([w["q_down"], w["kv_down"]], axis=1)
-    return held | {"down": down, "q_up": _side_by_side(w["q_up"][q]), "k_up": w["k_up"][q], "v_up": w["v_up"][kept]}
+    held |= {"down": down, "q_up": _side_by_side(w["q_up"][projected]), "k_up": w["k_up"][projected]}
+    return held | {"v_up": w["v_up"][kept]}
 
 
 def _hold_indexer(a: AttentionKind, w: Weights, kv: list[int]) -> Weights:
@@ -275,14 +294,16 @@ def project(a: AttentionKind, rank: Rank, seat: Seat, w: Weights, x: Array) -> t
     tensor = "attention_weights"
     if isinstance(a, HeadAttention):
         heads = rank.linear("qkv_projection", x, w["qkv"], tensor).reshape(len(x), -1, a.head_size)
-        query, key, value = np.split(heads, [len(seat.q_heads), len(seat.q_heads) + len(seat.kv_heads)], axis=1)
+        ends = [len(seat.projects), len(seat.projects) + len(seat.kv_heads)]
+        query, key, value = np.split(heads, ends, axis=1)
         return query, np.concatenate([key, value], axis=-1), x
     assert isinstance(a, LatentAttention | CompressedAttention)
     down = rank.linear("latent_down_projection", x, w["down"], tensor)
     q_latent, latent, turning = np.split(down, [a.q_lora_rank, a.normed_width], axis=1)
     normed = rms_norm(q_latent), rms_norm(latent)
     rank.moves("latent_norm", q_latent, latent, *normed)
-    query = rank.linear("query_up_projection", normed[0], w["q_up"], tensor).reshape(len(x), -1, a.query_width)
+    query = rank.linear("query_up_projection", normed[0], w["q_up"], tensor)
+    query = query.reshape(len(x), len(seat.projects), a.query_width)
     entry = np.concatenate([normed[1], turning], axis=-1)[:, None]
     if isinstance(a, CompressedAttention):
         return query, entry, normed[0]
@@ -437,6 +458,13 @@ class LinearState:
         self.heads, self.keys = len(seat.q_heads), len(seat.kv_heads)
         self.matrices = np.zeros((batch, self.heads, a.key_width, a.value_width))
         self.inputs = np.zeros((batch, a.conv_tokens - 1, self.channels(a)))
+        self.after: list[Array] = []
+        self.every_input: Array = self.inputs
+
+    def roll_back_to(self, accepted: int) -> None:
+        """The state as it was after that many tokens of the last step, each of which left one."""
+        self.matrices = self.after[accepted - 1]
+        self.inputs = self.every_input[:, accepted : accepted + self.inputs.shape[1]]
 
     def channels(self, a: LinearAttention) -> int:
         """Values of a token that pass the convolution."""
@@ -467,8 +495,10 @@ def run_linear(a: LinearAttention, rank: Rank, state: LinearState, w: Weights, x
     elif given:
         decay = sigmoid(given[0])[..., None]
     out = np.zeros(v.shape)
+    state.after = []
     for t in range(new):
         out[:, t] = _recur(a, rank, state, q[:, t], k[:, t], v[:, t], decay[:, t], strength[:, t])
+        state.after.append(state.matrices)
     rank.moves_kv("state_update", state.matrices, (1 + kept) * bytes_per_value(a.state_format))
     rank.moves("state_update", mixed, numbers, out)
     normed = rms_norm(out)
@@ -483,7 +513,7 @@ def _convolve(a: LinearAttention, rank: Rank, state: LinearState, w: Weights, mi
     if a.conv_tokens == 1:
         return mixed
     kernel = np.concatenate([w[f"conv_{name}"].reshape(-1, a.conv_tokens) for name in ("q", "k", "v")])
-    inputs = np.concatenate([state.inputs, mixed], axis=1)
+    inputs = state.every_input = np.concatenate([state.inputs, mixed], axis=1)
     summed = np.asarray(sum(inputs[:, i : i + mixed.shape[1]] * kernel[:, i] for i in range(a.conv_tokens)))
     rank.moves_kv("convolution", state.inputs, rank.bytes_of("activations"))
     state.inputs = inputs[:, -(a.conv_tokens - 1) :]
@@ -668,6 +698,23 @@ class HelixLayer:
         residuals, deltas = self.attend(residuals, deltas)
         return [rows.reshape(self.widths.batch, -1, hidden) for rows in self.feed_forward(residuals, deltas)]
 
+    def roll_back(self, new: int, accepted: int) -> None:
+        """Takes back what the last step's `new` tokens left, but for the first `accepted`: the others are rejected."""
+        a, self.tokens = self.attention, self.tokens - new + accepted
+        if isinstance(a, LinearAttention):
+            for state in self.states:
+                state.roll_back_to(accepted)
+            return
+        compressed = isinstance(a, CompressedAttention)
+        closed = self.tokens // (getattr(a, "ratio", None) or 1)  # compressed vectors, and index keys made of these
+        for r in range(len(self.seats)):
+            self.cache[r].roll_back_to(self.tokens)
+            self.entries[r].roll_back_to(closed)
+            if self.indexer:
+                self.index[r].roll_back_to(closed if compressed else self.tokens)
+            if compressed:
+                self.opened[r] = self.opened[r][:, : self.tokens]
+
     def _own(self, seat: Seat, values: Array) -> Array:
         """What belongs to the requests of a rank's own attention group."""
         return values[self.widths.batch * seat.group : self.widths.batch * (seat.group + 1)]
@@ -756,7 +803,14 @@ class HelixLayer:
         self.tokens += len(positions)
         if self.indexer and not isinstance(self.attention, CompressedAttention):
             self._append_index(normed, positions)
-        return queries, latents
+        return queries if self.whole else {r: self._gathered(r, queries) for r in queries}, latents
+
+    def _gathered(self, r: int, queries: Held) -> Array:
+        """All queries [B, n, q, score width] of a rank, of which its peers in its column projected their shares."""
+        columns, shards = self.widths.tpa, self.widths.q_shards
+        first = r - self.seats[r].shard % shards * columns
+        peers = range(first, first + shards * columns, columns)
+        return np.concatenate([send("query_gather", self.ranks[p], self.ranks[r], queries[p]) for p in peers], axis=2)
 
     def _forget(self, r: int, first: int) -> None:
         """Of a window, what no new token sees, the first of which is at position `first`."""

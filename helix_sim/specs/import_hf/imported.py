@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
-from helix_sim.specs.import_hf.fields import Config, Fields, decoder_config, listed, short
-from helix_sim.specs.import_hf.kinds import attention_of_layers, ffn_of_layers, refusals
+from helix_sim.specs.import_hf.fields import Config, Fields, decoder_config, short
+from helix_sim.specs.import_hf.kinds import attention_of_layers, blocks, ffn_of_layers, layers_of_blocks, refusals
 from helix_sim.specs.import_hf.quantisation import checkpoint_formats, modules
 from helix_sim.specs.load import parse_json, read_bytes
 from helix_sim.specs.model import Model, listed_runs
@@ -26,6 +26,7 @@ KNOWN_TYPES = (
     "llama4_text", "glm", "glm4", "glm4_moe", "minimax_m2", "mimo", "phi3", "phimoe", "olmo", "olmo2", "olmo3", "olmoe",
     "granite", "granitemoe", "granitemoeshared", "seed_oss", "ernie4_5", "ernie4_5_moe", "hunyuan_v1_dense",
     "hunyuan_v1_moe", "smollm3", "exaone4", "dots1", "internlm2", "internlm3", "cohere", "cohere2",
+    "minimax_m3", "deepseek_v4", "kimi_linear", "nemotron_h", "gemma4_text",
     "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "deepseek_v32", "glm_moe_dsa",
 )  # fmt: skip
 """Types of decoders whose fields mean what they are read as: gated FFNs, RMSNorm, rotary embedding."""
@@ -85,7 +86,7 @@ class Imported:
     def record(self) -> dict[str, Any]:
         """All of it as plain data."""
         return {
-            "model": self.model.model_dump(exclude_none=True, exclude_unset=True),
+            "imported": self.model.model_dump(exclude_none=True, exclude_unset=True),
             "parameters_B": self.model.total_parameters / 1e9,
             "active_parameters_B": self.active_parameters / 1e9,
             "named_B": self.named_B,
@@ -251,13 +252,19 @@ def _content(f: Fields, name: str, source: str, full_attention: bool) -> tuple[d
     if kind in NO_DECODERS:
         f.problems.append(f"{f.prefix}model_type = {short(kind)}: no decoder, and only decoders are modelled")
     f.problems += refusals(f)
-    by_type = len(listed(f.config.get("layers_block_type"))) or None
-    layers = f.count("num_hidden_layers", "num_layers", "n_layer", default=by_type)
-    attention, names, remarks = attention_of_layers(f, layers, full_attention)
+    if blocks(f.config):
+        attention, ffn, runs = layers_of_blocks(f)
+        remarks = ["each block of the config is a mixer or an FFN: a mixer and the FFN behind it are one layer here"]
+    else:
+        layers = f.count("num_hidden_layers", "num_layers", "n_layer")
+        attention, names, remarks = attention_of_layers(f, layers, full_attention)
+        if f.problems:
+            return {}, remarks
+        ffn, ffn_names = ffn_of_layers(f, layers)
+        runs = listed_runs(list(zip(names, ffn_names, strict=True)))
     if f.problems:
         return {}, remarks
-    ffn, ffn_names = ffn_of_layers(f, layers)
-    f.read.update(("model_type", "tie_word_embeddings", "max_position_embeddings"))
+    f.read.update(("model_type", "tie_word_embeddings", "max_position_embeddings", *LEFT_OUT))
     longest = f.config.get("max_position_embeddings")
     positions = isinstance(longest, int) and not isinstance(longest, bool) and longest > 0
     content = {
@@ -269,11 +276,20 @@ def _content(f: Fields, name: str, source: str, full_attention: bool) -> tuple[d
         "tied_embeddings": bool(f.config.get("tie_word_embeddings")),
         "attention": attention,
         "ffn": ffn,
-        "layers": listed_runs(list(zip(names, ffn_names, strict=True))),
+        "layers": runs,
     }
     if positions and "max_position_embeddings" in Model.model_fields:
         content["max_position_embeddings"] = longest
     return content, remarks
+
+
+LEFT_OUT = {
+    "hc_mult": "hyper-connections (several residual streams) are left out",
+    "num_hash_layers": "the routing of the first layers by hash is read as that of all others",
+    "attn_res_block_size": "attention over earlier layers' residuals is left out",
+    "attention_k_eq_v": "keys of full attention are values as well: a projection is counted that is not there",
+}
+"""Fields of what a decode step takes little for, and the remark on each."""
 
 
 def _left_out(config: Config) -> list[str]:
@@ -282,6 +298,7 @@ def _left_out(config: Config) -> list[str]:
     drafts = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
     if draft := next((config[name] for name in drafts if config.get(name)), None):
         remarks.append(f"{short(draft)} multi-token-prediction layer(s) are not counted")
+    remarks += [f"{sentence} ({field})" for field, sentence in LEFT_OUT.items() if config.get(field)]
     if config.get("attention_bias") or config.get("qkv_bias") or str(config.get("model_type")).startswith("qwen2"):
         remarks.append("biases of the attention projections are not counted")
     if config.get("mlp_bias") or config.get("use_bias"):
@@ -307,7 +324,7 @@ HARMLESS = re.compile(
     r"(bias|dropout|_act$|hidden_act|initializer|rms_norm|layer_?norm|_eps|norm_|qk_norm|use_qk|rope|rotary|aux|router_"
     r"|output_attentions|output_hidden|output_router|attn_implementation|scaling|multiplier|softcap|cross_attention"
     r"|chunk_size_feed_forward|pruned_heads|mtp|nextn|n_group|head_dim$|hidden_layers$|swiglu|clip|scale|temperature"
-    r"|no_rope|attn_factor|floor|tie_|fused|_dtype|deepstack|mrope|ep_size|indexer_rope|qk_head|residual|pad|logit)"
+    r"|no_rope|bidirectional|time_step|vocab_size_per_layer|attn_factor|floor|tie_|fused|_dtype|deepstack|mrope|ep_size|indexer_rope|qk_head|residual|pad|logit)"
 )
 """Fields that change no width, no count and no byte of a decode step."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helix_sim.specs.import_hf.fields import Config, Fields, listed, mapping, short
-from helix_sim.specs.model import MOST_LAYERS, DenseFfn, GqaAttention, MlaAttention, RoutedFfn
+from helix_sim.specs.model import MOST_LAYERS, DenseFfn, GqaAttention, MlaAttention, RoutedFfn, listed_runs
 
 Found = tuple[str, set[int]]
 """The field that says that layers have a kind, and these layers' numbers."""
@@ -71,8 +71,35 @@ def _mamba(config: Config, layers: int) -> Found | None:
 
 
 def _sparse(config: Config, layers: int) -> Found | None:
-    fields = ("index_topk", "sparse_attention_config")
-    return _first(config, layers, *fields) or _of_types(config, "deepseek_sparse_attention", "sparse_attention")
+    return _first(config, layers, "index_topk") or _of_types(config, "deepseek_sparse_attention", "sparse_attention")
+
+
+def _shared_picks(config: Config, layers: int) -> Found | None:
+    """Layers that attend to what an earlier layer's indexer picked, by indexer_types."""
+    shared = {i for i, kind in enumerate(listed(config.get("indexer_types"))) if kind == "shared"}
+    return ("indexer_types", shared) if shared else None
+
+
+def _block_sparse(config: Config, layers: int) -> Found | None:
+    """Layers whose indexer picks blocks, by sparse_attention_freq (1 is sparse) of sparse_attention_config."""
+    said = mapping(config.get("sparse_attention_config"))
+    if not said or said.get("use_sparse_attention") is False:
+        return None
+    by_layer = listed(said.get("sparse_attention_freq"))
+    sparse = {i for i, kind in enumerate(by_layer) if kind} if by_layer else set(range(layers))
+    return ("sparse_attention_config", sparse) if sparse else None
+
+
+def _compressed(config: Config, layers: int, named: str) -> Found | None:
+    """Layers by their compress_ratios: 4 has an indexer, any other compresses without one, 0 has the window alone."""
+    ratios = listed(config.get("compress_ratios"))[:layers]
+    kinds = ["window" if not ratio else "csa" if ratio == INDEXED_RATIO else "hca" for ratio in ratios]
+    found = {i for i, kind in enumerate(kinds) if kind == named}
+    return ("compress_ratios", found) if found else None
+
+
+INDEXED_RATIO = 4
+"""Tokens for each compressed vector where an indexer picks among them, as DeepSeek-V4's inference code has it."""
 
 
 def _window(config: Config, layers: int) -> Found | None:
@@ -108,7 +135,14 @@ def _chunked(config: Config, layers: int) -> Found | None:
 
 
 def read_full(f: Fields) -> dict[str, Any]:
-    """Attention to the whole context: latent where there is a latent's rank, else grouped-query."""
+    """Attention to the whole context: latent where there is a latent's rank, else grouped-query.
+
+    Gemma 4 has heads of its own for it, whose keys are projected values as well; what is cached are both.
+    """
+    return _heads(f, ("global_head_dim",), ("num_global_key_value_heads",))
+
+
+def _heads(f: Fields, own_size: tuple[str, ...] = (), own_heads: tuple[str, ...] = ()) -> dict[str, Any]:
     heads = f.count("num_attention_heads", "n_head")
     if f.config.get("kv_lora_rank"):
         f.read.add("num_key_value_heads")
@@ -122,8 +156,10 @@ def read_full(f: Fields) -> dict[str, Any]:
             "output_width": f.count("v_head_dim"),
         }
         return spec | _express(f, MlaAttention, ATTENTION_FEATURES)
-    kv_heads = ("num_key_value_heads", "num_attention_groups", "multi_query_group_num", "n_head_kv")
-    size = f.count("head_dim", "attention_head_dim", "kv_channels", default=f.count("hidden_size") // max(heads, 1))
+    kv_heads = (*own_heads, "num_key_value_heads", "num_attention_groups", "multi_query_group_num", "n_head_kv")
+    size = f.count(
+        *own_size, "head_dim", "attention_head_dim", "kv_channels", default=f.count("hidden_size") // max(heads, 1)
+    )
     if f.config.get("v_head_dim") not in (None, size):
         f.problems.append(f"{f.prefix}v_head_dim = {short(f.config['v_head_dim'])}: values of another width than keys "
                           "are not modelled")  # fmt: skip
@@ -142,7 +178,7 @@ def read_chunked(f: Fields) -> dict[str, Any]:
 
 
 def _part(f: Fields, tokens: int) -> dict[str, Any]:
-    spec = read_full(f)
+    spec = _heads(f)
     own = [field for field in f.config if field.startswith("swa_") and "theta" not in field]
     if own or spec["kind"] != "gqa":
         written = f"{own[0]} = {short(f.config[own[0]])}" if own else "kv_lora_rank"
@@ -152,12 +188,12 @@ def _part(f: Fields, tokens: int) -> dict[str, Any]:
 
 def read_sparse(f: Fields) -> dict[str, Any]:
     """Latent attention to the tokens that an indexer picks, whose keys are FP8 with an FP32 scale for 128 values."""
-    f.read.update(("index_topk", "indexer_types", "index_topk_freq", "sparse_attention_config"))
-    for field in ("sparse_attention_config", "indexer_types", "index_topk_pattern"):
-        given = f.config.get(field)
-        if given and not (field == "indexer_types" and set(map(str, listed(given))) == {"full"}):
-            f.problems.append(f"{f.prefix}{field} = {short(given)}: sparse attention of this form is not read")
-            return {}
+    f.read.update(("index_topk", "indexer_types", "index_topk_freq", "index_skip_topk_offset"))
+    odd = set(map(str, listed(f.config.get("indexer_types")))) - {"full", "shared"}
+    if f.config.get("index_topk_pattern") or odd:
+        field = "index_topk_pattern" if f.config.get("index_topk_pattern") else "indexer_types"
+        f.problems.append(f"{f.prefix}{field} = {short(f.config[field])}: sparse attention of this form is not read")
+        return {}
     width = f.count("index_head_dim")
     indexer = {
         "heads": f.count("index_n_heads"),
@@ -169,8 +205,87 @@ def read_sparse(f: Fields) -> dict[str, Any]:
     return {**read_full(f), "kind": "sparse", "indexer": indexer}
 
 
+def read_shared_picks(f: Fields) -> dict[str, Any]:
+    """Latent attention to the tokens that the indexer of an earlier layer picked."""
+    return {**read_sparse(f), "picks_shared": True}
+
+
+def read_block_sparse(f: Fields) -> dict[str, Any]:
+    """Grouped-query attention to the blocks that an indexer picks, whose keys are taken as BF16, as stored."""
+    f.read.add("sparse_attention_config")
+    said = Fields(mapping(f.config.get("sparse_attention_config")), f"{f.prefix}sparse_attention_config.", f.problems)
+    width = said.count("sparse_index_dim")
+    indexer = {
+        "heads": said.count("sparse_num_index_heads"),
+        "width": width,
+        "key_bytes": 2 * width,
+        "math": "bf16",
+        "top_k": said.count("sparse_topk_blocks"),
+        "block_tokens": said.count("sparse_block_size"),
+    }
+    return {**_heads(f), "kind": "block-sparse", "indexer": indexer}
+
+
+def read_csa(f: Fields) -> dict[str, Any]:
+    """A window and compressed vectors of which an indexer picks; its keys are taken as FP4, half a byte a value."""
+    width = f.count("index_head_dim")
+    indexer = {
+        "heads": f.count("index_n_heads"),
+        "width": width,
+        "key_bytes": width // 2,
+        "math": "fp4",
+        "top_k": f.count("index_topk"),
+    }
+    return {**_compressing(f), "ratio": INDEXED_RATIO, "overlapping": True, "indexer": indexer}
+
+
+def read_hca(f: Fields) -> dict[str, Any]:
+    """A window and all compressed vectors, many tokens each."""
+    ratios = {ratio for ratio in listed(f.config.get("compress_ratios")) if ratio not in (0, INDEXED_RATIO)}
+    if len(ratios) != 1 or not isinstance(ratio := ratios.pop(), int):
+        f.problems.append(
+            f"{f.prefix}compress_ratios = {short(f.config['compress_ratios'])}: more than two are not read"
+        )
+        return {}
+    return {**_compressing(f), "ratio": ratio}
+
+
+def _compressing(f: Fields) -> dict[str, Any]:
+    """DeepSeek-V4's attention without compressed vectors: a window, and an output projection in groups."""
+    f.read.update(("compress_ratios", "num_key_value_heads", "qk_rope_head_dim", "compress_rope_theta"))
+    return {
+        "kind": "compressed",
+        "q_heads": f.count("num_attention_heads"),
+        "q_lora_rank": f.count("q_lora_rank"),
+        "head_size": f.count("head_dim"),
+        "window_tokens": f.count("sliding_window"),
+        "output_groups": f.count("o_groups"),
+        "output_lora_rank": f.count("o_lora_rank"),
+        "sinks": True,
+    }
+
+
 def read_linear(f: Fields) -> dict[str, Any]:
-    """Gated delta nets as Qwen writes them: two gates a value head, a gate on the output, a short convolution."""
+    """Gated delta nets as Qwen writes them: two gates a value head, a gate on the output, a short convolution.
+
+    KDA as Kimi writes it: one gate a head, and a decay of each key channel through a latent as wide as a head.
+    """
+    if kda := mapping(f.config.get("linear_attn_config")):
+        f.read.add("linear_attn_config")
+        said = Fields(kda, f"{f.prefix}linear_attn_config.", f.problems)
+        heads, width = said.count("num_heads"), said.count("head_dim")
+        return {
+            "kind": "linear",
+            "key_heads": heads,
+            "value_heads": heads,
+            "key_width": width,
+            "value_width": width,
+            "conv_tokens": said.count("short_conv_kernel_size", default=1),
+            "delta_rule": True,
+            "head_gates": 1,
+            "decay_rank": width,
+            "output_gate": True,
+        }
     if not f.config.get("linear_num_value_heads"):
         f.problems.append(f"{f.prefix}linear_num_value_heads is missing: linear attention of this form is not read")
         return {}
@@ -187,13 +302,50 @@ def read_linear(f: Fields) -> dict[str, Any]:
     }
 
 
+def read_mamba(f: Fields) -> dict[str, Any]:
+    """Mamba-2: groups share B and C as heads share a key, the state's width is the key's, a head's size the value's."""
+    f.read.update(("expand", "mamba_ssm_cache_dtype", "chunk_size"))
+    return {
+        "kind": "linear",
+        "key_heads": f.count("n_groups"),
+        "value_heads": f.count("mamba_num_heads"),
+        "key_width": f.count("ssm_state_size"),
+        "value_width": f.count("mamba_head_dim"),
+        "conv_tokens": f.count("conv_kernel", default=1),
+        "delta_rule": False,
+        "head_gates": 1,
+        "output_gate": True,
+    }
+
+
 ATTENTION: dict[str, AttentionKind] = {
-    "compressed": AttentionKind(
+    "csa": AttentionKind(
+        title="compressed attention: an indexer picks among vectors of several tokens",
+        found=lambda config, layers: _compressed(config, layers, "csa"),
+        read=read_csa,
+    ),
+    "hca": AttentionKind(
         title="compressed attention: older tokens are cached many to one",
-        found=lambda config, layers: _first(config, layers, "compress_ratios"),
+        found=lambda config, layers: _compressed(config, layers, "hca"),
+        read=read_hca,
+    ),
+    "near": AttentionKind(
+        title="compressed attention: the window alone",
+        found=lambda config, layers: _compressed(config, layers, "window"),
+        read=_compressing,
     ),
     "linear": AttentionKind(title="linear attention: a state instead of a KV cache", found=_linear, read=read_linear),
     "mamba": AttentionKind(title="Mamba layers: a state instead of a KV cache", found=_mamba),
+    "block-sparse": AttentionKind(
+        title="block-sparse attention: a query reads the blocks that an indexer picks",
+        found=_block_sparse,
+        read=read_block_sparse,
+    ),
+    "sparse-shared": AttentionKind(
+        title="sparse attention: a query reads the tokens that another layer's indexer picked",
+        found=_shared_picks,
+        read=read_shared_picks,
+    ),
     "sparse": AttentionKind(
         title="sparse attention: a query reads the tokens that an indexer picks", found=_sparse, read=read_sparse
     ),
@@ -282,9 +434,9 @@ ATTENTION_FEATURES = (
 FFN_FEATURES = (
     Feature(
         fields=("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function"),
-        key="ungated",
+        key="gated",
         title="an FFN without a gate",
-        value=lambda given: True if given in ("relu2", "relu", "gelu_new", "gelu_fast") else None,
+        value=lambda given: False if given in ("relu2", "relu", "gelu_new", "gelu_fast") else None,
     ),
 )
 ROUTED_FEATURES = (
@@ -300,7 +452,7 @@ ROUTED_FEATURES = (
 
 def _express(f: Fields, record: Any, features: tuple[Feature, ...]) -> dict[str, Any]:
     """The keys by which a spec says what the config has; what the record has no key for is a problem."""
-    said = {}
+    said: dict[str, Any] = {}
     for feature in features:
         f.read.update(feature.fields)
         for field in feature.fields:
@@ -316,18 +468,14 @@ def _express(f: Fields, record: Any, features: tuple[Feature, ...]) -> dict[str,
 
 
 REFUSED = {
-    "hc_mult": "hyper-connections: several residual streams",
     "num_kv_shared_layers": "layers that share another layer's KV cache",
     "use_cla": "layers that share another layer's KV cache",
     "cross_attention_layers": "cross-attention layers",
     "add_cross_attention": "cross-attention layers",
     "is_encoder_decoder": "an encoder beside the decoder",
     "block_configs": "layers that differ from each other one by one",
-    "attention_k_eq_v": "keys that are values as well",
     "hidden_size_per_layer_input": "an embedding for each layer",
-    "attn_res_block_size": "residuals that attend to earlier layers",
     "use_head_wise_attn_gate": "a gate on each head's output",
-    "enable_moe_block": "experts beside a dense FFN in one layer",
 }
 """Fields that change a layer in a way that no equation here expresses, and what they mean."""
 
@@ -351,15 +499,58 @@ SHARED_WIDTH = ("moe_shared_expert_intermediate_size", "shared_expert_intermedia
                 "share_expert_dim")  # fmt: skip
 
 
+BLOCKS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+"""Letters of hybrid_override_pattern, and the words of layers_block_type."""
+
+
+def blocks(config: Config) -> list[str]:
+    """The blocks of a config that lists mixers and FFNs one by one, by the words of layers_block_type; else none."""
+    pattern = config.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return [BLOCKS.get(letter, letter) for letter in pattern]
+    return [str(each) for each in listed(config.get("layers_block_type"))]
+
+
+def layers_of_blocks(f: Fields) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Attention, FFNs and layers of a config that lists blocks: a mixer and the FFN behind it, if there is one."""
+    f.read.update(("hybrid_override_pattern", "layers_block_type", "num_hidden_layers", "moe_layer_freq"))
+    pairs: list[list[str]] = []
+    for place, block in enumerate(blocks(f.config)[:MOST_LAYERS]):
+        if block in ("mamba", "attention"):
+            pairs.append(["mamba" if block == "mamba" else "gqa", "none"])
+        elif block in ("mlp", "moe") and pairs and pairs[-1][1] == "none":
+            pairs[-1][1] = "dense" if block == "mlp" else "moe"
+        else:
+            f.problems.append(f"{f.prefix}block {place}, {short(block)}: no mixer, and no FFN behind one")
+            return {}, {}, []
+    attention: dict[str, Callable[[Fields], dict[str, Any]]] = {"mamba": read_mamba, "gqa": read_full}
+    ffn: dict[str, Callable[[Fields], dict[str, Any]]] = {
+        "dense": _dense,
+        "moe": _routed,
+        "none": lambda f: {"kind": "none"},
+    }
+    found = [{name: reader(f) for name, reader in readers.items() if any(pair[i] == name for pair in pairs)}
+             for i, readers in enumerate((attention, ffn))]  # fmt: skip
+    return found[0], found[1], listed_runs([(mixer, behind) for mixer, behind in pairs])
+
+
+def _dense(f: Fields) -> dict[str, Any]:
+    width = f.count("intermediate_size_mlp", "dense_intermediate_size", "intermediate_size", "ffn_hidden_size")
+    return {"kind": "dense", "intermediate_size": width, **_express(f, DenseFfn, FFN_FEATURES)}
+
+
+def _routed(f: Fields) -> dict[str, Any]:
+    return {"kind": "routed", **_experts(f), **_express(f, RoutedFfn, ROUTED_FEATURES)}
+
+
 def ffn_of_layers(f: Fields, layers: int) -> tuple[dict[str, Any], list[str]]:
     """Specs of feed-forward networks by name, and each layer's name."""
     moe = moe_layers(f, layers)
     specs: dict[str, Any] = {}
     if not all(moe):
-        width = f.count("intermediate_size_mlp", "dense_intermediate_size", "intermediate_size", "ffn_hidden_size")
-        specs["dense"] = {"kind": "dense", "intermediate_size": width, **_express(f, DenseFfn, FFN_FEATURES)}
+        specs["dense"] = _dense(f)
     if any(moe):
-        specs["moe"] = {"kind": "routed", **_experts(f), **_express(f, RoutedFfn, ROUTED_FEATURES)}
+        specs["moe"] = _routed(f)
     return specs, ["moe" if routed else "dense" for routed in moe]
 
 
@@ -399,6 +590,9 @@ def _experts(f: Fields) -> dict[str, Any]:
     shared_width = f.count(*SHARED_WIDTH, default=0)
     default = 1 if f.config.get("model_type") == "llama4_text" or shared_width else 0
     shared = f.count(*SHARED, default=default)
+    f.read.add("enable_moe_block")
+    if f.config.get("enable_moe_block"):  # Gemma 4: every token passes a dense FFN beside its experts
+        shared, shared_width = 1, f.count("intermediate_size")
     return {
         "routed": f.count(*ROUTED),
         "top_k": f.count(*TOP_K),

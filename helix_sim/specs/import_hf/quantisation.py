@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 from helix_sim.specs.import_hf.fields import Config, listed, mapping, short
+from helix_sim.specs.import_hf.kinds import blocks
 from helix_sim.specs.model import DenseFfn, Model, RoutedFfn
 from helix_sim.specs.precision import FOLLOWS
 
@@ -72,7 +73,7 @@ def checkpoint_formats(config: Config, quantisation: Config | None, model: Model
     if rules.unknown:
         return Stored(formats={}, remarks=[f"{rules.unknown}; choose the number formats yourself"])
     found: dict[str, Counter[Format]] = {}
-    for tensor, module, parameters in modules(model, MOST_LAYERS):
+    for tensor, module, parameters in modules(model, MOST_LAYERS, in_blocks=bool(blocks(config))):
         found.setdefault(tensor, Counter())[rules.format_of(tensor, module)] += parameters
     kv, kv_remarks = kv_format(scheme)
     formats = _as_precision({tensor: of.most_common(1)[0][0] for tensor, of in found.items()}, kv)
@@ -122,31 +123,52 @@ def _as_precision(found: dict[str, Format], kv: str) -> dict[str, str]:
 # --- Modules ---------------------------------------------------------------------------------------------------------
 
 
-def modules(model: Model, most_layers: int | None = None) -> Iterator[tuple[str, str, int]]:
-    """(tensor, module, parameters) of products and the embedding, in canonical names; of the first layers."""
+def modules(model: Model, most_layers: int | None = None, *, in_blocks: bool = False) -> Iterator[tuple[str, str, int]]:
+    """(tensor, module, parameters) of products and the embedding, in canonical names; of the first layers.
+
+    in_blocks: a mixer and an FFN are numbered one by one, each the `mixer` of its layer, as Nemotron-H has them.
+    """
     h = model.hidden_size
+    block = 0
     yield "embedding", "embed_tokens", model.vocab_size * h
     if not model.tied_embeddings:
         yield "head", "lm_head", model.vocab_size * h
     for i, (attention, ffn) in enumerate(model.layer_list[:most_layers]):
         a, f = model.attention[attention], model.ffn[ffn]
-        output = a.q_heads * a.output_width * h
-        parts = _projections(a, h)
-        for name, parameters in parts.items():
-            yield "attention", f"layers.{i}.self_attn.{name}", parameters
-        yield "output", f"layers.{i}.self_attn.{'out_proj' if a.kind == 'linear' else 'o_proj'}", output
+        mixer, behind = (f"layers.{block}.mixer", f"layers.{block + 1}.mixer") if in_blocks else (
+            f"layers.{i}.self_attn", f"layers.{i}.mlp")  # fmt: skip
+        block += 1 + (f.kind != "none")
+        for name, parameters in _projections(a, h, in_blocks).items():
+            yield "attention", f"{mixer}.{name}", parameters
+        yield "output", f"{mixer}.{'out_proj' if a.kind == 'linear' else 'o_proj'}", _output(a, h)
         if isinstance(f, DenseFfn):
-            yield from _ffn("dense", f"layers.{i}.mlp", h * f.intermediate_size)
+            yield from _ffn("dense", behind, h * f.intermediate_size, f.projections_in)
         if isinstance(f, RoutedFfn):
-            yield "router", f"layers.{i}.mlp.gate", f.routed * h
+            yield "router", f"{behind}.gate", f.routed * h
+            experts = f.routed * f.expert_width(h) * f.intermediate_size // 2
             for e in dict.fromkeys((0, f.routed - 1)):
-                yield from _ffn("routed", f"layers.{i}.mlp.experts.{e}", f.routed * h * f.intermediate_size // 2)
+                yield from _ffn("routed", f"{behind}.experts.{e}", experts, f.projections_in)
             if f.shared:
-                yield from _ffn("shared", f"layers.{i}.mlp.shared_experts", f.shared * h * f.shared_intermediate_size)
+                yield from _ffn(
+                    "shared", f"{behind}.shared_experts", f.shared * h * f.shared_intermediate_size, f.projections_in
+                )
 
 
-def _projections(a: Any, h: int) -> dict[str, int]:
+def _output(a: Any, h: int) -> int:
+    """Parameters of attention's last projection."""
+    if a.kind == "compressed":
+        between = a.output_groups * a.output_lora_rank
+        return int(a.q_heads * a.output_width * a.output_lora_rank + between * h)
+    return int(a.q_heads * a.output_width * h)
+
+
+def _projections(a: Any, h: int, in_blocks: bool = False) -> dict[str, int]:
     """Parameters of attention's projections but the last, by module."""
+    if a.kind == "linear" and in_blocks:
+        return {"in_proj": h * (a.channels + a.q_heads * a.output_width)}
+    if a.kind == "compressed":
+        queries = {"q_a_proj": h * a.q_lora_rank, "q_b_proj": a.q_lora_rank * a.q_heads * a.head_size}
+        return queries | {"kv_proj": h * a.head_size}
     if a.kind == "linear":
         return {"in_proj_qkv": h * a.channels, "in_proj_z": h * a.q_heads * a.output_width}
     if not hasattr(a, "kv_lora_rank"):
@@ -162,14 +184,14 @@ def _projections(a: Any, h: int) -> dict[str, int]:
     }
 
 
-def _ffn(tensor: str, at: str, parameters: int) -> Iterator[tuple[str, str, int]]:
-    for name in ("gate_proj", "up_proj", "down_proj"):
+def _ffn(tensor: str, at: str, parameters: int, projections_in: int) -> Iterator[tuple[str, str, int]]:
+    for name in ("gate_proj", "up_proj", "down_proj")[2 - projections_in :]:
         yield tensor, f"{at}.{name}", parameters
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------
 
-_PREFIX = re.compile(r"^(?:language_model\.|model\.)+")
+_PREFIX = re.compile(r"^(?:language_model\.|model\.|backbone\.)+")
 _WORDS = (
     (re.compile(r"(?<!\w)(?:block_sparse_moe|feed_forward|ffn)(?!\w)"), "mlp"),
     (re.compile(r"(?<!\w)(?:attn|attention|linear_attn)(?!\w)"), "self_attn"),

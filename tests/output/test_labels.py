@@ -1,0 +1,66 @@
+"""Labels and intervals of Pareto plots: on the side that no other curve is on, and legible where curves are many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from helix_sim.output import plot
+from helix_sim.search.pareto import Frontier
+from helix_sim.search.sweep import run_sweep
+
+
+def curve(name: str, x: list[float], y: list[float]) -> Frontier:
+    columns: dict[str, Any] = {"tokens_per_s_user": np.array(x), "tokens_per_s_gpu": np.array(y)}
+    columns |= {width: np.ones(len(x), dtype=int) for width in ("tpa", "kvp", "dp", "ep", "pp", "batch")}
+    columns |= {"ttl_s": 1 / columns["tokens_per_s_user"]}
+    columns |= {"ttl_low_s": columns["ttl_s"] * 0.9, "ttl_high_s": columns["ttl_s"] * 1.2}
+    return Frontier(name=name, columns=columns)
+
+
+CROSSED = (curve("helix", [10, 20, 30], [900, 500, 5]), curve("tp", [12, 18, 40], [400, 200, 6]))
+"""Two curves that change places before they end, as Helix and TP do on a small context."""
+
+
+def test_where_curves_cross_each_label_is_on_its_own_side() -> None:
+    helix, tp = CROSSED
+    figure, axes = plt.subplots()
+    plot.label_knees(axes, helix, "blue", 3, tp)
+    plot.label_knees(axes, tp, "black", 3, helix)
+    sides = [(text.xy, text.get_position()) for text in axes.texts]
+    outside = [position == (6, 6) for _, position in sides]
+    plt.close(figure)
+    assert outside == [True, True, False, False, False, True]
+
+
+@pytest.mark.parametrize(("families", "bands"), [(["tp", "ep"], True), (["tp", "pp", "helix"], False)])
+def test_many_intervals_are_whiskers_and_few_are_bands(families: list[str], bands: bool) -> None:
+    found = run_sweep(
+        model="gpt-oss-120b", machine="h200-hgx", timing="h200-vllm", contexts="8K", families=families, gpus=(1, 4)
+    )
+    figure = plot.pareto(found)
+    (axes,) = figure.axes
+    whiskers = [line for line in axes.lines if line.get_marker() == "|"]
+    plt.close(figure)
+    assert (len(axes.patches) == len(families), len(whiskers) == 0) == (bands, bands)
+    assert axes.get_legend().get_title().get_text() == "timing: h200-vllm, with 80 % intervals"
+
+
+def test_a_whisker_spans_the_interval_of_both_axes_at_once() -> None:
+    figure, axes = plt.subplots()
+    plot.draw_whiskers(axes, CROSSED[0], "blue")
+    first = axes.lines[0]
+    plt.close(figure)
+    assert first.get_xdata() == pytest.approx([10 / 0.9, 10 / 1.2])
+    assert first.get_ydata() == pytest.approx([900 / 0.9, 900 / 1.2])
+
+
+def test_a_title_is_what_the_sweeps_file_says() -> None:
+    named = run_sweep("gb200-trtllm-deepseek-r1")
+    made = run_sweep(model="llama-3.1-8b", machine="h100-hgx", contexts="8K", families="tp", gpus=1, chunks=[1])
+    context = named.sweep.contexts[0]
+    assert plot.pareto_title(named, context) == "DeepSeek-R1 on GB200 NVL72 with TensorRT-LLM's measured kernels"
+    assert plot.pareto_title(made, 8000) == "llama-3.1-8b at 8K tokens on h100-hgx"
