@@ -99,7 +99,7 @@ def _routing(ffn: RoutedFfn, copies: int) -> str:
 
 
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
-    """Ops of one layout that no kernel of the framework's own times, by name: another's does, or the timing's constants.
+    """Ops of one layout that no kernel of the framework's own times, by name: another's does, or constants do.
 
     reason: whose it is, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
     """
