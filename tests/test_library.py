@@ -130,3 +130,28 @@ def test_a_notebook_shows_text_as_text():
     model = hs.load_model(LLAMA).model_copy(update={"source": "<script>alert(1)</script>"})
     assert "<script>" not in model._repr_html_()
     assert "&lt;script&gt;" in model._repr_html_()
+
+
+def test_answers_are_short_in_a_terminal():
+    asked = hs.Request(model="llama-3.1-8b", machine="h100-hgx", mix=hs.parse_mix("64K"), ttl_s=0.01, gpus=(1, 4))
+    question = hs.Comparison(
+        kind="comparison", models=["llama-3.1-8b"], machines=["h100-hgx"], contexts=[64_000], ttl_ms=[10.0],
+        timings=["paper"], families=["tp"],
+    )  # fmt: skip
+    for each in (hs.recommend(asked), hs.explain(LLAMA, GB200, hs.Options(widths={"tpa": 8})), hs.compare(question)):
+        assert len(repr(each)) < 500, type(each)
+        assert repr(each).startswith("<")
+
+
+def test_an_id_of_hugging_face_gets_the_nearest_model_and_how_to_read_its_config():
+    with pytest.raises(hs.SpecError) as raised:
+        hs.load_model("deepseek-ai/DeepSeek-R1")
+    assert raised.value.problems == [
+        "deepseek-ai/DeepSeek-R1: there is no such file; did you mean deepseek-r1, which is shipped?; "
+        "helix-sim import-hf "
+        "reads the config.json of a model of Hugging Face"
+    ]
+    with pytest.raises(hs.SpecError, match=r"there is no such file; helix-sim import-hf"):
+        hs.load_model("nobody/nothing-at-all")
+    with pytest.raises(hs.SpecError, match=r"there is no such file$"):
+        hs.load_model("mine/model.yaml")

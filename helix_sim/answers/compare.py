@@ -87,6 +87,10 @@ class Compared:
     searches: list[SweepResult]
     remarks: list[str]
 
+    def __repr__(self) -> str:
+        found = sum(cell.step is not None for cell in self.cells)
+        return f"<Compared: {len(self.cells)} cells, {found} of them with a layout, from {len(self.searches)} searches>"
+
     def rows(self) -> list[dict[str, Any]]:
         """A row of plain data for each cell, every row with every column."""
         rows = [cell.record() for cell in self.cells]

@@ -130,7 +130,13 @@ def _print_step(out: Console, picked: Picked) -> None:
     ttl_ms, per_user, per_gpu = float(step.ttl_s) * 1e3, float(step.tokens_per_s_user), float(step.tokens_per_s_gpu)
     out.print(
         styled(
-            *("TTL ", (f"{ttl_ms:.3f} ms", "bold"), "   interactivity ", (f"{per_user:.1f}", "bold"), " tokens/s/user"),
+            *(
+                "token-to-token latency (TTL) ",
+                (f"{ttl_ms:.3f} ms", "bold"),
+                "   interactivity ",
+                (f"{per_user:.1f}", "bold"),
+                " tokens/s/user",
+            ),
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )

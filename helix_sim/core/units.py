@@ -5,8 +5,13 @@ Inside helix_sim everything is bytes, FLOP and seconds; prefixes are decimal (GB
 
 from __future__ import annotations
 
+import importlib.resources
 import re
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
+
+import yaml
 
 from helix_sim.core.text import said
 
@@ -20,26 +25,22 @@ MICRO = 1e-6
 _PREFIX = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?)\s*([KMGT]i?|[kmgt])?")
 
-FORMAT_BITS = {
-    "fp4": 4.0,  # plain 4-bit values, as the Helix paper counts them
-    "mxfp4": 4.25,  # one 8-bit scale for 32 values (OCP Microscaling 1.0)
-    "nvfp4": 4.5,  # one FP8 scale for 16 values (NVIDIA, NVFP4)
-    "int4": 4.125,  # one 16-bit scale for 128 values (symmetric, group size 128)
-    "int4-zero": 4.125 + 4 / 128,  # and a 4-bit zero point (AWQ, GPTQ)
-    "int4-g64": 4.25,  # one 16-bit scale for 64 values
-    "int4-g64-zero": 4.25 + 4 / 64,
-    "int4-g32": 4.5,  # one 16-bit scale for 32 values (compressed-tensors, Kimi-K2.5)
-    "int4-g32-zero": 4.5 + 4 / 32,
-    "fp8": 8.0,
-    "fp8-block": 8.0 + 32 / 128**2,  # one FP32 scale for 128 x 128 weights (DeepSeek-V3)
-    "mxfp8": 8.25,  # one 8-bit scale for 32 values (OCP Microscaling 1.0)
-    "int8": 8.0,
-    "int8-g128": 8.125,  # one 16-bit scale for 128 values
-    "int8-g128-zero": 8.125 + 8 / 128,  # and an 8-bit zero point (GPTQ)
-    "bf16": 16.0,
-    "fp16": 16.0,
-    "fp32": 32.0,
-}
+
+def format_bits(format_: Mapping[str, Any]) -> float:
+    """Bits that a stored value takes, its part of the scale and of the zero point that its block shares included.
+
+    >>> format_bits({"bits": 4, "block": 16, "scale_bits": 8})
+    4.5
+    """
+    shared = format_.get("scale_bits", 0) + format_.get("zero_bits", 0)
+    return float(format_["bits"] + shared / format_.get("block", 1))
+
+
+FORMATS: dict[str, dict[str, Any]] = yaml.safe_load(
+    importlib.resources.files("helix_sim.core").joinpath("formats.yaml").read_bytes()
+)
+"""Number formats by name as formats.yaml has them: bits, block, scale_bits, zero_bits, source."""
+FORMAT_BITS = {name: format_bits(each) for name, each in FORMATS.items()}
 """Bits a stored value takes, block scales included."""
 
 

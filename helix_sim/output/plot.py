@@ -186,7 +186,7 @@ def pareto_axes(axes: Axes, title: str) -> None:
     axes.set_title(plot_text(title))
     _plain_log_ticks(axes)
     axes.tick_params(which="minor", labelsize=8)
-    axes.margins(x=0.2, y=0.08)
+    axes.margins(x=0.26, y=0.08)
 
 
 def _plain_log_ticks(axes: Axes) -> None:
@@ -268,8 +268,10 @@ def comparison_bars(table: pd.DataFrame) -> Figure:
             colours = [BARS[machines.index(name) % len(BARS)] for name in part["machine"]]
             places = np.arange(len(part))
             axes.barh(places, rates, color=colours, height=0.7)
+            ends = rates
             if part["ttl_low_ms"].notna().any():
                 ttl, low, high = (part[f"ttl{end}_ms"].to_numpy(float) for end in ("", "_low", "_high"))
+                ends = np.nan_to_num(rates * ttl / low, nan=0.0)
                 axes.errorbar(rates, places, xerr=[rates * (1 - ttl / high), rates * (ttl / low - 1)], fmt="none",
                               ecolor="#404040", elinewidth=1, capsize=2)  # fmt: skip
             names = [
@@ -278,14 +280,13 @@ def comparison_bars(table: pd.DataFrame) -> Figure:
             ]
             axes.set_yticks(places, names, fontsize=8)
             most = float(np.nanmax(np.append(rates, 0)))
-            gap = 0.15 if part["ttl_low_ms"].notna().any() else 0.01
-            for place, rate, row in zip(places, rates, part.to_dict("records"), strict=True):
+            for place, rate, end, row in zip(places, rates, ends, part.to_dict("records"), strict=True):
                 price = row.get("usd_per_million_tokens")
                 cost = f"  ${price:.3g}/M" if price is not None and price == price else ""
                 text = f" {rate:.4g}{cost}  {row.get('family') or ''}" if rate else " no layout keeps it"
-                axes.text(rate + gap * most * bool(rate), place, plot_text(text), va="center", fontsize=7.5)
+                axes.text(max(rate, end) + 0.01 * most, place, plot_text(text), va="center", fontsize=7.5)
             axes.invert_yaxis()
-            axes.set_xlim(0, most * 1.5 or 1)
+            axes.set_xlim(0, max(most, *ends) * 1.35 or 1)
             axes.set_title(plot_text(f"{model}, {format_size(context)} tokens, within {budget:g} ms a token"))
             axes.grid(axis="y", visible=False)
         all_axes[-1, 0].set_xlabel("throughput (tokens/s/GPU); lines: 80 % intervals of measured kernels")

@@ -160,7 +160,9 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(result: SweepResult, out: Path, every_point: bool, plots: bool, price: float | None) -> dict[str, Any]:
+def _write(
+    result: SweepResult, out: Path, every_point: bool, plots: bool = True, price: float | None = None
+) -> dict[str, Any]:
     frame = result.at_price(price).to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:

@@ -149,7 +149,7 @@ def find(kind: str, name: str | Path) -> Path:
     if is_path(text):
         path = Path(text)
         if not os.path.isfile(text):  # says no where a path cannot even be one, which Path.is_file does not
-            raise SpecError([f"{shortened(text)}: there is no such file"])
+            raise SpecError([f"{shortened(text)}: there is no such file{_of_hugging_face(text, kind)}"])
         return path
     files = _shipped_files(kind)
     if text not in files:
@@ -157,6 +157,16 @@ def find(kind: str, name: str | Path) -> Path:
             [f"there is no {kind} named {said(text)}{_nearest(text, sorted(files))}; or give the path of a .yaml file"]
         )
     return files[text]
+
+
+def _of_hugging_face(text: str, kind: str) -> str:
+    """What to do with a model's id on Hugging Face, as the rest of a sentence; nothing where it is none."""
+    if kind != "model" or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.endswith((".yaml", ".yml", ".json")):
+        return ""
+    known = {name.lower(): name for name in _shipped_files(kind)}
+    near = difflib.get_close_matches(text.partition("/")[2].lower()[:80], known, n=1, cutoff=0.6)
+    shipped_one = f"; did you mean {known[near[0]]}, which is shipped?" if near else ""
+    return f"{shipped_one}; helix-sim import-hf reads the config.json of a model of Hugging Face"
 
 
 def _shown(path: Path) -> str:

@@ -174,7 +174,7 @@ class Calibration(Record):
 
     @property
     def cache_formats(self) -> list[str]:
-        """Formats of a KV cache that measured kernels of full attention read, grouped-query and latent, narrowest first."""
+        """Formats of a KV cache that measured kernels of full attention read, narrowest first."""
         kinds: dict[str, set[str]] = {}
         for name in self.classes:
             if found := re.fullmatch(r"(attention-(?:gqa|mla))-([^/]+)(/.*)?", name):

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, WithJsonSchema
 from pydantic.functional_validators import AfterValidator, BeforeValidator
@@ -14,7 +14,7 @@ from pydantic.functional_validators import AfterValidator, BeforeValidator
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said, shortened
-from helix_sim.core.units import parse_size
+from helix_sim.core.units import FORMAT_BITS, parse_size
 
 LIMIT = 10**12
 """The largest size that is read: beyond any machine, within double precision."""
@@ -40,10 +40,10 @@ Size = Annotated[
 """A whole number of at least 1; text such as 128K or 1M is read by `units.parse_size`."""
 Count = Annotated[StrictInt, Field(ge=1, le=10**9)]
 NaturalCount = Annotated[StrictInt, Field(ge=0, le=10**9)]
-NumberFormat = Literal[
-    "fp4", "mxfp4", "nvfp4", "int4", "int4-zero", "int4-g64", "int4-g64-zero", "int4-g32", "int4-g32-zero",
-    "fp8", "fp8-block", "mxfp8", "int8", "int8-g128", "int8-g128-zero", "bf16", "fp16", "fp32",
-]  # fmt: skip
+if TYPE_CHECKING:
+    NumberFormat = str
+else:
+    NumberFormat = Literal[tuple(FORMAT_BITS)]
 """Names of `units.FORMAT_BITS`, in its order."""
 MathFormat = Literal["fp4", "fp8", "bf16"]
 """Formats that tensor cores multiply in; the machine's profile gives the dense rate of each."""

@@ -375,7 +375,9 @@ def picked_attention(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, f
     turn_s = p["request_us"] * MICRO * (1 + work.heads / work.copies / p["heads_half"])
     waves_s = turn_s * work.rows * work.copies / gpu.sms
     read_s = hbm_s * (1 + p["lone_head"] * (work.heads <= 1))
-    total = p["latency_us"] * MICRO + waves_s + norm(2, read_s, math_s, p["token_ns"] * NANO * work.tokens)
+    idle = gpu.sms / np.maximum(work.rows * work.copies, 1e-9)
+    walk_s = p["token_ns"] * NANO * work.tokens / np.clip(idle, 1, p["splits"])
+    total = p["latency_us"] * MICRO + waves_s + norm(2, read_s, math_s, walk_s)
     return _at_least(total, math_s=math_s, hbm_s=hbm_s)
 
 

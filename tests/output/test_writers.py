@@ -130,7 +130,7 @@ def same(shown, name):
 def test_a_sweeps_folder_shows_a_name_as_it_is(name, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     result = sweep_renamed(name)
-    sweep_folder._write(result, folder, every_point=False)
+    sweep_folder._write(result, folder, every_point=False, plots=True, price=None)
     summary = (folder / "summary.json").read_text()
     assert is_harmless(summary, keep="\n")
     assert json.loads(summary)["model"] == name
