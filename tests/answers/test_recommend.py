@@ -192,7 +192,7 @@ def test_a_confidence_keeps_what_holds_the_budget_with_that_chance() -> None:
 
 def test_a_measured_choice_says_what_it_rests_on_and_a_computed_one_does_not() -> None:
     measured, computed = (recommend(r).record()["choices"][0] for r in (MEASURED, SMALL))
-    own = {"ttl_low_s", "ttl_high_s", "extrapolated", "borrowed", "chance_within_budget"}
+    own = {"ttl_low_s", "ttl_high_s", "extrapolated_ops", "borrowed_ops", "chance_within_budget"}
     assert own <= measured.keys()
     assert not own & computed.keys()
     assert measured["ttl_low_s"] < measured["ttl_s"] < measured["ttl_high_s"]
