@@ -413,7 +413,9 @@ def stack_rules(_: str) -> str:
         (
             f"`{rule.name}`",
             rule.title,
-            "<br>".join(f"{s.title}: {s.rules[rule.name].source}" for s in stacks if rule.name in s.rules),
+            "<br>".join(
+                f"{s.title}: {s.rules[rule.name].source}".replace("__", r"\_\_") for s in stacks if rule.name in s.rules
+            ),
         )
         for rule in StackRule
     ]

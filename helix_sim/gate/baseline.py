@@ -51,7 +51,8 @@ ENGINE = (
     *("specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision", "specs/public_tables"),
     *("specs/setting", "specs/sweep", "specs/timing", "specs/values"),
     *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
-    *("ops/memory", "ops/routing", "ops/stages", "ops/step_input"),
+    *("ops/memory", "ops/routing", "ops/stages", "ops/step_input", "ops/sparse", "ops/linear", "ops/drafts"),
+    *("ops/microbatches", "core/kept", "specs/draft", "specs/drafter", "stacks/rules", "stacks/stack"),
     *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "timing/uncertainty", "step", "feasibility"),
     *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
     "search/sweep",
@@ -338,7 +339,8 @@ def _candidates(planned: Plan, context: int) -> tuple[list[str], Layout]:
         hop_b = planned.sweep.families[family].hop_b
         chunks = [np.ones_like(batch), *([np.full_like(batch, 2), batch] if hop_b else [])]
         shape = {name: column[:, None, None].astype(np.int64) for name, column in planned.shapes[family].items()}
-        part = broadcast_columns({"batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
+        unused = {name: NONE.get(name, 1) for name in AXES}
+        part = broadcast_columns({**unused, "batch": batch, "chunks": np.concatenate(chunks, axis=2), **shape})
         families += [family] * len(part["batch"])
         parts.append(part)
     return families, Layout(**{name: np.concatenate([part[name] for part in parts]) for name in AXES})

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, ceil_div, chosen, distinct, larger, smaller
@@ -129,8 +128,8 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
     Up to n = 16 the exact sum over j of 1 - P(count <= j)^ranks. Beyond: mean + sd · z + (1 - 2p) · (z² - 1) / 6, with
-    z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades with
-    a spread below one count.
+    z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades
+    with a spread below one count.
 
     >>> float(largest_binomial(32, 1.0, ranks=8))
     32.0
@@ -228,7 +227,7 @@ def _of_packed_ranks(packed: PackedExperts, ffn: RoutedFfn, ep: int, own: Any, d
     hit = -np.expm1(tokens[:, None] * np.log1p(-np.minimum(picked, 1 - 1e-12))) @ (counts / counts.sum())
     read = np.clip(largest_binomial(held, hit, np.asarray(ep)), 1, smaller(held, tokens * ffn.top_k))
     last = np.flatnonzero(np.diff(packed.loads.round(12), append=-1))
-    z = ndtri((last + 1 - 0.375) / (last + 1 + 0.25))
+    z = largest_normal(last + 1.0)
     deviation = np.sqrt(others * tokens[:, None] * packed.spreads[last])
     skewness = others * (1 - 2 * ffn.top_k / ffn.routed) * (z**2 - 1) / 6 * np.minimum(deviation, 1) * (last > 0)
     pairs = (tokens[:, None] * packed.loads[last] + deviation * z + skewness).max(axis=1)

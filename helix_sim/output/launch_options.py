@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helix_sim.core.numeric import ceil_div
-from helix_sim.specs.model import LatentAttention
+from helix_sim.specs.model import LatentAttention, LinearAttention
 from helix_sim.stacks.rules import Placed, longest_context
 from helix_sim.stacks.stack import Stack
 from helix_sim.step import Step
@@ -69,8 +69,9 @@ class Launched:
 
     @property
     def mla(self) -> bool:
-        """Whether every kind of attention caches a latent (MLA, and sparse attention over it)."""
-        return all(isinstance(a, LatentAttention) for a in self.step.model.attention.values())
+        """Whether every kind of attention that has a cache caches a latent (MLA, and sparse attention over it)."""
+        caching = [a for a in self.step.model.attention.values() if not isinstance(a, LinearAttention)]
+        return all(isinstance(a, LatentAttention) for a in caching)
 
     @property
     def dispatched(self) -> bool:
@@ -102,9 +103,15 @@ class Launched:
     @property
     def attention_backend(self) -> str:
         """The attention back end that KV parallelism needs."""
-        kinds = [a.kind for a in self.step.model.attention.values()]
-        named = self.stack.kvp_attention[next((kind for kind in kinds if kind != "gqa"), "gqa")]
-        return named.blackwell if self.blackwell else named.other
+        kvp = self.placed.kvp
+        assert kvp
+        assert kvp.backend
+        return kvp.backend.blackwell if self.blackwell else kvp.backend.other
+
+    @property
+    def block_tokens(self) -> int | None:
+        """Tokens of a KV block, where KV parallelism fixes them."""
+        return self.placed.kvp.block_tokens if self.placed.kvp else None
 
     def share(self, part: float, whole: float) -> float:
         """A share of memory, rounded down to a thousandth."""
@@ -115,6 +122,9 @@ def written(launched: Launched) -> Draft:
     """The options, environment and remarks of a launch."""
     draft = Draft()
     WRITERS[launched.stack.name](launched, draft)
+    kvp = launched.placed.kvp
+    if launched.step.layout.kvp > 1 and kvp and kvp.remark:
+        draft.remarks.append(kvp.remark)
     override = launched.stack.context_override
     if longest_context(launched.step.model, launched.tokens):
         limit = launched.step.model.max_position_embeddings
@@ -143,7 +153,7 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
             "context_parallel_size": x.kvp,
             "cp_config": {
                 "cp_type": "HELIX",
-                "tokens_per_block": launched.stack.block_tokens,
+                "tokens_per_block": launched.block_tokens,
                 "use_nccl_for_alltoall": False,
             },
             "cache_transceiver_config": {"backend": "DEFAULT"},
@@ -175,7 +185,7 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
             speculative = {"decoding_type": kind, "max_draft_len": n, "speculative_model_dir": draft_checkpoint(step)}
         draft.options["speculative_config"] = speculative
     free = step.memory.capacity - float(step.memory.weights)
-    blocks = {"tokens_per_block": launched.stack.block_tokens} if x.kvp > 1 else {}
+    blocks = {"tokens_per_block": launched.block_tokens} if x.kvp > 1 else {}
     draft.options |= {
         "max_batch_size": x.batch,
         "max_num_tokens": max(8192, int(x.batch) * (1 + _drafts(step))),

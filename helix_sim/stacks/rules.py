@@ -19,9 +19,9 @@ from helix_sim.core.numeric import Column
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.feasibility import Candidate, Reason, Rule
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import DenseFfn, HeadAttention, LatentAttention, Model
+from helix_sim.specs.model import DenseFfn, HeadAttention, LatentAttention, LinearAttention, Model
 from helix_sim.specs.precision import Precision
-from helix_sim.stacks.stack import NAMES, Stack, Support, load_stack
+from helix_sim.stacks.stack import NAMES, KvpKinds, Stack, Support, load_stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,17 @@ class Placed(Candidate):
     def kv_ranks(self) -> Any:
         """Ranks that the KV heads are dealt to."""
         return self.layout.tpa if self.stack.kv_heads_over == "tpa" else self.layout.attention_group
+
+    @property
+    def kvp(self) -> KvpKinds | None:
+        """How the stack runs the model under KV parallelism; None where it does not."""
+        return self.stack.kvp_of(_kinds(self.model))
+
+    @property
+    def index_shards(self) -> Any:
+        """Shards of an indexer's cache, as the stack lays it out; the layout's own where it says nothing."""
+        index = self.kvp.index if self.kvp else None
+        return {"copied": 1, "sharded": self.layout.kvp, None: self.layout.index_kvp}[index]
 
     @property
     def dense(self) -> list[int]:
@@ -88,7 +99,7 @@ class Placed(Candidate):
     def multiple_of(self, tensor: str, of_attention: bool = False) -> int:
         """What a shard's width must be a multiple of, in the format of a tensor; 1 where nothing is asked."""
         named = self.stack.attention_shard_multiples if of_attention else self.stack.shard_multiples
-        return named.get(_group(self.precision.format_of(tensor)), 1)  # type: ignore[call-overload, no-any-return]
+        return named.get(_group(self.precision.format_of(tensor)), 1)
 
 
 # --- Predicates ------------------------------------------------------------------------------------------------------
@@ -141,6 +152,17 @@ def _attention_tiles(p: Placed) -> Any:
     return _any(found) & (ranks > 1)
 
 
+def _query_heads(model: Model) -> list[int]:
+    """Query heads of each kind of attention that has a cache."""
+    return [a.q_heads for a in model.attention.values() if not isinstance(a, LinearAttention)]
+
+
+def _state_heads(model: Model) -> list[int]:
+    """Heads of each kind of linear layer: of values, and of a delta net's keys; Mamba-2 copies its groups."""
+    linear = [a for a in model.attention.values() if isinstance(a, LinearAttention)]
+    return [heads for a in linear for heads in (a.value_heads, a.key_heads if a.delta_rule else a.value_heads)]
+
+
 def _vocabulary(p: Placed) -> Any:
     multiple = p.stack.vocabulary_multiple or 1
     return _uneven(-(-p.model.vocab_size // multiple) * multiple, p.layout.attention_group)
@@ -173,7 +195,7 @@ def weight_tensors(precision: Precision) -> list[str]:
 def unsupported_weights(p: Placed) -> list[str]:
     """Weight formats of a placed layout that the stack has no kernel for on the machine."""
     formats = dict.fromkeys(p.precision.format_of(tensor) for tensor in weight_tensors(p.precision))
-    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine)]  # type: ignore[call-overload]
+    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine)]
     return found
 
 
@@ -216,9 +238,11 @@ class StackRule(Enum):
     )
     QUERY_HEADS = Refusal(
         title="query heads that do not divide over tensor parallelism",
-        holds=lambda p: _any(
-            [_uneven(a.q_heads, p.layout.attention_group) for a in p.model.attention.values() if hasattr(a, "q_heads")]
-        ),
+        holds=lambda p: _any([_uneven(heads, p.layout.attention_group) for heads in _query_heads(p.model)]),
+    )
+    STATE_HEADS = Refusal(
+        title="heads of linear layers that do not divide over tensor parallelism",
+        holds=lambda p: _any([_uneven(heads, p.layout.attention_group) for heads in _state_heads(p.model)]),
     )
     KV_HEADS = Refusal(
         title="KV heads that neither divide over tensor parallelism nor are copied evenly",
@@ -226,7 +250,7 @@ class StackRule(Enum):
     )
     KVP_KIND = Refusal(
         title="KV parallelism of a kind of attention that the stack does not have it for",
-        holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (not set(_kinds(p.model)) <= set(p.stack.kvp_kinds)),
+        holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (p.kvp is None),
     )
     KVP_HEADS = Refusal(
         title="KV parallelism over ranks that hold different KV heads",
@@ -240,7 +264,24 @@ class StackRule(Enum):
     )
     KVP_MACHINE = Refusal(
         title="KV parallelism on a machine that is not supported",
-        holds=lambda p: (np.asarray(p.layout.kvp) > 1) & (p.stack.kvp_needs not in p.machine.math_formats),
+        holds=lambda p: (
+            (np.asarray(p.layout.kvp) > 1)
+            & bool(p.kvp and p.kvp.needs is not None and p.kvp.needs not in p.machine.math_formats)
+        ),
+    )
+    KVP_DP = Refusal(
+        title="KV parallelism of several attention groups",
+        holds=lambda p: (
+            (np.asarray(p.layout.kvp) > 1) & (np.asarray(p.layout.dp) > 1) & bool(p.kvp and p.kvp.one_group)
+        ),
+    )
+    INDEX_CACHE = Refusal(
+        title="an index cache that is copied where the stack shards it, or sharded where it copies it",
+        holds=lambda p: (
+            p.model.has_indexer
+            & (np.asarray(p.layout.kvp) > 1)
+            & (np.asarray(p.layout.index_kvp) != np.asarray(p.index_shards))
+        ),
     )
     ATTENTION_DP = Refusal(
         title="attention that is data-parallel and tensor-parallel at once",
@@ -366,7 +407,7 @@ def _filled(text: str, p: Placed) -> str:
 def _facts(p: Placed) -> dict[str, Any]:
     """What sentences may name, of one layout."""
     x, model = p.layout, p.model
-    heads = [a.q_heads for a in model.attention.values() if hasattr(a, "q_heads")]
+    heads, states = _query_heads(model), _state_heads(model)
     kv_heads = [a.kv_heads for a in p.grouped] or [1]
     odd = [q for q in heads if q % x.attention_group] or heads or [1]
     routed = list(model.routed_kinds.values())
@@ -388,6 +429,8 @@ def _facts(p: Placed) -> dict[str, Any]:
         "ffn_group": x.ffn_group,
         "layers": model.layer_count,
         "q_heads": odd[0],
+        "state_heads": next((n for n in states if n % x.attention_group), (states or [1])[0]),
+        "index_shards": p.index_shards,
         "kv_heads": max(kv_heads),
         "kv_ranks": p.kv_ranks,
         "queries": min((a.q_heads // a.kv_heads for a in p.grouped), default=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,25 @@ class Backends(Record):
 
     blackwell: Text = Field(description="on a machine with FP4 arithmetic [name]")
     other: Text = Field(description="on any other machine [name]")
+
+
+class KvpKinds(Record):
+    """Kinds of attention that a stack runs side by side under KV parallelism, and what it takes."""
+
+    kinds: list[Text] = Field(description="the kinds; a model may have some of them alone [list of names]")
+    needs: MathFormat | None = Field(
+        default=None, description="arithmetic without which a machine has no such kernels [format]"
+    )
+    index: Literal["copied", "sharded"] | None = Field(
+        default=None, description="an indexer's cache: copied to every KV shard, or sharded as the keys are [name]"
+    )
+    one_group: bool = Field(
+        default=False, description="whether attention may not be data-parallel beside it [yes or no]"
+    )
+    block_tokens: Count | None = Field(default=None, description="tokens of a KV block, where it fixes them [tokens]")
+    backend: Backends | None = Field(default=None, description="attention back end that it needs [mapping]")
+    remark: Text | None = Field(default=None, description="what a deployment has to know beyond options [text]")
+    source: Text = Field(description="file or page of the stack that has it [text]")
 
 
 class Dispatch(Record):
@@ -122,15 +142,9 @@ class Stack(Record):
     vocabulary_multiple: Count | None = Field(
         default=None, description="the vocabulary is padded to a multiple of this, then cut [count]"
     )
-    block_tokens: Count | None = Field(
-        default=None, description="tokens of a KV block, where KV parallelism fixes it [tokens]"
-    )
-    kvp_kinds: list[Text] = Field(description="kinds of attention that have KV parallelism [list of names]")
+    kvp: list[KvpKinds] = Field(description="kinds of attention that have KV parallelism, and how [list of mappings]")
     gathers_queries: bool = Field(
         description="whether all KV shards may share the projection of queries and gather them [yes or no]"
-    )
-    kvp_needs: MathFormat | None = Field(
-        default=None, description="arithmetic without which KV parallelism is not supported [format]"
     )
     microbatch_kinds: list[Text] = Field(
         default=[],
@@ -147,14 +161,15 @@ class Stack(Record):
     kv: dict[NumberFormat, Support] = Field(description="KV cache formats with kernels [mapping]")
     context_override: Override = Field(description="how a longer context is allowed [mapping]")
     dispatch: Dispatch = Field(description="back end of dispatch and combine [mapping]")
-    kvp_attention: dict[Text, Backends] = Field(
-        default={}, description="attention back end that KV parallelism needs, by kind of attention [mapping]"
-    )
     serve: Text = Field(description="the command that starts the stack, before the checkpoint's name [text]")
     options: dict[Text, Option] = Field(description="options that a launch may say, nested ones with dots [mapping]")
     dynamo: Dynamo = Field(description="the stack under NVIDIA Dynamo [mapping]")
     srt_slurm: SrtSlurm = Field(description="the stack under srt-slurm [mapping]")
     rules: dict[Text, RuleText] = Field(description="what the stack refuses, by rule [mapping]")
+
+    def kvp_of(self, kinds: Collection[str]) -> KvpKinds | None:
+        """How the stack runs a model's kinds of attention under KV parallelism; None where it does not."""
+        return next((each for each in self.kvp if set(kinds) <= set(each.kinds)), None)
 
 
 @functools.cache

@@ -180,7 +180,7 @@ WRITES = {
     "trace": f"trace {LAYOUT} --out",
     "import-hf": f"import-hf {data_folder('model_specs').parent}/nowhere/config.json --out",
     "report": "report paper-llama-3.1-405b --out",
-    "regress": "regress paper-llama-3.1-405b --json",
+    "regress": "regress paper-llama-3.1-405b --json-file",
 }
 WRITES_FOLDERS = {
     "sweep": "sweep paper-llama-3.1-405b --out",

@@ -130,7 +130,7 @@ def same(shown, name):
 def test_a_sweeps_folder_shows_a_name_as_it_is(name, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     result = sweep_renamed(name)
-    sweep_folder._write(result, folder, every_point=False)
+    sweep_folder._write(result, folder, every_point=False, plots=True, price=None)
     summary = (folder / "summary.json").read_text()
     assert is_harmless(summary, keep="\n")
     assert json.loads(summary)["model"] == name
@@ -224,7 +224,7 @@ def test_a_terminal_shows_a_name_in_sentences_tables_and_titles(name):
         base.remark(name)
         base.print_text(name)
         base.print_json({name: name})
-        base.print_rows([{name: name}], as_json=False)
+        base.print_rows([{name: name}])
         shown.print(name)
         shown.print(base.styled((name, "bold"), name))
         base.show(shown, base.new_table(name, title=name))

@@ -243,7 +243,7 @@ def test_the_command_prints_the_file_and_remarks_beside_it(tmp_path: Path) -> No
     assert "kind: model" in shown.stdout
     assert "405.85 B parameters; the name says 405 B" in shown.stderr
     written = CliRunner().invoke(app, ["import-hf", str(path), "--out", str(tmp_path / "m.yaml"), "--json"])
-    printed = type(load_model("llama-3.1-8b")).model_validate(json.loads(written.stdout)["model"])
+    printed = type(load_model("llama-3.1-8b")).model_validate(json.loads(written.stdout)["imported"])
     assert printed == load_model(tmp_path / "m.yaml")
 
 

@@ -33,6 +33,7 @@ def grown(name, precision=BF16, **widths):
         ("deepseek-v3.2", 61 * (576 * 2 + 132)),  # the latent, and an index key of 128 bytes and its scale
         ("glm-5", 78 * (576 * 2 + 132)),
         ("deepseek-v4-flash", 21 * (512 * 2 + 64) / 4 + 20 * 512 * 2 / 128),  # one vector for 4 tokens, or for 128
+        ("deepseek-v4-pro", 30 * (512 * 2 + 64) / 4 + 31 * 512 * 2 / 128),
         ("kimi-k3", 24 * 576 * 2),  # 69 layers have a state instead
         ("qwen3.5-397b-a17b", 15 * 2 * 2 * 256 * 2),
         ("qwen3-next-80b", 12 * 2 * 2 * 256 * 2),
@@ -77,6 +78,22 @@ def test_compressed_layers_keep_a_window_and_the_state_of_open_vectors():
     csa, hca = 2 * 8 * 2 * (512 + 128) * 4, 2 * 128 * 512 * 4
     open_ones = 21 * csa + 20 * hca
     assert kept("deepseek-v4-flash", MI) - MI * grown("deepseek-v4-flash") == vectors + open_ones
+
+
+def test_the_elements_of_v4_pros_checkpoint_are_its_parameters_and_those_of_its_prediction_module():
+    """The Hub counts 862 billion elements: two FP4 values of an expert in one, a scale for each 32 of them.
+
+    The module is a layer of its own without compression, and a projection from two hidden states.
+    https://huggingface.co/deepseek-ai/DeepSeek-V4-Pro
+    """
+    model, h = load_model("deepseek-v4-pro"), 7168
+    a_layer = model.ffn["moe"].parameters(h)
+    experts = model.parameters()["routed experts"] + a_layer["routed experts"]
+    window = model.attention["hca"].model_copy(update={"ratio": None})
+    module = sum(a_layer.values()) + window.parameters(h) + 2 * h * h
+    every = model.total_parameters + module
+    assert every == pytest.approx(1.6e12, rel=1e-3)
+    assert every - experts + experts / 2 + experts / 32 == pytest.approx(862e9, rel=1e-3)
 
 
 def test_kv_shards_hold_a_share_of_what_grows_and_all_of_the_rest():

@@ -74,6 +74,10 @@ NVFP4, FP8_BLOCK, BF16 = formats(), formats("fp8-block"), formats("bf16")
 Case = tuple[str, str | Model, str, Precision, dict[str, int], dict[str, int]]
 CASES: dict[str, list[Case]] = {
     "HOP_B": [("trtllm vllm sglang", R1, RACK, NVFP4, {"kvp": 4, "batch": 8}, {"kvp": 4, "batch": 8, "chunks": 2})],
+    "KVP_DRAFTS": [
+        ("trtllm sglang", R1, RACK, NVFP4, {"tpa": 4, "draft_tokens": 1}, {"kvp": 4, "draft_tokens": 1}),
+        ("trtllm sglang", R1, RACK, NVFP4, {"kvp": 4}, {"kvp": 4, "draft_tokens": 1}),
+    ],
     "GATHERED_QUERIES": [
         ("vllm sglang", R1, RACK, NVFP4, {"kvp": 8, "q_shards": 8}, {"kvp": 8, "q_shards": 2}),
         ("trtllm", R1, RACK, NVFP4, {"kvp": 8}, {"kvp": 8, "q_shards": 8}),
@@ -94,11 +98,23 @@ CASES: dict[str, list[Case]] = {
         ("vllm", gqa(32, 4), BOARD, BF16, {"tpa": 8}, {"tpa": 6}),
     ],
     "KVP_KIND": [("trtllm vllm sglang", "gpt-oss-120b", RACK, NVFP4, {"tpa": 8}, {"tpa": 8, "kvp": 2})],
+    "STATE_HEADS": [
+        ("trtllm", "kimi-k3", RACK, NVFP4, {"kvp": 32, "ep": 32}, {"kvp": 64, "ep": 64}),
+        ("vllm sglang", "qwen3.5-397b-a17b", RACK, NVFP4, {"tpa": 16, "ep": 16}, {"tpa": 32, "ep": 32}),
+    ],
+    "KVP_DP": [("trtllm", "kimi-k3", RACK, NVFP4, {"kvp": 8, "ep": 8}, {"kvp": 4, "dp": 2, "ep": 8})],
+    "INDEX_CACHE": [
+        ("sglang", "deepseek-v3.2", RACK, NVFP4, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8, "index_kvp": 2}),
+        ("vllm", "glm-5", RACK, NVFP4, {"kvp": 8, "ep": 8, "index_kvp": 8}, {"kvp": 8, "ep": 8, "index_kvp": 4}),
+    ],
     "KVP_HEADS": [("vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8, "kvp": 4}, {"tpa": 4, "kvp": 4})],
     "KVP_QUERIES": [
         ("vllm", QWEN, RACK, NVFP4, {"tpa": 4, "kvp": 16, "ep": 64}, {"tpa": 4, "kvp": 3, "ep": 12}),
     ],
-    "KVP_MACHINE": [("trtllm", R1, RACK, FP8_BLOCK, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8})],
+    "KVP_MACHINE": [
+        ("trtllm", R1, RACK, FP8_BLOCK, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8}),
+        ("sglang", "deepseek-v3.2", RACK, FP8_BLOCK, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8}),
+    ],
     "ATTENTION_DP": [("trtllm", R1, RACK, NVFP4, {"dp": 8, "ep": 8}, {"dp": 4, "tpa": 2, "ep": 8})],
     "DENSE_DP": [("trtllm vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8}, {"tpa": 8, "dp": 2})],
     "EXPERT_GRID": [("vllm", R1, RACK, NVFP4, {"kvp": 16, "ep": 16}, {"kvp": 16, "ep": 4})],
@@ -211,6 +227,23 @@ def test_tensorrt_llm_takes_moe_tp_32_of_r1_and_refuses_64() -> None:
     assert not broken("trtllm", R1, RACK, NVFP4, {"kvp": 32})
     (told,) = broken("trtllm", R1, RACK, NVFP4, {"kvp": 64}).values()
     assert "2048/64 = 32" in told
+
+
+@pytest.mark.parametrize(
+    ("model", "stacks"),
+    [
+        ("deepseek-r1", {"trtllm", "vllm", "sglang"}),
+        ("kimi-k3", {"trtllm", "vllm", "sglang"}),
+        ("deepseek-v3.2", {"vllm", "sglang"}),
+        ("qwen3.5-397b-a17b", {"vllm", "sglang"}),
+        ("gpt-oss-120b", set()),
+        ("deepseek-v4-flash", set()),
+        ("minimax-m3", set()),
+    ],
+)
+def test_kinds_have_kv_parallelism_where_a_stack_has_them_side_by_side(model: str, stacks: set[str]) -> None:
+    kinds = {a.kind for a in load_model(model).attention.values()}
+    assert {name for name in NAMES if load_stack(name).kvp_of(kinds)} == stacks
 
 
 def test_wide_expert_parallelism_is_taken_with_copies_of_experts() -> None:

@@ -17,7 +17,7 @@ from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_model, load_sweep, load_timing, parse
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import decode_step, evaluate_step
+from helix_sim.step import decode_step, evaluate_step, setting_of
 from helix_sim.timing.overlap import LayerTimes, hidden_by_turns
 
 H100 = {"vllm": load_timing("h100-vllm"), "sglang": load_timing("h100-sglang")}
@@ -154,6 +154,15 @@ def test_where_exchanges_take_longest_microbatches_are_worth_it_and_where_they_t
     assert float(step(R1, microbatches=2, **few).ttl_s) > float(step(R1, **few).ttl_s)
 
 
+def test_on_eight_h100_boards_and_one_a_batch_pays_from_some_tens_of_requests_on():
+    # a gain was seen on H20 from 64 or 128 requests on, and none below [https://github.com/deepseek-ai/DeepEP/pull/390]
+    setting = setting_of(R1, "h100-hgx", timing=H100["sglang"])
+    x = Layout(batch=np.array([16, 16, 128, 128]), dp=72, ep=72, microbatches=np.array([1, 2, 1, 2]))
+    few, few_in_turns, many, many_in_turns = evaluate_step(setting, x, 2048.0).ttl_s
+    assert few_in_turns > few
+    assert many_in_turns < 0.95 * many
+
+
 @pytest.mark.parametrize(
     ("model", "sizes", "reason", "said"),
     [
@@ -182,18 +191,18 @@ HYBRID = R1.model_copy(
 
 
 @pytest.mark.parametrize(
-    ("model", "timing", "machine"),
-    [(R1, "paper", "gb200-nvl72"), (R1, "h100-vllm", "h100-hgx"), (R1, "gb200-sglang", "gb200-nvl72"),
-     (HYBRID, "paper", "gb200-nvl72")],
+    ("model", "timing", "machine", "drafts"),
+    [(R1, "paper", "gb200-nvl72", {}), (R1, "h100-vllm", "h100-hgx", {}), (HYBRID, "paper", "gb200-nvl72", {}),
+     (R1, "gb200-sglang", "gb200-nvl72", {"draft": "deepseek-r1-mtp", "draft_tokens": [0, 2]})],
     ids=lambda each: getattr(each, "name", each),
 )  # fmt: skip
-def test_a_sweep_tries_microbatches_as_the_step_has_them(model, timing, machine):
+def test_a_sweep_tries_microbatches_as_the_step_has_them(model, timing, machine, drafts):
     spec = load_sweep("paper-deepseek-r1").model_dump(by_alias=True) | {"timing": timing, "machine": machine}
     wide = {"title": "wide EP", "dp": "free", "tpa": "free", "pp": "free", "ep": "free", "microbatches": [1, 2]}
     helix = {"title": "Helix", "dp": "many", "kvp": "many", "ep": "many", "hop_b": True, "microbatches": [2, 1]}
     spec |= {"families": {"wide": wide, "helix": helix}, "groups": {}, "contexts": [4096, 65536], "gpus": [12, 32]}
     spec |= {"batch": {"dense_to": 5, "growth": 3, "to": 130}, "chunks": [1, 2], "chunks_anyway": True}
-    spec |= {"precision": {"weights": "fp8", "kv": "fp8", "math": "fp8"}}
+    spec |= {"precision": {"weights": "fp8", "kv": "fp8", "math": "fp8"}, **drafts}
     planned = plan(parse(Sweep, spec, "microbatches"), {"model": model})
     parts = []
     total = run_plan(planned, on_points=parts.append)
