@@ -147,7 +147,8 @@ def test_an_id_of_hugging_face_gets_the_nearest_model_and_how_to_read_its_config
     with pytest.raises(hs.SpecError) as raised:
         hs.load_model("deepseek-ai/DeepSeek-R1")
     assert raised.value.problems == [
-        "deepseek-ai/DeepSeek-R1: there is no such file; did you mean deepseek-r1, which is shipped?; helix-sim import-hf "
+        "deepseek-ai/DeepSeek-R1: there is no such file; did you mean deepseek-r1, which is shipped?; "
+        "helix-sim import-hf "
         "reads the config.json of a model of Hugging Face"
     ]
     with pytest.raises(hs.SpecError, match=r"there is no such file; helix-sim import-hf"):

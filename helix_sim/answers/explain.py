@@ -99,7 +99,7 @@ def _routing(ffn: RoutedFfn, copies: int) -> str:
 
 
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:
-    """Ops of one layout that no kernel of the framework's own times, by name: another's does, or the timing's constants.
+    """Ops of one layout that no kernel of the framework's own times, by name: another's does, or constants do.
 
     reason: whose it is, and why. low, high: what the op may take over what it is said to take, in an 80 % interval.
     """
@@ -134,9 +134,6 @@ class Explanation:
     """A layout taken apart: `picked.step` has each op's work and time, the memory, the latency and the throughput."""
 
     picked: Picked
-
-    def __repr__(self) -> str:
-        return f"<Explanation of {self.step!r}>"
 
     @property
     def step(self) -> Step:

@@ -313,7 +313,7 @@ def search_shapes(
         if len(columns["id"]):
             found.append(_best_batches(planned, columns, score))
 
-    result = run_plan(planned, on_points=on_points)
+    result = run_plan(planned, on_points=on_points, within_s=limits.ttl_s)
     if not found:
         return {}, result
     table = {name: np.concatenate([part[name] for part in found]) for name in found[0]}

@@ -72,7 +72,7 @@ EXAMPLES = {
 
 WORDS = (
     "Words: TTL is the token-to-token latency of one user. TPA and TPF are the tensor-parallel widths of attention and "
-    "of the FFN, KVP shards the KV cache by sequence, HOP-B overlaps its exchange with attention in chunks of the batch. "
+    "of the FFN, KVP shards the KV cache by sequence, HOP-B overlaps its exchange with attention in chunks of it. "
     "docs/reference/glossary.md has every word that is printed."
 )
 """What the verbs' shortest words stand for."""

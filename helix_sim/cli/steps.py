@@ -160,7 +160,7 @@ def _print_step(out: Console, picked: Picked) -> None:
 
 
 def _print_interval(out: Console, step: Step) -> None:
-    """The 80 % interval on measured kernels, what lies beyond the measured sizes, and what no kernel of its own times."""
+    """The 80 % interval on measured kernels, what lies beyond their sizes, and what no kernel of its own times."""
     from helix_sim.answers.explain import borrowed_ops
 
     low, high = (float(end) for end in step.ttl_interval_s)

@@ -128,7 +128,7 @@ def alike_rows(*columns: Column) -> tuple[Any, ...] | None:
     >>> once.tolist(), batch, place.tolist()
     ([[2.0], [4.0]], 8, [1, 0, 1, 1])
     """
-    tall: list[Any] = [column for column in columns if np.ndim(column) == 2 and np.shape(column)[0] > 1]
+    tall = [column for column in columns if isinstance(column, np.ndarray) and column.ndim == 2 and len(column) > 1]
     if not tall:
         return None
     mixed: Any = 0.0

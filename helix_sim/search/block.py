@@ -48,11 +48,13 @@ OnPoints = Callable[[Columns], None]
 """Called with the columns of layouts that run, some at a time; `error_bars` has theirs."""
 
 
-def evaluate_block(planned: Plan, block: Block, on_points: OnPoints | None = None) -> Evaluated:
-    """Evaluate one block; on_points, where given, is called with every layout of it that runs."""
+def evaluate_block(
+    planned: Plan, block: Block, on_points: OnPoints | None = None, within_s: float = np.inf
+) -> Evaluated:
+    """Evaluate one block; on_points, where given, is called with every layout of it that runs within that TTL [s]."""
     rows = Rows.of(planned, block)
     admitted = Admitted(rows)
-    kept = Kept(admitted, on_points)
+    kept = Kept(admitted, on_points, within_s)
     for some in timed_slices(admitted, longest=len(planned.hop_b_chunks) if on_points else 1):
         kept.add(some)
     frontiers = with_error_bars(planned, kept.frontiers)
@@ -527,15 +529,16 @@ def _attention(rows: Rows, some: Ints, batch: Any, context: int, chunks: Any) ->
 
 
 class Kept:
-    """The frontiers of a block so far, by context and family; hands on every layout that runs if somebody asks.
+    """The frontiers of a block so far, by context and family; hands on every layout within a TTL if somebody asks.
 
     Two facts make a frontier cheap, and both are exact. At one shape and batch, users and GPUs are the same, so the
     fastest chunk count has the best of both axes. At one batch and attention group (tpa·kvp GPUs), users per GPU are
     the same whatever dp, pp, tpf and ep, so again the lowest TTL has the best of both.
     """
 
-    def __init__(self, admitted: Admitted, on_points: OnPoints | None) -> None:
+    def __init__(self, admitted: Admitted, on_points: OnPoints | None, within_s: float) -> None:
         self.admitted, self.rows, self.on_points = admitted, admitted.rows, on_points
+        self.longest_s = min(within_s, np.finfo(float).max)  # what does not run has an infinite TTL
         self.frontiers: Frontiers = {
             context: {name: Frontier(name=name, columns={}) for name in self.rows.names}
             for context in self.rows.contexts.values()
@@ -560,7 +563,7 @@ class Kept:
                 here[name] = merge([here[name], frontier(points, name)], name)
         if self.on_points:
             ttl = some.ttl_s(fastest=False)
-            chunk, place, column = np.nonzero(ttl < np.inf)
+            chunk, place, column = np.nonzero(ttl <= self.longest_s)
             if chunk.size:
                 self.on_points(self._columns(some, place, column, chunk, ttl[chunk, place, column]))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.search.block import OnPoints, evaluate_block
@@ -148,15 +150,20 @@ def _as_lists(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_plan(
-    planned: Plan, *, on_block: Callable[[Evaluated], None] = lambda _: None, on_points: OnPoints | None = None
+    planned: Plan,
+    *,
+    on_block: Callable[[Evaluated], None] = lambda _: None,
+    on_points: OnPoints | None = None,
+    within_s: float = np.inf,
 ) -> SweepResult:
     """Evaluate a plan in this process, block by block.
 
-    on_block sees each block after it, for a progress bar; on_points every layout that runs, at every chunk count.
+    on_block sees each block after it, for a progress bar; on_points every layout that runs within a TTL of `within_s`
+    [s], at every chunk count.
     """
     total = Total()
     for block in blocks(planned):
-        evaluated = evaluate_block(planned, block, on_points)
+        evaluated = evaluate_block(planned, block, on_points, within_s)
         total.add(evaluated)
         on_block(evaluated)
     return result_of(planned, total.sum)

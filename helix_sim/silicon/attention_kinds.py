@@ -54,6 +54,12 @@ TOGETHER: tuple[tuple[Kind, ...], ...] = (("sparse",), ("csa", "hca"), ("block-s
 OUTSIDE = ("attention_norm", "attention_all_reduce", "exchange", "combine_partials", "index_exchange", "index_merge")
 """Ops of a layer's attention that no module of one GPU has."""
 
+PLAIN = {"splits": 1.0, "lone_head": 0.0}
+"""What only block-sparse attention's tables tell: of others, a rank has several heads, and walks are short."""
+
+FP8_KEY_BYTES = 132
+"""An index key of 128 values in FP8 with an FP32 scale, where a machine has no narrower arithmetic."""
+
 FEWEST_ROWS = 100
 """Rows of a table, at least, for a class of its own."""
 
@@ -76,7 +82,7 @@ def kind_classes(timing: Timing, say: Callable[[str], None] = lambda _: None) ->
     if framework == "sglang":
         alone += index_classes(system)
     for measured in alone:
-        add({measured.name: fit(measured, gpu_of(machine), machine.flops_per_s, starts=1)})
+        add({measured.name: fit(measured, gpu_of(machine), machine.flops_per_s)})
     of_dummies = index_classes(system, alike=True) if framework == "sglang" else []
     in_modules = {each.name: fit(each, gpu_of(machine), machine.flops_per_s, starts=1) for each in of_dummies}
     for kinds in TOGETHER:
@@ -183,10 +189,10 @@ def linear_work(op: str, rows: pd.DataFrame) -> Work:
 
 
 def index_classes(system: str, *, alike: bool = False) -> list[Measured]:
-    """index-logits-fp8 and index-top-k, of the kernels that SGLang runs; of a choice among scores that are all alike."""
+    """index-logits-fp8 and index-top-k, of the kernels that SGLang runs; of a choice among scores all alike."""
     scores, choices = kind_tables.index_logits(system), kind_tables.index_top_k(system, alike=alike)
     v4, v32 = load_model("deepseek-v4-flash").attention["csa"], load_model("deepseek-v3.2").attention["sparse"]
-    in_fp8 = {"indexer": v4.indexer.model_copy(update={"key_bytes": 132, "math": "fp8"})}  # type: ignore[union-attr]
+    in_fp8 = {"indexer": v4.indexer.model_copy(update={"key_bytes": FP8_KEY_BYTES, "math": "fp8"})}  # type: ignore[union-attr]
     scores = scores[scores["context"] >= 4]
     return [
         Measured(
@@ -198,7 +204,7 @@ def index_classes(system: str, *, alike: bool = False) -> list[Measured]:
             source=cited(scores),
             largest=largest_of(tokens=scores["context"] / 4, rows=scores["batch"]),
             l2_warm=True,
-            known={"lone_head": 0.0},
+            known=PLAIN,
         ),
         Measured(
             name="index-top-k",
@@ -232,8 +238,8 @@ def module_classes(timing: Timing, kinds: tuple[Kind, ...]) -> Iterator[Modules]
     for group in groups:
         shapes |= {name: "row-walk" if name == "index-top-k" else "picked-attention" for name in group.works}
     if shapes and sum(len(group.seconds) for group in groups) >= FEWEST_ROWS:
-        lone = {name: {"lone_head": 0.0} for name, shape in shapes.items() if shape == "picked-attention"}
-        known = {} if kinds == ("block-sparse",) else lone
+        plain = {name: PLAIN for name, shape in shapes.items() if shape == "picked-attention"}
+        known = {} if kinds == ("block-sparse",) else plain
         yield Modules(groups=groups, shapes=shapes, source="; ".join(sources), known=known)
 
 
@@ -295,6 +301,9 @@ def _group(rows: pd.DataFrame, timing: Timing, kind: Kind, name: str, kv: str, g
     )
     model = load_model(MODELS[name])
     spec, spec_name = _spec(name, kind), ATTENTION[kind]
+    if spec.indexer and spec.indexer.math not in machine_of(calibration.system).math_formats:
+        in_fp8 = spec.indexer.model_copy(update={"math": "fp8", "key_bytes": FP8_KEY_BYTES})
+        spec = spec.model_copy(update={"indexer": in_fp8})
     batch, context, heads = floats(rows, "batch", "context", "q_heads")
     layout = Layout(batch=batch, tpa=spec.q_heads / heads, tpf=spec.q_heads / heads)
     step = StepInput(model=model, precision=precision, layout=layout, context=context)

@@ -64,7 +64,8 @@ def index_logits(system: str) -> pd.DataFrame:
 
 
 def index_top_k(system: str, *, alike: bool) -> pd.DataFrame:
-    """SGLang's choice of the best 2,048 of a token's scores: of scores that are all alike, or the last of which are best.
+    """SGLang's choice of the best 2,048 of a token's scores: of scores that are all alike, or the last of which are
+    best.
 
     All alike is what modules with dummy weights have: every digit of every score has to be looked at.
 

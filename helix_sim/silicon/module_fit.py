@@ -2,7 +2,8 @@
 
 A module is a sum of ops. Those whose classes a timing has already are taken at their modelled time, times a factor for
 the least that they take and one for what more requests and heads add (launches overlap, a benchmark's weights stay in
-L2), a pair for each model and format; the classes of the others are fitted together, so that the sum comes out. Residuals are those of whole modules.
+L2), a pair for each model and format; the classes of the others are fitted together, so that the sum comes out.
+Residuals are those of whole modules.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class Judged:
 
     left_out: rows that were not predicted, by the reason. apart: the worst rows' ops, by a title that says the row.
     drafting: rows that drafted, likewise and apart from the others, for their acceptance is one more assumption. pairs:
-    servings that differ in drafting alone, each with its gain, TPOT without over TPOT with drafts, measured and predicted.
+    servings that differ in drafting alone, each with its gain, TPOT without over TPOT with drafts, measured and
+    predicted.
     """
 
     rows: pd.DataFrame
@@ -224,8 +225,8 @@ AGGREGATED = "aggregated: prefill is in the time per token"
 def _pairs(table: pd.DataFrame, timing: Timing | None) -> pd.DataFrame:
     """Servings alike but for drafting, a row a pair; those with prefill in their times too, which tell of it less.
 
-    gain: TPOT without drafts over TPOT with them, measured; predicted_gain: of the two steps, each at the batch that its
-    own times say. error: of the gain.
+    gain: TPOT without drafts over TPOT with them, measured; predicted_gain: of the two steps, each at the batch that
+    its own times say. error: of the gain.
     """
     import pandas as pd
 

@@ -1,8 +1,8 @@
 """How far off the constants of a timing are where no kernel was measured: asked of the kernels that were.
 
 Every measured cell of GEMMs, attention and experts is timed by its timing's constants alone, as if its class were not
-there. What is measured is mostly slower: no constant knows of a kernel's fill, tiles and waves. The ninetieth centile of
-ln(measured / by the constants) is how far above the constants an op without a class may lie, `Unknowns.unmeasured`:
+there. What is measured is mostly slower: no constant knows of a kernel's fill, tiles and waves. The ninetieth centile
+of ln(measured / by the constants) is how far above them an op without a class may lie, `Unknowns.unmeasured`:
 
     from helix_sim.silicon import unmeasured
     unmeasured.ninetieth(unmeasured.errors(*name) for name in (("gb200", "trtllm"), ("h200", "sglang")))

@@ -215,6 +215,9 @@ SHAPES: dict[str, ShapeParameters] = {
             "token_ns": Parameter(
                 meaning="a block's walk along a request's tokens, a token [ns]", start=0.1, low=0.0001, high=100.0
             ),
+            "splits": Parameter(
+                meaning="blocks that share a request's tokens, at most [blocks]", start=4.0, low=1.0, high=256.0
+            ),
             "lone_head": Parameter(
                 meaning="by how much longer than for several heads reading takes for one [1]",
                 start=1.0,

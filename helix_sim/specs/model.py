@@ -243,7 +243,7 @@ class SparseAttention(LatentAttention):
     indexer: Indexer = Field(description="what picks the tokens [mapping]")
     picks_shared: bool | None = Field(
         default=None,
-        description="whether a query attends to what the indexer of an earlier layer picked, and this layer has neither "
+        description="whether a query attends to what the indexer of an earlier layer picked, this layer having neither "
         "an indexer nor index keys of its own; no if absent [yes or no]",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -92,10 +93,17 @@ class Precision(Record):
 
     def format_of(self, tensor: str) -> str:
         """The format of a tensor or an arithmetic, following its default where the file is silent."""
-        if tensor == "router_math":
-            return "bf16"
-        named: str | None = getattr(self, tensor)
-        return named or self.format_of(FOLLOWS[tensor])
+        return self.formats[tensor]
+
+    @cached_property
+    def formats(self) -> dict[str, str]:
+        """The format of every tensor and arithmetic by name, defaults followed."""
+
+        def found(tensor: str) -> str:
+            named: str | None = getattr(self, tensor)
+            return named or found(FOLLOWS[tensor])
+
+        return {**{tensor: found(tensor) for tensor in type(self).model_fields}, "router_math": "bf16"}
 
     def bytes_of(self, tensor: str) -> float:
         """Bytes a value of that tensor takes, block scales included."""

@@ -117,7 +117,7 @@ class Unknowns(Record):
     )
     borrowed_collective: Quantity = Field(description="of a collective's time where another stands in for it [1]")
     unmeasured: Quantity = Field(
-        description="upwards, of a kernel's time that the timing's constants give, where no class of it was measured [1]"
+        description="upwards, of a kernel's time that constants give, where no class of it was measured [1]"
     )
     collective: Quantity = Field(
         description="of all collectives together, which were measured alone, not in a step [1]"
@@ -174,7 +174,7 @@ class Calibration(Record):
 
     @property
     def cache_formats(self) -> list[str]:
-        """Formats of a KV cache that measured kernels of full attention read, grouped-query and latent, narrowest first."""
+        """Formats of a KV cache that measured kernels of full attention read, narrowest first."""
         kinds: dict[str, set[str]] = {}
         for name in self.classes:
             if found := re.fullmatch(r"(attention-(?:gqa|mla))-([^/]+)(/.*)?", name):

@@ -99,7 +99,7 @@ class Placed(Candidate):
     def multiple_of(self, tensor: str, of_attention: bool = False) -> int:
         """What a shard's width must be a multiple of, in the format of a tensor; 1 where nothing is asked."""
         named = self.stack.attention_shard_multiples if of_attention else self.stack.shard_multiples
-        return named.get(_group(self.precision.format_of(tensor)), 1)  # type: ignore[call-overload, no-any-return]
+        return named.get(_group(self.precision.format_of(tensor)), 1)
 
 
 # --- Predicates ------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def weight_tensors(precision: Precision) -> list[str]:
 def unsupported_weights(p: Placed) -> list[str]:
     """Weight formats of a placed layout that the stack has no kernel for on the machine."""
     formats = dict.fromkeys(p.precision.format_of(tensor) for tensor in weight_tensors(p.precision))
-    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine)]  # type: ignore[call-overload]
+    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine)]
     return found
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,15 +167,15 @@ def _best_tiling(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float
     """Seconds of the waves of the fastest tile shape and split."""
     value_bytes = bytes_per_value(work.weights)
     sm_flops, sm_bytes = p["math_share"] * flops_per_s / gpu.sms, p["load_share"] * gpu.hbm_bytes_per_s / gpu.sms
-    shape = np.broadcast_shapes(*(np.shape(size) for size in (work.copies, work.rows, work.outer, work.inner)))
-    splits = np.reshape(SPLITS, (-1, *(1 for _ in shape))) * 1.0
+    shape = np.broadcast(work.copies, work.rows, work.outer, work.inner).shape
+    splits = _ahead(SPLITS, len(shape))
     split_inner, sums = work.inner / splits, 4.0 * work.copies * work.rows * work.outer * splits / gpu.hbm_bytes_per_s
     split_s = (splits > 1) * (p["split_us"] * MICRO * np.log2(splits) + sums)
     together = len(TILES) if math.prod(shape) <= FEW_PRODUCTS else 1
     best: Any = np.inf
     for first in range(0, len(TILES), together):
         sides = zip(*TILES[first : first + together], strict=True)
-        rows, columns = (np.reshape(side, (-1, *(1 for _ in splits.shape))) * 1.0 for side in sides)
+        rows, columns = (_ahead(side, len(shape) + 1) for side in sides)
         tiles = work.copies * ceil_div(work.rows, rows) * ceil_div(work.outer, columns)
         load_s = (np.minimum(work.rows, rows) + columns) * value_bytes / sm_bytes
         per_k = np.maximum(np.maximum(load_s, 2.0 * rows * columns / sm_flops), p["step_ns"] * NANO)
@@ -182,6 +183,12 @@ def _best_tiling(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float
         seconds = waves * (p["wave_us"] * MICRO + split_inner * per_k) + split_s
         best = np.minimum(best, seconds.min(axis=(0, 1)))
     return best
+
+
+@lru_cache(maxsize=64)
+def _ahead(choices: tuple[int, ...], axes: int) -> Any:
+    """Choices along an axis in front of `axes` others."""
+    return np.reshape(choices, (-1, *(1 for _ in range(axes)))) * 1.0
 
 
 # --- Routed experts --------------------------------------------------------------------------------------------------
@@ -375,7 +382,9 @@ def picked_attention(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, f
     turn_s = p["request_us"] * MICRO * (1 + work.heads / work.copies / p["heads_half"])
     waves_s = turn_s * work.rows * work.copies / gpu.sms
     read_s = hbm_s * (1 + p["lone_head"] * (work.heads <= 1))
-    total = p["latency_us"] * MICRO + waves_s + norm(2, read_s, math_s, p["token_ns"] * NANO * work.tokens)
+    idle = gpu.sms / np.maximum(work.rows * work.copies, 1e-9)
+    walk_s = p["token_ns"] * NANO * work.tokens / np.clip(idle, 1, p["splits"])
+    total = p["latency_us"] * MICRO + waves_s + norm(2, read_s, math_s, walk_s)
     return _at_least(total, math_s=math_s, hbm_s=hbm_s)
 
 

@@ -8,7 +8,7 @@ fit serves them). Different causes know nothing of each other: their deviations 
 | kernels of a class | its ops | centiles of the residuals of cells kept out of the fit, of the kernel that runs |
 | beyond | the ops of a class | a width for each doubling beyond the largest size measured |
 | borrowed | the ops of a class | a width where another's kernel, or an assumed one, stands in, unless in the above |
-| unmeasured | the ops of a class | constants stand in for a kernel: down as borrowed, up as far as known kernels lie above |
+| unmeasured | the ops of a class | by constants: down as borrowed, up as far as measured kernels lie above theirs |
 | summing | the kernels of a half of a layer, or of the ends | whole measured modules over the sum of their kernels |
 | collectives | all collectives | a width: they were measured alone, not in a step |
 | routing | routed experts on several ranks | measured between even and skewed loads |
@@ -120,7 +120,7 @@ def stand_in_range(work: Work, timing: Timing) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Borrowed:
-    """What times an op of one layout in place of the op's own kernel, and ln of both ends of what it may take over that."""
+    """What times an op in place of the op's own kernel, and ln of both ends of what it may take over that."""
 
     reason: str
     low: float
@@ -128,7 +128,7 @@ class Borrowed:
 
 
 def borrowed_kernel(work: Work, machine: Machine, timing: Timing) -> Borrowed | None:
-    """Whose kernel, or that a timing's constants, stand in for the kernel that an op of one layout runs; None for its own.
+    """What stands in for the kernel of an op of one layout: another's, or a timing's constants; None for its own.
 
     None of a timing without measured kernels too, and of what is outside of kernels.
     """

@@ -1,4 +1,4 @@
-"""Number formats are data: bits, block and scale of each with a source, and a new row is all that a new format takes."""
+"""Number formats are data: bits, block and scale of each with a source, and a new row is all that one takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frontiers of cost: on one machine those of throughput, so that a search by throughput is exact; across machines not."""
+"""Frontiers of cost: on one machine those of throughput, so a search by throughput is exact; across machines not."""
 
 from __future__ import annotations
 

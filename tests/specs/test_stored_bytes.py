@@ -7,12 +7,15 @@ embedding and a head of their own, as DeepSeek stores them.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hf_configs import DEEPSEEK, DEEPSEEK_V2_LITE, GPT_OSS, KIMI, LLAMA, LLAMA_70B, MIXTRAL, QWEN2_7B, QWEN3
 
-from helix_sim.specs.import_hf import import_config
+from helix_sim.specs.import_hf import import_config, import_file
+from helix_sim.specs.load import load_model, shipped
 
 LLAMA_8B = LLAMA | {
     "hidden_size": 4096,
@@ -97,3 +100,16 @@ def test_bytes_by_the_spec_are_those_that_the_publisher_counts(config: dict[str,
         assert deeper is not None
         stored = deeper + drafts * 2 * 2 * found.model.vocab_size * found.model.hidden_size
     assert stored == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("name", shipped("model"))
+def test_every_shipped_model_has_the_formats_of_a_checkpoint_as_its_config_says_them(name: str) -> None:
+    formats = load_model(name).formats
+    assert formats
+    package = pytest.importorskip("aiconfigurator_core", reason="the configs are the package's")
+    folder = Path(package.__file__).parent / "model_configs"
+    for stored in formats.values():
+        owner, repository = re.search(r"huggingface.co/([^/]+)/([^/]+)/", stored.source).groups()
+        config = folder / f"{owner}--{repository}_config.json"
+        if config.is_file():
+            assert stored.said == import_file(config).precision

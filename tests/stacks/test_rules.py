@@ -74,6 +74,10 @@ NVFP4, FP8_BLOCK, BF16 = formats(), formats("fp8-block"), formats("bf16")
 Case = tuple[str, str | Model, str, Precision, dict[str, int], dict[str, int]]
 CASES: dict[str, list[Case]] = {
     "HOP_B": [("trtllm vllm sglang", R1, RACK, NVFP4, {"kvp": 4, "batch": 8}, {"kvp": 4, "batch": 8, "chunks": 2})],
+    "KVP_DRAFTS": [
+        ("trtllm sglang", R1, RACK, NVFP4, {"tpa": 4, "draft_tokens": 1}, {"kvp": 4, "draft_tokens": 1}),
+        ("trtllm sglang", R1, RACK, NVFP4, {"kvp": 4}, {"kvp": 4, "draft_tokens": 1}),
+    ],
     "GATHERED_QUERIES": [
         ("vllm sglang", R1, RACK, NVFP4, {"kvp": 8, "q_shards": 8}, {"kvp": 8, "q_shards": 2}),
         ("trtllm", R1, RACK, NVFP4, {"kvp": 8}, {"kvp": 8, "q_shards": 8}),

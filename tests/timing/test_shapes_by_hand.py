@@ -423,7 +423,7 @@ def test_products_that_are_alike_are_found_once_and_those_that_differ_are_not(va
     # 2,000 rows of seven products; where rows are a table, the last of each row's three batches differs as well
     whole = replace(PRODUCT, weight_bytes=1e6, activation_bytes=1e5, flops=1e8)
     steps = 1 + np.arange(2000.0)[::-1, None] % 7
-    for column in (getattr(whole, varied) * steps, getattr(whole, varied) * (steps + [[0, 0, 1]])):
+    for column in (getattr(whole, varied) * steps, getattr(whole, varied) * (steps + np.array([[0, 0, 1]]))):
         many = shapes.gemm(replace(whole, **{varied: column}), GPU, PETA, FREE)
         for row in range(0, 2000, 173):
             alone = shapes.gemm(replace(whole, **{varied: column[row]}), GPU, PETA, FREE)
