@@ -72,8 +72,8 @@ EXAMPLES = {
 
 WORDS = (
     "Words: TTL is the token-to-token latency of one user. TPA and TPF are the tensor-parallel widths of attention and "
-    "of the FFN, KVP shards the KV cache by sequence, HOP-B overlaps its exchange with attention in chunks of it. "
-    "docs/reference/glossary.md has every word that is printed."
+    "of the FFN, KVP shards the KV cache by sequence, HOP-B overlaps its exchange with attention in chunks of the "
+    "batch. docs/reference/glossary.md has every word that is printed."
 )
 """What the verbs' shortest words stand for."""
 
