@@ -145,6 +145,26 @@ def test_the_same_layout_reaches_vllm_and_sglang_in_their_own_words() -> None:
     assert sglang["--model-path"] == "a/b"
 
 
+def test_states_beside_latents_launch_with_the_blocks_and_back_ends_that_they_need() -> None:
+    step = step_of("kimi-k3", kvp=32, ep=32, batch=4)
+    trtllm = parsed(export(step, to="trtllm"))
+    assert trtllm["cp_config"]["tokens_per_block"] == trtllm["kv_cache_config"]["tokens_per_block"] == 64
+    assert parsed(export(step, to="sglang"))["--attention-backend"] == "cutedsl_mla"
+    assert parsed(export(step, to="vllm"))["--attention-backend"] == "FLASHINFER_MLA"
+
+
+def test_an_index_cache_is_exported_as_the_stack_lays_it_out() -> None:
+    sharded = step_of("deepseek-v3.2", kvp=8, ep=8, batch=4, index_kvp=8)
+    assert parsed(export(sharded, to="vllm"))["--attention-backend"] == "FLASHINFER_MLA_SPARSE"
+    with pytest.raises(SpecError, match="every rank holds the whole index cache"):
+        export(sharded, to="sglang")
+    copied = export(step_of("deepseek-v3.2", kvp=8, ep=8, batch=4), to="sglang")
+    assert parsed(copied)["--attention-backend"] == "dsa"
+    assert "without prefill-decode disaggregation" in copied.text
+    with pytest.raises(SpecError, match="kvp 8 needs index_kvp 8, not 1"):
+        export(step_of("deepseek-v3.2", kvp=8, ep=8, batch=4), to="vllm")
+
+
 # --- What the TTL depends on -----------------------------------------------------------------------------------------
 
 
