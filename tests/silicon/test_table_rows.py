@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from helix_sim.core.collectives import Collective
 from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
 from helix_sim.ops.routing import busiest_rank
@@ -36,7 +37,7 @@ def assert_same(row: Work, op: Work, *but: str) -> None:
         mine, theirs = getattr(row, field.name), getattr(op, field.name)
         if field.name in but:
             continue
-        if field.name == "collective" and mine is not None:
+        if isinstance(mine, Collective):
             assert mine.kind == theirs.kind
             for size in ("payload", "group"):
                 assert getattr(mine, size) == pytest.approx(getattr(theirs, size), rel=1e-12), size
@@ -93,4 +94,4 @@ def test_dispatch_and_combine(op: str) -> None:
     s, ops = served("deepseek-r1", batch=16, dp=32, ep=32)
     foreign = busiest_rank(s, s.model.ffn["moe"]).foreign
     value = s.precision.bytes_of("dispatch") if op == "dispatch" else s.wire_bytes
-    assert_same(routed_work(op, 32.0, 16.0, foreign, 7168.0, value), ops[op])
+    assert_same(routed_work(op, 32.0, 16.0, foreign, 7168.0, value), ops[op], "weights")
