@@ -126,7 +126,7 @@ def works(seed, timing, formats):
             activation_bytes=10 ** rng.uniform(2, 10),
             pieces=rng.choice([1, 1, 4]),
             math=rng.choice(formats),
-            weights=rng.choice(["bf16", "fp8", "fp8-block", "nvfp4"]),
+            weights=rng.choice(["bf16", "fp8", "fp8-block", "nvfp4", "fp4"]),
             rows=size(4),
             inner=size(5),
             outer=size(5),
