@@ -19,9 +19,17 @@ NEEDED = f"{aic_tables.DISTRIBUTION} {aic_tables.VERSION} (pip install 'helix-si
 pytestmark = pytest.mark.skipif(installed != aic_tables.VERSION, reason=f"needs {NEEDED}, found {installed}")
 
 
+QUICK = ("gb200-trtllm", "h100-vllm")
+"""Timings that are looked at in every run; the others take minutes."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("timing", MEASURED)
-def test_where_a_narrower_format_is_modelled_slower_it_was_measured_slower(timing: str, kind: str) -> None:
+def test_where_a_narrower_format_is_modelled_slower_it_was_measured_slower(
+    timing: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    if timing not in QUICK and not request.config.getoption("--held-still"):
+        pytest.skip("takes minutes: make test ARGS=--held-still")
     for pair in pairs(timing, kind):
         slower = pair.modelled > 1 + pair.error
         what = f"{timing}: {kind} in {pair.narrow} beside {pair.wide}"
