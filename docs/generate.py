@@ -823,6 +823,7 @@ def answer(command: str) -> str:
         words = words[: words.index(">")]
     out, everything = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, words
+    asked_width = os.environ.pop("COLUMNS", None)  # pages are as wide wherever they are made
     try:
         with (
             contextlib.redirect_stdout(out if target else everything),
@@ -831,6 +832,8 @@ def answer(command: str) -> str:
         ):
             main()
     finally:
+        if asked_width is not None:
+            os.environ["COLUMNS"] = asked_width
         sys.argv = argv
     if target:
         Path(target).write_text(out.getvalue(), encoding="utf-8")

@@ -135,6 +135,9 @@ class Explanation:
 
     picked: Picked
 
+    def __repr__(self) -> str:
+        return f"<Explanation of {self.picked.step!r}>"
+
     @property
     def step(self) -> Step:
         """The layout's decode step."""
