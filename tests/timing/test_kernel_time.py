@@ -18,7 +18,7 @@ from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import evaluate_step, step_ops
 from helix_sim.timing.kernel_shapes import norm
-from helix_sim.timing.roofline import measured_classes, op_time
+from helix_sim.timing.roofline import measured_classes, measured_within, op_time
 
 CALIBRATIONS = sorted(path.stem for path in data_folder("hardware_profiles/measured_timings").glob("*.yaml"))
 MODELS = ("deepseek-r1", "llama-3.1-405b", "qwen3-235b-a22b", "qwen3-32b")
@@ -66,6 +66,8 @@ def on(model, machine, timing, precision):
 def test_no_measured_op_is_faster_than_the_datasheet(timing, model, layout, context, formats):
     machine = machine_of(timing)
     for name, work in ops_of(model, layout, context, precision_for(machine, formats)).items():
+        if measured_within(work, load_timing(timing)):
+            continue  # its time is that of the kernel around it
         measured = float(op_time(work, machine, load_timing(timing)).seconds)
         light = float(op_time(work, machine, load_timing("ideal")).seconds)
         assert measured >= light * (1 - 1e-9), name
@@ -193,7 +195,8 @@ def test_hop_b_pieces_of_a_measured_kernel_each_pay_their_latency():
 def test_every_op_of_a_step_has_a_measured_class():
     timing, machine = load_timing("gb200-trtllm"), load_machine("gb200-nvl72")
     ops = ops_of("deepseek-r1", Layout(batch=8, kvp=4, dp=2, ep=8), 100_000, narrowest_precision(machine))
-    assert [name for name, work in ops.items() if not measured_classes(work, timing)] == []
+    timed = {name for name, work in ops.items() if measured_classes(work, timing) or measured_within(work, timing)}
+    assert timed == set(ops)
 
 
 def test_timings_without_a_calibration_keep_their_digest():

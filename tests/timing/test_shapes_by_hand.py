@@ -363,9 +363,11 @@ def test_what_leaves_the_domain_waits_for_the_network_and_crosses_it_at_its_rate
 
 def test_a_gather_brings_what_nobody_needed_too():
     work = Work(op_class="dispatch", needed=0.25, collective=direct("all-to-all", 1e6, 2))
-    assert seconds(shapes.gather(work, GPU, 1.0, LINK)) == approx(6 + 80)
+    assert seconds(shapes.gather(work, GPU, 1.0, LINK | {"value_bytes": 0.0})) == approx(6 + 80)
     work = Work(op_class="dispatch", needed=0.25, collective=direct("all-to-all", 1e3, 16))
-    assert seconds(shapes.gather(work, GPU, 1.0, LINK)) == approx(11 + 10 + 4e3 * 8 / 15 / 1e10 * 1e6)
+    assert seconds(shapes.gather(work, GPU, 1.0, LINK | {"value_bytes": 0.0})) == approx(
+        11 + 10 + 4e3 * 8 / 15 / 1e10 * 1e6
+    )
 
 
 SUM = {"one_shot_us": 4.0, "two_shot_us": 6.0, "doubling_us": 1.0, "beyond_tray_us": 2.0, "nccl_us": 20.0}
