@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter
 
 from helix_sim.core.escape import plot_text
@@ -161,23 +162,30 @@ def knees(curve: Frontier, count: int = 3) -> list[int]:
 
 
 def label_knees(axes: Axes, curve: Frontier, colour: str, count: int = 3, other: Frontier | None = None) -> None:
-    """Write the layouts at a frontier's knees beside them: outside of it, or inside where `other` is further out."""
+    """Write the layouts at a frontier's knees beside them: outside of it, or inside where `other` is further out.
+
+    Where a text stands there already, the label goes to the other side of its point.
+    """
     for index in knees(curve, count):
         point = curve.point(index)
         inside = other is not None and other.attained(point["tokens_per_s_user"]) > point["tokens_per_s_gpu"]
-        offset = (-6, -6) if inside else (6, 6)
-        axes.plot(point["tokens_per_s_user"], point["tokens_per_s_gpu"], "o", color=colour, markersize=4.5)
-        axes.annotate(
-            short_label(point),
-            (point["tokens_per_s_user"], point["tokens_per_s_gpu"]),
-            xytext=offset,
-            textcoords="offset points",
-            ha="left" if offset[0] > 0 else "right",
-            va="bottom" if offset[1] > 0 else "top",
-            fontsize=7.5,
-            color=colour,
+        place = (point["tokens_per_s_user"], point["tokens_per_s_gpu"])
+        axes.plot(*place, "o", color=colour, markersize=4.5)
+        label = axes.annotate(
+            short_label(point), place, xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=colour,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
+        )  # fmt: skip
+        sides = [(-6, -6), (6, 6)] if inside else [(6, 6), (-6, -6)]
+        for offset in (sides[0], sides[1], (6, -6), (-6, 6), sides[0]):
+            label.set(position=offset, ha="left" if offset[0] > 0 else "right", va="bottom" if offset[1] > 0 else "top")
+            if not _covers_another(axes, label):
+                break
+
+
+def _covers_another(axes: Axes, label: Annotation) -> bool:
+    """Whether a label lies over a text that was written before it."""
+    mine = label.get_window_extent()
+    return any(mine.overlaps(each.get_window_extent()) for each in axes.texts if each is not label)
 
 
 def pareto_axes(axes: Axes, title: str) -> None:

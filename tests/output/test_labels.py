@@ -36,6 +36,20 @@ def test_where_curves_cross_each_label_is_on_its_own_side() -> None:
     assert outside == [True, True, False, False, False, True]
 
 
+def test_ends_that_meet_have_labels_that_do_not_cover_each_other() -> None:
+    alike = (curve("helix", [10, 20, 30], [905, 500, 5]), curve("tp", [10.5, 18, 40], [900, 200, 6]))
+    figure, axes = plt.subplots()
+    for each in alike:
+        plot.draw_frontier(axes, each, label=each.name, colour="blue")
+    plot.pareto_axes(axes, "two curves whose ends meet")
+    plot.label_knees(axes, alike[0], "blue", 3, alike[1])
+    plot.label_knees(axes, alike[1], "black", 3, alike[0])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    plt.close(figure)
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for number, a in enumerate(boxes) for b in boxes[:number])
+
+
 @pytest.mark.parametrize(("families", "bands"), [(["tp", "ep"], True), (["tp", "pp", "helix"], False)])
 def test_many_intervals_are_whiskers_and_few_are_bands(families: list[str], bands: bool) -> None:
     found = run_sweep(
