@@ -233,10 +233,7 @@ def pareto(result: SweepResult, context: int | None = None) -> Figure:
 
 
 def pareto_title(result: SweepResult, context: int) -> str:
-    """What a sweep's file says that it is; else, and where it has several contexts, the model, context and machine."""
-    searched = f"{result.plan.model.name} at {format_size(context)} tokens on {result.plan.machine.name}"
-    if result.sweep.file is None:
-        return searched
+    """What a sweep says that it is, and which of its contexts this is where it has several."""
     several = f", {format_size(context)} tokens" if len(result.sweep.contexts) > 1 else ""
     return f"{result.sweep.description}{several}"
 

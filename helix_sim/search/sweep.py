@@ -15,6 +15,7 @@ import numpy as np
 
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
+from helix_sim.core.units import format_size
 from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.pareto import Frontier, merge
@@ -109,7 +110,11 @@ def run_sweep(
     if sweep is not None and not (names or parts):
         return run_plan(plan(load_sweep(sweep)))
     base = _as_file(load_sweep(sweep)) if sweep is not None else _whole_domain(model, machine)
-    return run_plan(plan(parse(Sweep, base | names | _as_lists(parts), "run_sweep"), records))
+    made = parse(Sweep, base | names | _as_lists(parts), "run_sweep")
+    if "description" not in parts:  # what a file says of its own sweep is not true of another
+        contexts = ", ".join(map(format_size, made.contexts))
+        made = made.model_copy(update={"description": f"{made.model} at {contexts} tokens on {made.machine}"})
+    return run_plan(plan(made, records))
 
 
 def _as_file(sweep: Sweep) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def _whole_domain(model: Model | str | None, machine: Machine | str | None) -> d
     return {
         "kind": "sweep",
         "name": "sweep",
-        "description": "layouts of one NVLink domain",
+        "description": "made of its parts",
         "timing": "paper",
         "precision": default_precision(load_model(model), found),
         "gpus": {"from": 1, "to": min(found.domain, found.gpus.value)},
