@@ -24,11 +24,12 @@ from helix_sim.ops.memory import Memory, memory_of, resident_weights
 from helix_sim.ops.microbatches import SplitLayer, split_kinds, split_layers, split_stage
 from helix_sim.ops.stages import Stage, heavy_stages, largest_stage
 from helix_sim.ops.step_input import StepInput
+from helix_sim.specs.attention import MlaAttention
 from helix_sim.specs.draft import Draft
 from helix_sim.specs.drafter import draft_problems, drafter_of
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import MlaAttention, Model
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, StoredFormats, narrowest_precision
 from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.setting import Setting, require_measured_here

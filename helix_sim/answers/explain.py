@@ -14,7 +14,7 @@ from helix_sim import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
-from helix_sim.specs.model import RoutedFfn
+from helix_sim.specs.ffn import RoutedFfn
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.step import Step, op_rows
 from helix_sim.timing.uncertainty import borrowed_kernel

@@ -16,7 +16,13 @@ from helix_sim.core.work import Work
 from helix_sim.ops.elementwise import gated_activation, row_norm
 from helix_sim.ops.matmul import BATCHED, OUTPUT, PROJECTION, matmul
 from helix_sim.ops.step_input import StepInput, once_a_step
-from helix_sim.specs.model import CompressedAttention, HeadAttention, LatentAttention, LinearAttention, WindowAttention
+from helix_sim.specs.attention import (
+    CompressedAttention,
+    HeadAttention,
+    LatentAttention,
+    LinearAttention,
+    WindowAttention,
+)
 
 KV_BLOCK_TOKENS = 16
 """Tokens that are appended to one KVP rank before the next one's turn [Helix 2025, section 2.3]."""

@@ -18,7 +18,7 @@ from helix_sim.ops.exchange import sent
 from helix_sim.ops.matmul import DENSE, SHARED, grouped_matmul, matmul
 from helix_sim.ops.routing import BusiestRank
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.model import DenseFfn, RoutedFfn
+from helix_sim.specs.ffn import DenseFfn, RoutedFfn
 
 # --- Dense -----------------------------------------------------------------------------------------------------------
 

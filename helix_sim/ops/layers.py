@@ -29,21 +29,20 @@ from helix_sim.ops.exchange import (
 )
 from helix_sim.ops.routing import BusiestRank, busiest_rank
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.model import (
+from helix_sim.specs.attention import (
     AttentionKind,
     BlockSparseAttention,
     CompressedAttention,
-    DenseFfn,
     GqaAttention,
     HeadAttention,
     LatentAttention,
     LinearAttention,
     MlaAttention,
-    Model,
-    RoutedFfn,
     SparseAttention,
     WindowAttention,
 )
+from helix_sim.specs.ffn import DenseFfn, RoutedFfn
+from helix_sim.specs.model import Model
 
 OpTable = dict[str, Work]
 """Ops by name, in the order in which they run."""

@@ -15,7 +15,7 @@ from helix_sim.ops.attention import head_parallel, kv_heads_per_rank, q_heads_pe
 from helix_sim.ops.elementwise import memory_pass
 from helix_sim.ops.matmul import PROJECTION, matmul
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.model import LinearAttention
+from helix_sim.specs.attention import LinearAttention
 
 MOST_STATES = 16
 """States of a request that a step keeps, at most: one for each new token, to go back to where a draft is rejected.

@@ -14,7 +14,8 @@ from helix_sim.core.numeric import ceil_div
 from helix_sim.ops.layers import Half, halves_of
 from helix_sim.ops.stages import Stage
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.model import Model, RoutedFfn
+from helix_sim.specs.ffn import RoutedFfn
+from helix_sim.specs.model import Model
 
 HALF = "half"
 """What is appended to the name of a kind that runs half of the batch, and in brackets to the names of its ops."""

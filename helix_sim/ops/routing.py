@@ -15,7 +15,7 @@ import numpy.typing as npt
 from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, ceil_div, chosen, distinct, larger, smaller
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.model import RoutedFfn
+from helix_sim.specs.ffn import RoutedFfn
 
 
 def expert_popularity(ffn: RoutedFfn) -> list[tuple[int, float]]:

@@ -29,7 +29,7 @@ from helix_sim.ops.exchange import sent
 from helix_sim.ops.matmul import BATCHED, OUTPUT, PROJECTION, matmul
 from helix_sim.ops.routing import largest_binomial
 from helix_sim.ops.step_input import StepInput, once_a_step
-from helix_sim.specs.model import BlockSparseAttention, CompressedAttention, Indexer, SparseAttention
+from helix_sim.specs.attention import BlockSparseAttention, CompressedAttention, Indexer, SparseAttention
 
 Indexed = SparseAttention | BlockSparseAttention | CompressedAttention
 """Kinds that can have an indexer."""

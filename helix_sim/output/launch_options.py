@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helix_sim.core.numeric import ceil_div
-from helix_sim.specs.model import LatentAttention, LinearAttention
+from helix_sim.specs.attention import LatentAttention, LinearAttention
 from helix_sim.stacks.rules import Placed, longest_context
 from helix_sim.stacks.stack import Stack
 from helix_sim.step import Step

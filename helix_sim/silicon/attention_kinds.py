@@ -27,8 +27,8 @@ from helix_sim.silicon.kind_tables import Kind
 from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT, cited, fastest, floats, largest_of, row_step
 from helix_sim.silicon.module_fit import Group, Modules, fit_modules
 from helix_sim.silicon.systems import machine_of
+from helix_sim.specs.attention import LinearAttention, WindowAttention
 from helix_sim.specs.load import load_model
-from helix_sim.specs.model import LinearAttention, WindowAttention
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Calibration, Timing
 from helix_sim.timing.kernel_shapes import gpu_of

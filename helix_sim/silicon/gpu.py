@@ -22,9 +22,9 @@ from helix_sim.silicon.calibrate import BASE
 from helix_sim.silicon.fit import Calibrated, Fitted, Measured, fit
 from helix_sim.silicon.measured_kernels import row_step
 from helix_sim.silicon.systems import machine_of, systems
+from helix_sim.specs.attention import GqaAttention, MlaAttention
 from helix_sim.specs.load import parse
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import GqaAttention, MlaAttention
 from helix_sim.specs.timing import Timing
 from helix_sim.timing.kernel_shapes import gpu_of
 

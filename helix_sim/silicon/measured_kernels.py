@@ -25,8 +25,10 @@ from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon.fit import Measured, held_out
 from helix_sim.silicon.systems import borrowed, check_names, machine_of, tables_of
 from helix_sim.specs import kernel_parameters
+from helix_sim.specs.attention import GqaAttention, MlaAttention
+from helix_sim.specs.ffn import RoutedFfn
 from helix_sim.specs.load import load_framework, load_model, load_timing, shipped
-from helix_sim.specs.model import GqaAttention, MlaAttention, Model, RoutedFfn
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.public_tables import Borrowed, LentNetwork, TableName
 from helix_sim.specs.timing import KernelClass

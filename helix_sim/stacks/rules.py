@@ -18,8 +18,10 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.feasibility import Candidate, Reason, Rule
+from helix_sim.specs.attention import HeadAttention, LatentAttention, LinearAttention
+from helix_sim.specs.ffn import DenseFfn
 from helix_sim.specs.machine import Machine
-from helix_sim.specs.model import DenseFfn, HeadAttention, LatentAttention, LinearAttention, Model
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 from helix_sim.stacks.stack import NAMES, KvpKinds, Stack, Support, load_stack
 

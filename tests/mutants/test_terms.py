@@ -38,7 +38,8 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
 from helix_sim.ops.layers import ENDS, KINDS, OpTable
 from helix_sim.ops.step_input import StepInput
-from helix_sim.specs.model import AttentionKind, FfnKind
+from helix_sim.specs.attention import AttentionKind
+from helix_sim.specs.ffn import FfnKind
 
 FACTOR = 1.5
 TERMS = ("flops", "weight_bytes", "kv_bytes", "activation_bytes", "idle_weight_bytes", "payload")

@@ -6,7 +6,7 @@ from cases import DENSE, LLAMA, MOE, R1, decode
 from scipy.stats import binom
 
 from helix_sim.ops import ffn, routing
-from helix_sim.specs.model import RoutedFfn
+from helix_sim.specs.ffn import RoutedFfn
 
 
 def test_dispatch_carries_each_foreign_token_once_to_a_rank_that_it_picks():

@@ -11,8 +11,8 @@ from helix_sim.ops.routing import busiest_rank, packed_experts
 from helix_sim.output.export import export
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
+from helix_sim.specs.ffn import Placement
 from helix_sim.specs.load import load_sweep, parse
-from helix_sim.specs.model import Placement
 from helix_sim.specs.sweep import Sweep
 from helix_sim.step import evaluate_step
 

@@ -6,7 +6,7 @@ from cases import LLAMA, decode
 
 from helix_sim.ops.attention import kv_heads_per_rank, q_heads_per_rank
 from helix_sim.ops.layers import gqa_ops
-from helix_sim.specs.model import GqaAttention
+from helix_sim.specs.attention import GqaAttention
 
 
 def test_a_step_never_answers_for_a_kind_that_is_gone():

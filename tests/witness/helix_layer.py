@@ -35,7 +35,7 @@ from witness.plain_layer import (
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import bytes_per_value
 from helix_sim.kernels.twin import combine
-from helix_sim.specs.model import (
+from helix_sim.specs.attention import (
     AttentionKind,
     BlockSparseAttention,
     CompressedAttention,
@@ -43,9 +43,9 @@ from helix_sim.specs.model import (
     Indexer,
     LatentAttention,
     LinearAttention,
-    RoutedFfn,
     WindowAttention,
 )
+from helix_sim.specs.ffn import RoutedFfn
 from helix_sim.specs.precision import Precision
 
 Positions = npt.NDArray[np.int64]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from witness.counted import Array
 from witness.plain_layer import LayerSpec, Weights, plain_ffn, rms_norm, rotate, score_scale, softmax
 
-from helix_sim.specs.model import (
+from helix_sim.specs.attention import (
     AttentionKind,
     BlockSparseAttention,
     CompressedAttention,

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from witness.counted import Array
 
-from helix_sim.specs.model import AttentionKind, FfnKind, GqaAttention, LinearAttention, MlaAttention, RoutedFfn
+from helix_sim.specs.attention import AttentionKind, GqaAttention, LinearAttention, MlaAttention
+from helix_sim.specs.ffn import FfnKind, RoutedFfn
 
 Weights: TypeAlias = dict[str, Array]
 """Tensors of one layer by name; `attention_shapes` and its neighbours say which, and their shapes."""

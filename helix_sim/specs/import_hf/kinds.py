@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from helix_sim.specs.attention import GqaAttention, MlaAttention
+from helix_sim.specs.ffn import DenseFfn, RoutedFfn
 from helix_sim.specs.import_hf.fields import Config, Fields, listed, mapping, short
-from helix_sim.specs.model import MOST_LAYERS, DenseFfn, GqaAttention, MlaAttention, RoutedFfn, listed_runs
+from helix_sim.specs.model import MOST_LAYERS, listed_runs
 
 Found = tuple[str, set[int]]
 """The field that says that layers have a kind, and these layers' numbers."""

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from helix_sim.specs.ffn import DenseFfn, RoutedFfn
 from helix_sim.specs.import_hf.fields import Config, listed, mapping, short
 from helix_sim.specs.import_hf.kinds import blocks
-from helix_sim.specs.model import DenseFfn, Model, RoutedFfn
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import FOLLOWS
 
 Format = tuple[str, str]
