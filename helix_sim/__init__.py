@@ -54,8 +54,7 @@ if TYPE_CHECKING:
     from helix_sim.output.report import write_report
     from helix_sim.output.sweep_folder import write_sweep
     from helix_sim.output.trace import trace
-    from helix_sim.search.frame import decode_step_or_frame as decode_step
-    from helix_sim.search.frame import evaluate
+    from helix_sim.search.frame import decode_step, evaluate
     from helix_sim.search.layout_source import Options, Picked, pick
     from helix_sim.search.pareto import Frontier, frontier
     from helix_sim.search.sweep import SweepResult, run_sweep
@@ -167,7 +166,6 @@ _HOME = {
 }
 """Public names by the module they live in."""
 _RENAMED = {
-    "decode_step": "decode_step_or_frame",
     "update_baselines": "update",
     "reproduce": "redraw",
     "import_hf": "import_file",

@@ -32,7 +32,7 @@ from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, StoredFormats, narrowest_precision
 from helix_sim.specs.public_tables import ServedMemory
-from helix_sim.specs.setting import Setting, require_measured_here
+from helix_sim.specs.setting import InSetting, Setting, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import (
@@ -177,7 +177,7 @@ def _hidden_per_execution(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step(Shown):
+class Step(InSetting, Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
     `ops`, `times` and `hidden_s` are per execution. `repeats` executions make the busiest stage's step, and pp batches
@@ -204,26 +204,6 @@ class Step(Shown):
             return f"<Step of {rows} layouts: {self.setting!r}>"
         seen = f"TTL {float(self.ttl_s) * 1e3:.4g} ms, {float(self.tokens_per_s_gpu):.4g} tokens/s/GPU"
         return f"<Step of {self.setting!r}: {self.layout}, context {float(self.context):.0f}: {seen}>"
-
-    @property
-    def model(self) -> Model:
-        """The model of the step's setting."""
-        return self.setting.model
-
-    @property
-    def machine(self) -> Machine:
-        """The machine of the step's setting."""
-        return self.setting.machine
-
-    @property
-    def timing(self) -> Timing:
-        """The timing of the step's setting."""
-        return self.setting.timing
-
-    @property
-    def precision(self) -> Precision:
-        """The number formats of the step's setting."""
-        return self.setting.precision
 
     @property
     def ttl_s(self) -> Any:
@@ -538,27 +518,6 @@ def setting_of(
     precision = precision or default_precision(model, machine, timing)
     drafter = drafter_of(draft, model) if draft is not None else None
     return Setting(model=model, machine=machine, timing=timing, precision=precision, drafter=drafter)
-
-
-def decode_step(
-    model: Model | str | Path,
-    machine: Machine | str | Path,
-    layout: Layout,
-    context: int,
-    *,
-    query_tokens: int = 1,
-    precision: Precision | None = None,
-    timing: Timing | str | Path | None = None,
-    draft: Draft | str | Path | None = None,
-) -> Step:
-    """One step of one layout; raises LayoutError with every reason where it cannot run.
-
-    model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
-    request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1 decodes. precision: the
-    checkpoint's number formats unless given. draft: what drafts the layout's `draft_tokens`, such as deepseek-r1-mtp.
-    """
-    setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
-    return checked_step(setting, layout, context, query_tokens)
 
 
 def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: int = 1) -> Step:

@@ -2,9 +2,9 @@
 
 from helix_sim.core.layout import Layout
 from helix_sim.ops.step_input import StepInput
+from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
-from helix_sim.step import decode_step
 
 FP4 = Precision(weights="fp4", kv="fp4", math="fp4")
 GB200 = load_machine("gb200-nvl72")

@@ -72,7 +72,7 @@ def evaluate(
     return pd.DataFrame({**found, "reasons": _names(flags)}, index=layouts.index)
 
 
-def decode_step_or_frame(
+def decode_step(
     model: Model | str | Path,
     machine: Machine | str | Path,
     layout: Layout,
@@ -87,7 +87,7 @@ def decode_step_or_frame(
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them, as a number or as text such as "1M". query_tokens: new tokens of each
-    request; 1 decodes. precision: the machine's narrowest formats unless given. draft: what drafts the `draft_tokens`
+    request; 1 decodes. precision: the checkpoint's number formats unless given. draft: what drafts the `draft_tokens`
     of the layout, a record, a shipped name such as deepseek-r1-mtp, or a file; nothing unless given.
 
     Returns a Step; LayoutError with every reason where the layout cannot run. With lists or arrays, of one length or

@@ -20,7 +20,7 @@ from helix_sim.specs.drafter import draft_problems, drafter_of
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
-from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
+from helix_sim.specs.setting import InSetting, Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.sweep import USUAL_DRAFTS, Sweep
 from helix_sim.specs.timing import Timing
 
@@ -32,7 +32,7 @@ LAYOUTS = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(InSetting):
     """A sweep with its files loaded and its shapes listed: what the flat index of a layout means."""
 
     sweep: Sweep
@@ -44,21 +44,6 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan of {self.sweep.name}: {self.setting!r}, {self.layouts:,} layouts>"
-
-    @property
-    def model(self) -> Model:
-        """The model of the plan's setting."""
-        return self.setting.model
-
-    @property
-    def machine(self) -> Machine:
-        """The machine of the plan's setting."""
-        return self.setting.machine
-
-    @property
-    def timing(self) -> Timing:
-        """The timing of the plan's setting."""
-        return self.setting.timing
 
     @property
     def hop_b_chunks(self) -> list[int | str]:

@@ -7,6 +7,7 @@ and for measured timings alike: sensitivities, what-ifs and varied assumptions a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
@@ -121,6 +122,35 @@ class Setting(Shown):
         if len(fields) != 1 or fields[0] is None:
             raise ValueError(knob)
         return float(fields[0].value)
+
+
+class InSetting:
+    """What stands in a setting: its parts are at hand, `step.model` for `step.setting.model`."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        setting: Setting
+
+    @property
+    def model(self) -> Model:
+        """The model of its setting."""
+        return self.setting.model
+
+    @property
+    def machine(self) -> Machine:
+        """The machine of its setting."""
+        return self.setting.machine
+
+    @property
+    def timing(self) -> Timing:
+        """The timing of its setting."""
+        return self.setting.timing
+
+    @property
+    def precision(self) -> Precision:
+        """The number formats of its setting."""
+        return self.setting.precision
 
 
 def hop_b_doubt(timing: Timing) -> str | None:

@@ -26,12 +26,13 @@ from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.feasibility import shape_reasons
+from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import Plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import KNOBS as SETTING_KNOBS
-from helix_sim.step import Step, decode_step, evaluate_step, setting_of
+from helix_sim.step import Step, evaluate_step, setting_of
 
 TIMES = [name for name, knob in SETTING_KNOBS.items() if knob.unit == "µs"]
 RATES = [name for name, knob in SETTING_KNOBS.items() if knob.unit != "µs" and knob.takes_time]

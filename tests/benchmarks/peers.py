@@ -75,7 +75,7 @@ from helix_sim.core.layout import Layout
 from helix_sim.specs.load import load_sweep, parse
 from helix_sim.search.plan import plan
 from helix_sim.specs.values import Sweep
-from helix_sim.step import decode_step
+from helix_sim.search.frame import decode_step
 from helix_sim.search.sweep import run_plan
 planned = plan(parse(Sweep, load_sweep(SWEEP).model_dump(by_alias=True) | CHANGED, "benchmark"))
 def one(batch): return decode_step(planned.model, planned.machine, Layout(batch=batch, **LAYOUT),

@@ -1,10 +1,10 @@
 """How long the main jobs take: `pytest tests/benchmarks --benchmark-enable`. Nothing asserts a time."""
 
 from helix_sim.core.layout import Layout
+from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
-from helix_sim.step import decode_step
 
 
 def test_explain_of_one_layout(benchmark):

@@ -9,14 +9,14 @@ import yaml
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.ops.ends import closing_ops, opening_ops
-from helix_sim.search.frame import decode_step_or_frame
+from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.draft import Acceptance, Draft
 from helix_sim.specs.drafter import drafter_of
 from helix_sim.specs.load import load_draft, load_model, load_sweep, parse, shipped
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import LayoutError, decode_step, evaluate_step, setting_of, step_input
+from helix_sim.step import LayoutError, evaluate_step, setting_of, step_input
 
 R1 = load_model("deepseek-r1")
 MTP = load_draft("deepseek-r1-mtp")
@@ -130,7 +130,7 @@ def test_hop_b_is_of_verification_alone():
 
 
 def test_a_column_of_draft_lengths_equals_each_alone():
-    frame = decode_step_or_frame(
+    frame = decode_step(
         R1, "gb200-nvl72", replace(HELIX, draft_tokens=[0, 1, 2, 5]), "1M", draft=MTP, timing="gb200-trtllm"
     )
     for n, row in zip((0, 1, 2, 5), frame.itertuples(), strict=True):
@@ -267,7 +267,7 @@ def test_drafts_that_cannot_be_are_a_sentence(layout, options, sentence):
 
 def test_a_frame_with_drafts_and_no_draft_is_a_sentence():
     with pytest.raises(SpecError, match="needs a draft"):
-        decode_step_or_frame(R1, "gb200-nvl72", Layout(draft_tokens=[0, 1]), 100)
+        decode_step(R1, "gb200-nvl72", Layout(draft_tokens=[0, 1]), 100)
 
 
 @pytest.mark.parametrize(

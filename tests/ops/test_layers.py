@@ -16,12 +16,13 @@ from helix_sim.ops.layers import halves_of
 from helix_sim.ops.step_input import StepInput
 from helix_sim.output import report
 from helix_sim.output.trace import chrome_trace, timeline
+from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
-from helix_sim.step import decode_step, evaluate_step, step_ops
+from helix_sim.step import evaluate_step, step_ops
 
 GB200 = load_machine("gb200-nvl72")
 FP8 = Precision(weights="fp8", kv="fp8", math="fp8")

@@ -16,10 +16,11 @@ from helix_sim.ops.layers import KINDS
 from helix_sim.ops.memory import memory_of, resident_weights
 from helix_sim.ops.stages import heavy_stages
 from helix_sim.ops.step_input import StepInput
+from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
-from helix_sim.step import LayoutError, decode_step, evaluate_step, op_tables
+from helix_sim.step import LayoutError, evaluate_step, op_tables
 
 FP4 = Precision(weights="fp4", kv="fp4", math="fp4")
 R1, LLAMA = load_model("deepseek-r1"), load_model("llama-3.1-405b")

@@ -11,10 +11,11 @@ from ops.random_models import model_of, models
 
 from helix_sim.core.layout import Layout
 from helix_sim.ops.stages import heavy_stages, largest_stage, layers_dealt, stage_layers
+from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_timing
 from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.specs.setting import Setting
-from helix_sim.step import decode_step, evaluate_step
+from helix_sim.step import evaluate_step
 
 FP8 = Precision(weights="fp8", kv="fp8", math="fp8")
 

@@ -19,11 +19,12 @@ from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.output.export import STACKS, TARGETS, Launch, export, nearest_that_starts
+from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Options
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.stacks.stack import Option, load_stack
-from helix_sim.step import LayoutError, Step, decode_step
+from helix_sim.step import LayoutError, Step
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 

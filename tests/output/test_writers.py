@@ -35,12 +35,12 @@ from helix_sim.gate import baseline, regress
 from helix_sim.output import gate_files, plot, report, sweep_folder
 from helix_sim.output.export import STACKS, export
 from helix_sim.output.trace import trace
+from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Picked
 from helix_sim.search.sweep import run_sweep
 from helix_sim.specs.load import data_folder, load_sweep, parse
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import BatchRange, GpuRange, Sweep
-from helix_sim.step import decode_step
 
 BASH = shutil.which("bash")
 FORMATS = Precision(weights="nvfp4", kv="fp8", math="fp4")

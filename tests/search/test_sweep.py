@@ -10,13 +10,14 @@ from helix_sim.feasibility import FLAGS, Reason, memory_reason, shape_reasons
 from helix_sim.search.block import evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.family import divisors
+from helix_sim.search.frame import decode_step
 from helix_sim.search.pareto import SAMPLED, frontier, merge, pareto_order
 from helix_sim.search.plan import blocks, layouts_of, plan, ranges
 from helix_sim.search.shared_parts import distinct
 from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import load_sweep, parse, shipped
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import LayoutError, decode_step, evaluate_step
+from helix_sim.step import LayoutError, evaluate_step
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]
 

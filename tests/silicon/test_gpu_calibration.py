@@ -13,6 +13,7 @@ import pytest
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.kernels.measurements import Cell, Measurement, attention_cell, combine_cell, write_csv
+from helix_sim.search.frame import decode_step
 from helix_sim.silicon.fit import modelled_s, yaml_text
 from helix_sim.silicon.gpu import calibrate, measured_classes, system_of
 from helix_sim.silicon.systems import systems
@@ -20,7 +21,6 @@ from helix_sim.specs import kernel_parameters
 from helix_sim.specs.load import load_machine, load_model, load_timing, parse, parse_yaml
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Timing
-from helix_sim.step import decode_step
 from helix_sim.timing.kernel_shapes import gpu_of
 
 H200 = load_machine("h200-hgx")

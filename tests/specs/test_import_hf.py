@@ -37,9 +37,9 @@ from typer.testing import CliRunner
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
+from helix_sim.search.frame import decode_step
 from helix_sim.specs.import_hf import import_config, import_file, number_in_name, parse_changes
 from helix_sim.specs.load import load_machine, load_model
-from helix_sim.step import decode_step
 
 
 def read(config: dict[str, Any], name: str = "model", **options: Any) -> Any:

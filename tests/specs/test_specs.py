@@ -9,10 +9,10 @@ import yaml
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import FORMAT_BITS
+from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import FOLDERS, check_file, data_folder, load_machine, load_model, load_sweep, parse, shipped
 from helix_sim.specs.model import Model
 from helix_sim.specs.values import MathFormat, NumberFormat
-from helix_sim.step import decode_step
 
 BROKEN = Path(__file__).parent / "broken"
 

@@ -15,10 +15,10 @@ from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.output.export import export, launch
+from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Picked
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision
-from helix_sim.step import decode_step
 
 
 def _questions() -> Any:

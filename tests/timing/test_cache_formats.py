@@ -3,10 +3,11 @@
 import pytest
 
 from helix_sim.core.layout import Layout
+from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Options, pick
 from helix_sim.specs.load import load_machine, load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
-from helix_sim.step import cache_with_kernels, decode_step, default_precision
+from helix_sim.step import cache_with_kernels, default_precision
 
 LLAMA, GB200 = load_model("llama-3.1-405b"), load_machine("gb200-nvl72")
 NARROW = {"weights": "fp4", "kv": "fp4", "math": "fp4"}

@@ -13,11 +13,12 @@ from helix_sim.core.numeric import ceil_div
 from helix_sim.feasibility import Reason, sentences, shape_reasons
 from helix_sim.output.export import export
 from helix_sim.output.trace import chrome_trace
+from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_model, load_sweep, load_timing, parse
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import decode_step, evaluate_step, setting_of
+from helix_sim.step import evaluate_step, setting_of
 from helix_sim.timing.overlap import LayerTimes, hidden_by_turns
 
 H100 = {"vllm": load_timing("h100-vllm"), "sglang": load_timing("h100-sglang")}

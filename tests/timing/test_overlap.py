@@ -8,10 +8,10 @@ import pytest
 from cases import GB200, LLAMA, PAPER
 
 from helix_sim.core.layout import Layout
+from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
 from helix_sim.specs.load import load_sweep, load_timing
 from helix_sim.specs.precision import Precision
-from helix_sim.step import decode_step
 from helix_sim.timing.overlap import hidden_by_pipelining, pipelined
 
 STACK = load_timing("gb200-trtllm")
