@@ -29,7 +29,7 @@ from helix_sim.cli.base import (
     out_folder,
     print_answer,
     print_text,
-    progress,
+    working,
     refuse,
     remark,
     remark_on,
@@ -166,7 +166,7 @@ def recommend(
             0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
         ),
     )
-    with progress("searching") as on_search:
+    with working("searching") as on_search:
         found = search(request, on_search)
     for text in found.plan.remarks:
         remark(text)
@@ -370,7 +370,8 @@ def export(
     from helix_sim.core.files import write_text
     from helix_sim.output.export import export
 
-    written = export(layout.pick(), to=to, checkpoint=checkpoint, stack=stack)
+    with working("writing"):
+        written = export(layout.pick(), to=to, checkpoint=checkpoint, stack=stack)
     if out:
         write_text(out, written.text)
         remark(f"written to {out}")
@@ -390,8 +391,9 @@ def trace(layout: LayoutOptions, out: OutFile = Path("step.json"), as_json: Json
     from helix_sim.core.files import write_text
     from helix_sim.output.trace import trace
 
-    picked = layout.pick()
-    content = trace(picked)
+    with working("writing"):
+        picked = layout.pick()
+        content = trace(picked)
     write_text(out, json.dumps(content) + "\n")
     events, ttl_ms = len(content["traceEvents"]), content["otherData"]["ttl_us"] / 1e3
     if as_json:
@@ -427,7 +429,9 @@ def sensitivity(
     if of_layout and not (frontier or change):
         refuse({"--ttl-ms": ttl_ms, "--gpus-at-most": gpus_at_most, "--family": family},
                 "is of a search; add --frontier or --set, or leave it out")  # fmt: skip
-        _report_sensitivity(sensitivity(layout.pick()), out, as_json)
+        with working("evaluating"):
+            limits = sensitivity(layout.pick())
+        _report_sensitivity(limits, out, as_json)
         return
     refuse({f"--{name}": width for name, width in layout.widths().items()},
             "is of one layout, and a search tries them all; leave it, or --frontier and --set, out")  # fmt: skip
@@ -439,9 +443,13 @@ def sensitivity(
     ttl_s = number(ttl_ms, "--ttl-ms") / 1e3 if ttl_ms is not None else None
     if change:
         refuse({"--out": out}, "is for the tornado plot, and a what-if has none; leave it out")
-        _report_what_if(what_if(planned, [parse_change(text, planned) for text in change], ttl_s), planned, as_json)
+        with working("searching before and after"):
+            moved = what_if(planned, [parse_change(text, planned) for text in change], ttl_s)
+        _report_what_if(moved, planned, as_json)
     else:
-        _report_sensitivity(frontier_sensitivity(planned, ttl_s), out, as_json)
+        with working("searching, once a knob"):
+            limits = frontier_sensitivity(planned, ttl_s)
+        _report_sensitivity(limits, out, as_json)
 
 
 def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str] | None) -> Plan:

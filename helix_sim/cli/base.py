@@ -244,7 +244,7 @@ def remark_on(model: Model) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[str], None]]:
+def working(what: str) -> Iterator[Callable[[str], None]]:
     """A line on a terminal's stderr that says what is done now, and for how long, until it is done; nothing elsewhere.
 
     Yields the function that changes what comes after `what`.
@@ -323,7 +323,10 @@ def show(out: Console, table: Table) -> None:
     for column in table.columns:
         column.no_wrap = column.justify == "right"
         column.overflow = "fold"
-    for part in _parts(table, [Measurement.get(out, unlimited, one).minimum for one in _alone(table)], out.width):
+    sizes = [Measurement.get(out, unlimited, each) for each in _alone(table)]
+    least = [size.maximum if column.no_wrap else size.minimum
+             for size, column in zip(sizes, table.columns, strict=True)]  # fmt: skip
+    for part in _parts(table, least, out.width):
         out.print(part, crop=False)
 
 
@@ -350,14 +353,19 @@ MOST_FOLDED = 26
 
 
 def _parts(table: Table, least: list[int], width: int) -> list[Table]:
-    """A table in as few parts as fit a width, each with the first column as its key."""
-    texts = [column.justify != "right" for column in table.columns]
-    widths = [max(size, min(MOST_FOLDED, _longest(column))) + 3 if text else size + 3
-              for size, text, column in zip(least, texts, table.columns, strict=True)]  # fmt: skip
-    groups: list[list[int]] = [[0]]
-    for index in range(1, len(widths)):
-        if len(groups[-1]) > 1 and sum(widths[i] for i in (*groups[-1], index)) > width + 3:
-            groups.append([0])
+    """A table in as few parts as fit a width, each with its key in front: the first column, or the first two.
+
+    least: characters that each column, its margins among them, needs.
+    """
+    widths = [size if column.no_wrap else max(size, min(MOST_FOLDED, _longest(column)) + 2)
+              for size, column in zip(least, table.columns, strict=True)]  # fmt: skip
+    first = list(table.columns[0].cells) if table.columns else []
+    key = [0] if len(set(first)) == len(first) or len(widths) < 3 else [0, 1]
+    groups = [list(key)]
+    for index in range(len(key), len(widths)):
+        group = (*groups[-1], index)
+        if len(groups[-1]) > len(key) and sum(widths[i] for i in group) + len(group) - 1 > width:
+            groups.append(list(key))
         groups[-1].append(index)
     return [_of_columns(table, group, title=not number) for number, group in enumerate(groups)]
 

@@ -21,7 +21,7 @@ from helix_sim.cli.base import (
     number,
     out_folder,
     print_answer,
-    progress,
+    working,
     remark,
     show,
 )
@@ -57,7 +57,7 @@ def compare(
              "formats": formats, "stack": stack}  # fmt: skip
     budgets = [number(text, "--ttl-ms") for text in ttl_ms or ()]
     asked = comparison_of(file, given | {"ttl_ms": budgets or None}, usd_per_gpu_hour or [])
-    with progress("searching") as told:
+    with working("searching") as told:
         found = search(asked, lambda done, of, what: told(f"{done + 1} of {of}: {what}"))
     for text in found.remarks:
         remark(text)

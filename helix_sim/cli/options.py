@@ -75,6 +75,15 @@ PriceOption = Annotated[
 ]
 
 
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        help="what pictures draw interactivity against: tokens_per_s_gpu, usd_per_million_tokens or joules_per_token",
+        metavar="COLUMN",
+    ),
+]
+
+
 def price(text: str | None) -> float | None:
     """What --usd-per-gpu-hour says; None without it."""
     return number(text, "--usd-per-gpu-hour") if text is not None else None

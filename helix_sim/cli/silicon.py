@@ -20,6 +20,7 @@ from helix_sim.cli.base import (
     print_rows,
     refuse,
     remark,
+    working,
 )
 
 
@@ -46,13 +47,15 @@ def calibrate(
         if system is None or framework is None:
             raise SpecError(["calibrate silicon needs --system and --framework"])
         refuse({"--from": source}, "is for calibrate gpu; leave it out")
-        found = calibrate_silicon(system, framework, out, as_of=as_of, say=remark)
+        with working("fitting"):
+            found = calibrate_silicon(system, framework, out, as_of=as_of, say=remark)
     else:
         refuse(
             {"--system": system, "--framework": framework, "--as-of": as_of},
             "is for calibrate silicon; calibrate gpu measures the GPU in this machine",
         )
-        found = calibrate_gpu(out, measurements=source, say=remark)
+        with working("measuring"):
+            found = calibrate_gpu(out, measurements=source, say=remark)
     if as_json:
         print_answer("calibrate", {"tables": {"classes": found.rows()}, "files": list(map(str, found.files))})
         return
@@ -96,16 +99,19 @@ def validate(
     if kernels:
         refuse({"--out": out}, "is for --end-to-end and --measurements; leave it out")
         refuse({"--peer": peer is not None}, "is for --end-to-end; leave it out")
-        table = validate_kernels(system or "gb200", framework or "trtllm")
+        with working("fitting to the rest"):
+            table = validate_kernels(system or "gb200", framework or "trtllm")
         rows = _records(table)
         print_answer("validate", {"tables": {"kernels": rows}}) if as_json else print_rows(rows)
         return
     refuse({"--system": system, "--framework": framework}, "is for --kernels; leave it out")
     if measurements is not None:
         refuse({"--peer": peer is not None}, "is for --end-to-end; leave it out")
-        found = validate_measurements(measurements, out or Path("out/validate"), timing=timing)
+        with working("predicting"):
+            found = validate_measurements(measurements, out or Path("out/validate"), timing=timing)
     else:
-        found = validate_servings(out or Path("out/validate"), peer=peer is not False)
+        with working("predicting"):
+            found = validate_servings(out or Path("out/validate"), peer=peer is not False)
     if as_json:
         tables = {name: _records(frame) for name, frame in found.tables.items()}
         print_answer("validate", {"tables": tables, "files": list(map(str, found.files))})

@@ -38,8 +38,9 @@ from helix_sim.cli.base import (
     show,
     size,
     styled,
+    working,
 )
-from helix_sim.cli.options import PriceOption, TimingOptions, price, spread
+from helix_sim.cli.options import AgainstOption, PriceOption, TimingOptions, price, spread
 
 # --- sweep -----------------------------------------------------------------------------------------------------------
 
@@ -65,6 +66,7 @@ def sweep(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with what a stopped run left in --out")] = False,
     usd_per_gpu_hour: PriceOption = None,
+    against: AgainstOption = None,
     block: Annotated[str | None, typer.Option(help="layouts between two saves at most, e.g. 4M")] = None,
     no_plots: Annotated[
         bool, typer.Option("--no-plots", help="draw nothing, which takes longer than most searches")
@@ -83,6 +85,8 @@ def sweep(
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
+    if no_plots:
+        refuse({"--against": against}, "is of pictures, and --no-plots draws none; leave one of them out")
     if executor != "dask":
         refuse({"--scheduler": scheduler}, "is for --executor dask; leave it out")
     if executor == "serial" or scheduler:
@@ -102,6 +106,7 @@ def sweep(
             layouts_per_block=size(block, "--block") if block is not None else None,
             on_progress=on_progress,
             usd_per_gpu_hour=price(usd_per_gpu_hour),
+            against=against,
         )
     for text in summary.get("remarks", ()):
         remark(text)
@@ -169,12 +174,13 @@ def _progress_note(now: Progress) -> str:
 
 
 def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
-    table = new_table("context", "curve", ">points", ">best tokens/s/user", ">best tokens/s/GPU")
+    best = {"best_tokens_per_s_user": ".1f", "best_tokens_per_s_gpu": ".1f", "least_usd_per_million_tokens": ".3g",
+            "least_joules_per_token": ".3g"}  # fmt: skip
+    table = new_table("context", "curve", ">points", ">best tokens/s/user", ">best tokens/s/GPU", ">least $/M tokens",
+                      ">least J/token")  # fmt: skip
     for row in summary["curves"]:
-        best = [
-            f"{row[key]:.1f}" if row["points"] else "-" for key in ("best_tokens_per_s_user", "best_tokens_per_s_gpu")
-        ]
-        table.add_row(f"{row['context']:,}", row["curve"], str(row["points"]), *best)
+        cells = [f"{value:{form}}" if (value := row.get(key)) is not None else "-" for key, form in best.items()]
+        table.add_row(f"{row['context']:,}", row["curve"], str(row["points"]), *cells)
     show(out, table)
     dropped = sum(sum(reasons.values()) for reasons in summary["dropped"].values())
     out.print(
@@ -214,7 +220,8 @@ def reproduce(
     if figure != "variants":
         refuse({"--draws": draws}, "is for reproduce variants; leave it out")
     many = size(draws, "--draws") if draws is not None else 100
-    written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
+    with working("searching and drawing"):
+        written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
     if as_json:
         claims = [claim.record() for claim in written.claims]
         print_answer("reproduce", {"claims": claims, "files": list(map(str, written.files))})
@@ -277,11 +284,13 @@ def regress(
     if update and baseline is not None:
         require_writable(baseline, folder=True)
     folder = baseline or data_folder("sweeps") / "baselines"
-    if update:
-        updates = study.update(sweeps or [], folder, rtol=tolerance)
-        verdicts = [each.verdict for each in updates if each.verdict]
-    else:
-        verdicts = study.regress(sweeps or [], folder, rtol=tolerance, curves_only=curves_only)
+    with working("searching again"):
+        updates = study.update(sweeps or [], folder, rtol=tolerance) if update else []
+        verdicts = (
+            [each.verdict for each in updates if each.verdict]
+            if update
+            else study.regress(sweeps or [], folder, rtol=tolerance, curves_only=curves_only)
+        )
     if as_json:
         print_answer("regress", gate_record(verdicts))
     else:
@@ -318,6 +327,8 @@ def report(
     sweep: SweepArgument,
     out: OutFile,
     timing: TimingOptions,
+    against: AgainstOption = None,
+    usd_per_gpu_hour: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A whole search as one HTML file that needs no network: hover, toggle families, compare two layouts."""
@@ -326,7 +337,10 @@ def report(
 
     spec = load_sweep(sweep).with_timing(timing.name())
     remark_on(load_model(spec.name_of("model")))
-    written = write_report(spec, out)
+    with working("searching") as on_search:
+        written = write_report(
+            spec, out, against=against, usd_per_gpu_hour=price(usd_per_gpu_hour), on_search=on_search
+        )
     if as_json:
         print_answer("report", written)
     else:

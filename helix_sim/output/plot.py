@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter
 from helix_sim.core.escape import plot_text
 from helix_sim.core.files import appearing
 from helix_sim.core.units import format_size
-from helix_sim.search.pareto import Frontier
+from helix_sim.search.pareto import COSTS, Frontier
 from helix_sim.search.sweep import SweepResult
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ COLOURS = {
     "medha": "#A08000",
 }
 """Okabe and Ito's palette, by family and group."""
+
+DRAWN = {
+    "tokens_per_s_gpu": "throughput (tokens/s/GPU)",
+    "usd_per_million_tokens": "cost (USD per million tokens)",
+    "joules_per_token": "energy (J per token)",
+}
+"""What interactivity is drawn against, by column: the name of the axis."""
 
 MARKERS = {
     "helix": "o",
@@ -110,42 +117,49 @@ def draw_frontier(
     colour: str,
     marker: str | None = None,
     band: bool = True,
+    against: str = "tokens_per_s_gpu",
     **style: Any,
 ) -> None:
-    """A frontier as the staircase it is: at an interactivity, the best throughput of a point at least that fast.
+    """A frontier as the staircase it is: at an interactivity, the best of a point at least that fast.
 
-    band: its interval, where it has one, as a band; else as whiskers at its knees.
+    band: its interval, where it has one, as a band; else as whiskers at its knees. against: the column of what is best,
+    one of DRAWN.
     """
     if len(curve):
-        axes.step(curve.interactivity, curve.throughput, where="pre", color=colour, label=plot_text(label), **style)
-        (draw_band if band else draw_whiskers)(axes, curve, colour)
+        x, y = curve.interactivity, curve.columns[against]
+        axes.step(x, y, where="pre", color=colour, label=plot_text(label), **style)
+        (draw_band if band else draw_whiskers)(axes, curve, colour, against)
         if (marker and len(curve) <= 60) or len(curve) == 1:  # a staircase of one point has no line
-            axes.plot(curve.interactivity, curve.throughput, marker or "o", color=colour, markersize=2.6, alpha=0.8)
+            axes.plot(x, y, marker or "o", color=colour, markersize=2.6 if len(curve) > 1 else 5, alpha=0.8)
 
 
-def draw_band(axes: Axes, curve: Frontier, colour: str) -> None:
+def draw_band(axes: Axes, curve: Frontier, colour: str, against: str = "tokens_per_s_gpu") -> None:
     """The 80 % interval of a frontier on measured kernels: a step that is slower loses in both directions at once."""
     if "ttl_low_s" not in curve.columns or len(curve) < 2:
         return
-    faster, slower = _interval_factors(curve)
-    x = np.concatenate([curve.interactivity * faster, (curve.interactivity * slower)[::-1]])
-    y = np.concatenate([curve.throughput * faster, (curve.throughput * slower)[::-1]])
-    axes.fill(x, y, color=colour, alpha=0.13, linewidth=0)
+    (x_fast, x_slow), (y_fast, y_slow) = _interval_ends(curve, against)
+    axes.fill(
+        np.concatenate([x_fast, x_slow[::-1]]), np.concatenate([y_fast, y_slow[::-1]]), color=colour, alpha=0.13,
+        linewidth=0,
+    )  # fmt: skip
 
 
-def draw_whiskers(axes: Axes, curve: Frontier, colour: str) -> None:
+def draw_whiskers(axes: Axes, curve: Frontier, colour: str, against: str = "tokens_per_s_gpu") -> None:
     """The 80 % interval of a frontier on measured kernels at its knees, from the slower end to the faster one."""
     if "ttl_low_s" not in curve.columns:
         return
-    ends = np.stack(_interval_factors(curve))
+    ends = _interval_ends(curve, against)
     for index in knees(curve):
-        x, y = (values[index] * ends[:, index] for values in (curve.interactivity, curve.throughput))
+        x, y = ([end[index] for end in both] for both in ends)
         axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.75, marker="|", markersize=5)
 
 
-def _interval_factors(curve: Frontier) -> tuple[Any, Any]:
-    """Speed at the lower and at the upper end of the TTL's interval, over that of the TTL itself."""
-    return tuple(curve.columns["ttl_s"] / curve.columns[f"ttl_{end}_s"] for end in ("low", "high"))  # type: ignore[return-value]
+def _interval_ends(curve: Frontier, against: str) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Interactivity, and what it is drawn against, at the lower and at the upper end of the TTL's interval."""
+    faster, slower = (curve.columns["ttl_s"] / curve.columns[f"ttl_{end}_s"] for end in ("low", "high"))
+    y = curve.columns[against]
+    ends = (y / faster, y / slower) if against in COSTS else (y * faster, y * slower)
+    return (curve.interactivity * faster, curve.interactivity * slower), ends
 
 
 def knees(curve: Frontier, count: int = 3) -> list[int]:
@@ -161,22 +175,31 @@ def knees(curve: Frontier, count: int = 3) -> list[int]:
     return sorted(chosen)
 
 
-def label_knees(axes: Axes, curve: Frontier, colour: str, count: int = 3, other: Frontier | None = None) -> None:
+def label_knees(
+    axes: Axes,
+    curve: Frontier,
+    colour: str,
+    count: int = 3,
+    other: Frontier | None = None,
+    against: str = "tokens_per_s_gpu",
+) -> None:
     """Write the layouts at a frontier's knees beside them: outside of it, or inside where `other` is further out.
 
-    Where a text stands there already, the label goes to the other side of its point.
+    Where a text stands there already, the label goes to the other side of its point. Outside of a curve of cost is
+    below it.
     """
+    up = -6 if against in COSTS else 6
     for index in knees(curve, count):
         point = curve.point(index)
         inside = other is not None and other.attained(point["tokens_per_s_user"]) > point["tokens_per_s_gpu"]
-        place = (point["tokens_per_s_user"], point["tokens_per_s_gpu"])
+        place = (point["tokens_per_s_user"], point[against])
         axes.plot(*place, "o", color=colour, markersize=4.5)
         label = axes.annotate(
             short_label(point), place, xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=colour,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
-        sides = [(-6, -6), (6, 6)] if inside else [(6, 6), (-6, -6)]
-        for offset in (sides[0], sides[1], (6, -6), (-6, 6), sides[0]):
+        sides = [(-6, -up), (6, up)] if inside else [(6, up), (-6, -up)]
+        for offset in (sides[0], sides[1], (6, -up), (-6, up), sides[0]):
             label.set(position=offset, ha="left" if offset[0] > 0 else "right", va="bottom" if offset[1] > 0 else "top")
             if not _covers_another(axes, label):
                 break
@@ -188,9 +211,9 @@ def _covers_another(axes: Axes, label: Annotation) -> bool:
     return any(mine.overlaps(each.get_window_extent()) for each in axes.texts if each is not label)
 
 
-def pareto_axes(axes: Axes, title: str) -> None:
+def pareto_axes(axes: Axes, title: str, against: str = "tokens_per_s_gpu") -> None:
     """Name and scale the axes of a Pareto plot."""
-    axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel="throughput (tokens/s/GPU)")
+    axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel=DRAWN[against])
     axes.set_title(plot_text(title))
     _plain_log_ticks(axes)
     axes.tick_params(which="minor", labelsize=8)
@@ -204,9 +227,13 @@ def _plain_log_ticks(axes: Axes) -> None:
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
 
 
-def pareto(result: SweepResult, context: int | None = None) -> Figure:
-    """Every family's frontier of a sweep, and the groups' in bold, layouts written at the knees."""
+def pareto(result: SweepResult, context: int | None = None, against: str | None = None) -> Figure:
+    """Every family's frontier of a sweep, and the groups' in bold, layouts written at the knees.
+
+    against: the column that interactivity is drawn against, one of DRAWN; as the sweep says unless given.
+    """
     context = context or result.sweep.contexts[0]
+    against = against or result.sweep.against or "tokens_per_s_gpu"
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 5.0), layout="constrained")
         for name, family in result.sweep.families.items():
@@ -217,18 +244,20 @@ def pareto(result: SweepResult, context: int | None = None) -> Figure:
                 colour=COLOURS.get(name, "#888888"),
                 marker=MARKERS.get(name),
                 band=len(result.sweep.families) <= MOST_BANDS,
+                against=against,
                 alpha=0.9,
             )
         helix = result.group("all-helix", context) if "all-helix" in result.sweep.groups else None
         baseline = result.group("baseline", context) if "baseline" in result.sweep.groups else None
-        pareto_axes(axes, pareto_title(result, context))
+        pareto_axes(axes, pareto_title(result, context), against)
         if helix is not None and len(helix):
-            label_knees(axes, helix, COLOURS["helix"], 4, baseline)
+            label_knees(axes, helix, COLOURS["helix"], 4, baseline, against)
         if baseline is not None and len(baseline):
-            label_knees(axes, baseline, COLOURS["baseline"], 3, helix)
+            label_knees(axes, baseline, COLOURS["baseline"], 3, helix, against)
         measured = ", with 80 % intervals" if result.plan.timing.calibration else ""
         about = plot_text(f"timing: {result.plan.timing.name}{measured}")
-        axes.legend(fontsize=8, loc="lower left", title=about, title_fontsize=8)
+        place = "upper left" if against in COSTS else "lower left"
+        axes.legend(fontsize=8, loc=place, title=about, title_fontsize=8, alignment="left")
     return figure
 
 

@@ -6,7 +6,7 @@ import base64
 import gzip
 import importlib.resources
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from helix_sim.core.files import plain, write_text
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import GIGA, MICRO, format_size
 from helix_sim.feasibility import Reason
+from helix_sim.output.sweep_folder import against_of
 from helix_sim.paper import reproduce
-from helix_sim.search.pareto import Frontier
+from helix_sim.search.pareto import COSTS, Frontier
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
-from helix_sim.specs.load import load_sweep, load_timing
+from helix_sim.specs.load import load_machine, load_sweep, load_timing
+from helix_sim.specs.machine import Machine
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.values import Record
 from helix_sim.stacks.rules import StackRule
@@ -48,13 +50,29 @@ SYMBOLS = {
 """matplotlib's markers, which plot.MARKERS gives each family, by plotly's names."""
 
 
-def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
-    """Run a sweep and write its report to the file `out`; returns what was written, as plain data."""
+def write_report(
+    sweep: Sweep,
+    out: Path,
+    *,
+    against: str | None = None,
+    usd_per_gpu_hour: float | None = None,
+    on_search: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Run a sweep and write its report to the file `out`; returns what was written, as plain data.
+
+    against: the column that interactivity is drawn against when the page opens, such as usd_per_million_tokens; as the
+    sweep says unless given. usd_per_gpu_hour: a price in place of the machine's own. on_search sees what is done now,
+    for a progress line.
+    """
     if out.is_dir():
         raise SpecError([f"--out: {out} is a folder; name a file, such as {out / 'report.html'}"])
     script = plotly_script()
+    machine = load_machine(sweep.name_of("machine")).at_price(usd_per_gpu_hour)
+    first = against_of(sweep, against, machine)
+    on_search("layouts")
     result, claims = search(sweep)
-    page = render(content(result, claims), script)
+    on_search("what each point's ops take")
+    page = render(content(result.at_price(usd_per_gpu_hour), claims) | {"first_against": first}, script)
     write_text(out, page)
     return {
         "sweep": result.sweep.name,
@@ -110,6 +128,8 @@ def content(result: SweepResult, claims: list[dict[str, Any]]) -> dict[str, Any]
         "layouts": result.layouts,
         "run": result.layouts - sum(row["total"] for row in dropped),
         "curves": [_looks(result, name) for name in (*sweep.families, *sweep.groups)],
+        "against": list(_drawn_against(planned.machine)),
+        "first_against": sweep.against or "tokens_per_s_gpu",
         "terms": TERMS,
         "contexts": [_context(result, context) for context in sweep.contexts],
         "claims": claims,
@@ -121,6 +141,16 @@ def content(result: SweepResult, claims: list[dict[str, Any]]) -> dict[str, Any]
             for path, value, source in sourced(record)
         ],
     }
+
+
+def _drawn_against(machine: Machine) -> Iterator[dict[str, Any]]:
+    """What a point may be drawn against: throughput, and costs that are known; these are `over` the throughput."""
+    from helix_sim.output.plot import DRAWN
+
+    for column, label in DRAWN.items():
+        over = float(getattr(machine, column)(1.0)) if column in COSTS else None
+        if not machine.lacks(column):
+            yield {"column": column, "label": label, "unit": label.partition("(")[2].rstrip(")"), "over": over}
 
 
 def _looks(result: SweepResult, name: str) -> dict[str, Any]:

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim import __version__
+from helix_sim.answers.explain import known
 from helix_sim.core.errors import SpecError
 from helix_sim.core.files import write_csv, write_json, write_parquet, write_points_csv
+from helix_sim.core.text import said
 from helix_sim.core.units import format_size
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told
 from helix_sim.search.plan import LAYOUTS, Plan, plan
+from helix_sim.search.pareto import COSTS
 from helix_sim.search.sweep import SweepResult, result_of
+from helix_sim.specs.machine import Machine
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 
@@ -33,6 +37,8 @@ def summarise(result: SweepResult) -> dict[str, Any]:
                 row |= {
                     "best_tokens_per_s_user": float(curve.interactivity[-1]),
                     "best_tokens_per_s_gpu": float(curve.throughput[0]),
+                    "least_usd_per_million_tokens": known(curve.columns["usd_per_million_tokens"][0]),
+                    "least_joules_per_token": known(curve.columns["joules_per_token"][0]),
                 }
             curves.append(row)
     by_reason: dict[str, int] = {}
@@ -92,6 +98,7 @@ def write_sweep(
     layouts_per_block: int | None = None,
     on_progress: OnProgress = lambda _: None,
     usd_per_gpu_hour: float | None = None,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Run a sweep, write its files into `out`, and return the summary that summary.json holds, with the speed.
 
@@ -103,8 +110,11 @@ def write_sweep(
     executor, workers, scheduler: who evaluates the blocks (executors.py). resume: go on with what a stopped run left.
     layouts_per_block: what is lost at most where the run is killed. No result depends on any of these.
     usd_per_gpu_hour: a price in place of the machine's own; it moves the column of cost alone.
+    against: the column that pictures draw interactivity against, such as usd_per_million_tokens; as the sweep says
+    unless given.
     """
     planned = plan(sweep)
+    drawn = against_of(sweep, against, planned.machine.at_price(usd_per_gpu_hour))
     executor = chosen(executor, planned, every_point)
     size = layouts_per_block or (LAYOUTS // 4 if every_point else LAYOUTS)
     with told(out), Journal(out, planned, points=every_point, layouts=size) as journal:
@@ -128,7 +138,8 @@ def write_sweep(
             total.add(outcome.evaluated)
             on_progress(_progress(planned, total.sum, before, time.perf_counter() - begun))
         seconds = time.perf_counter() - begun
-        summary = _write(result_of(planned, total.sum), out, every_point, plots, usd_per_gpu_hour)
+        result = result_of(planned, total.sum).at_price(usd_per_gpu_hour)
+        summary = _write(result, out, every_point, drawn if plots else None, usd_per_gpu_hour)
         journal.finish()
     ran = (planned.layouts - before) / seconds
     share = summary["layouts_that_run"] / planned.layouts
@@ -149,6 +160,20 @@ def _progress(planned: Plan, found: Evaluated, before: int, seconds: float) -> P
     )
 
 
+def against_of(sweep: Sweep, against: str | None, machine: Machine) -> str:
+    """The column that interactivity is drawn against: the given one, or the sweep's, or throughput.
+
+    SpecError where it is none of them, or a cost of which the machine's file says nothing.
+    """
+    known = ("tokens_per_s_gpu", *COSTS)
+    chosen = against or sweep.against or known[0]
+    if chosen not in known:
+        raise SpecError([f"against {said(chosen)}: it is none of {', '.join(known)}"])
+    if problem := machine.lacks(chosen):
+        raise SpecError([f"against {chosen}: {problem}"])
+    return chosen
+
+
 CSV_POINTS = 10**7
 """Points up to which they are written as CSV, too: beyond, only Parquet is read by anything in reasonable time."""
 
@@ -161,9 +186,10 @@ def rows_of_points(folder: Path) -> int:
 
 
 def _write(
-    result: SweepResult, out: Path, every_point: bool, plots: bool = True, price: float | None = None
+    result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None
 ) -> dict[str, Any]:
-    frame = result.at_price(price).to_frame()
+    """The files of a result, its pictures against the column `drawn`, or none."""
+    frame = result.to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:
         (out / "points").mkdir(exist_ok=True)
@@ -171,8 +197,8 @@ def _write(
         (out / "points.csv").unlink(missing_ok=True)
         if rows_of_points(out / "points") <= CSV_POINTS:
             files.append(write_points_csv(out / "points.csv", out / "points"))
-    if plots:
-        files += _draw(result, out)
+    if drawn:
+        files += _draw(result, out, drawn)
     points: dict[str, Any] = {"written_points": "all" if every_point else "frontier"}
     points |= {"usd_per_gpu_hour": price} if price is not None else {}
     summary = summarise(result) | points | {"files": [path.name for path in files] + ["summary.json"]}
@@ -180,7 +206,7 @@ def _write(
     return summary
 
 
-def _draw(result: SweepResult, out: Path) -> list[Path]:
+def _draw(result: SweepResult, out: Path, against: str) -> list[Path]:
     """A picture of each context's curves."""
     from helix_sim.output import plot
 
@@ -189,5 +215,5 @@ def _draw(result: SweepResult, out: Path) -> list[Path]:
         if not any(len(curve) for curve in result.frontiers[context].values()):
             continue  # nothing runs there: the summary says why
         stem = "pareto" if len(result.sweep.contexts) == 1 else f"pareto-{format_size(context)}"
-        files += plot.save(plot.pareto(result, context), out / stem)
+        files += plot.save(plot.pareto(result, context, against), out / stem)
     return files

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Columns = dict[str, npt.NDArray[Any]]
 
+COSTS = ("usd_per_million_tokens", "joules_per_token")
+"""Columns of which less is better."""
 
 SAMPLED = 4096
 """Points from which on a sample of them is asked first which of the others are beaten."""
@@ -103,10 +105,6 @@ class Frontier(Shown):
         import pandas as pd
 
         return pd.DataFrame(self._named())
-
-
-COSTS = ("usd_per_million_tokens", "joules_per_token")
-"""Columns of which less is better."""
 
 
 def frontier(

@@ -18,7 +18,7 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.units import format_size
 from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
-from helix_sim.search.pareto import Frontier, merge
+from helix_sim.search.pareto import COSTS, Frontier, merge
 from helix_sim.search.plan import Plan, blocks, plan
 from helix_sim.specs.load import load_machine, load_model, load_sweep, parse, shipped_families
 from helix_sim.specs.machine import Machine
@@ -65,9 +65,13 @@ class SweepResult(Shown):
         return merge((by_family[member] for member in members), name)
 
     def at_price(self, usd_per_gpu_hour: float | None) -> SweepResult:
-        """The result with another price of a GPU [USD/hour] in its table; itself without one. No point moves by it."""
+        """The result with another price of a GPU [USD/hour]; itself without one. No point moves by it."""
         planned = replace(self.plan, setting=self.plan.setting.at_price(usd_per_gpu_hour))
-        return replace(self, plan=planned)
+        frontiers = {
+            context: {name: _with_costs(part, planned.machine) for name, part in by_family.items()}
+            for context, by_family in self.frontiers.items()
+        }
+        return replace(self, plan=planned, frontiers=frontiers)
 
     def to_frame(self) -> pd.DataFrame:
         """Every family's frontier as one pandas table, a row a point, with what was searched: it can be stacked."""
@@ -76,12 +80,9 @@ class SweepResult(Shown):
         frames = [part.to_frame() for by_family in self.frontiers.values() for part in by_family.values() if len(part)]
         if not frames:
             return pd.DataFrame()
-        table, machine = pd.concat(frames, ignore_index=True), self.plan.machine
-        return table.assign(
-            usd_per_million_tokens=machine.usd_per_million_tokens(table["tokens_per_s_gpu"]),
-            joules_per_token=machine.joules_per_token(table["tokens_per_s_gpu"]),
+        return pd.concat(frames, ignore_index=True).assign(
             model=self.plan.model.name,
-            machine=machine.name,
+            machine=self.plan.machine.name,
             timing=self.plan.timing.name,
             formats=str(self.plan.setting.precision),
         )
@@ -180,9 +181,18 @@ def result_of(planned: Plan, found: Evaluated) -> SweepResult:
 
     def part(context: int, name: str) -> Frontier:
         kept = found.frontiers.get(context, {}).get(name)
-        return Frontier(name=name, columns=kept.columns if kept else {}, families=tuple(names))
+        curve = Frontier(name=name, columns=kept.columns if kept else {}, families=tuple(names))
+        return _with_costs(curve, planned.machine)
 
     frontiers = {context: {name: part(context, name) for name in names} for context in planned.sweep.contexts}
     counts = {name: found.dropped.get(name, {}) for name in names}
     dropped = {name: {reason: mine[reason] for reason in REASONS if reason in mine} for name, mine in counts.items()}
     return SweepResult(plan=planned, frontiers=frontiers, dropped=dropped)
+
+
+def _with_costs(curve: Frontier, machine: Machine) -> Frontier:
+    """A frontier with the columns of its cost and energy on a machine; NaN where the machine's file has none."""
+    if not len(curve):
+        return curve
+    costs = {name: getattr(machine, name)(curve.throughput) for name in COSTS}
+    return replace(curve, columns={**curve.columns, **costs})

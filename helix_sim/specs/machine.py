@@ -126,6 +126,17 @@ class Machine(Record):
         given = Quantity(value=usd_per_gpu_hour, source="assumed: given in place of the machine's own")
         return self.model_copy(update={"usd_per_gpu_hour": given})
 
+    def lacks(self, against: str) -> str:
+        """Why a cost cannot be said on this machine, with what to do; empty where it can, or nothing of cost is asked.
+
+        against: a column, such as usd_per_million_tokens.
+        """
+        if against == "usd_per_million_tokens" and self.usd_per_gpu_hour is None:
+            return f"{self.name} has no usd_per_gpu_hour in its file: add it, or give --usd-per-gpu-hour"
+        if against == "joules_per_token" and self.power is None:
+            return f"{self.name} has no power in its file: add it"
+        return ""
+
     @property
     def domain(self) -> int:
         """GPUs in one NVLink domain."""

@@ -20,6 +20,14 @@ Axis = Literal["free", "many"] | Count
 """A width of a family: every divisor (`free`), every divisor of at least 2 (`many`), or one number."""
 
 
+Against = Literal["tokens_per_s_gpu", "usd_per_million_tokens", "joules_per_token"]
+"""What interactivity is traded for: throughput, or a cost of which less is better."""
+AGAINST = (
+    "what interactivity is drawn against: throughput unless given, cost or energy; on one machine the layouts of their "
+    "frontiers are the same, for a cost is a constant over the throughput [name]"
+)
+
+
 class Family(Record):
     """A way to shard, as data: which widths are free, and what the FFN grid spans; tpf is what is left of it."""
 
@@ -193,6 +201,7 @@ class Sweep(Record):
         default={},
         description="unions of families whose frontiers are compared, such as all-helix [mapping of lists]",
     )
+    against: Against | None = Field(default=None, description=AGAINST)
     _file: Path | None = PrivateAttr(default=None)
 
     @property
