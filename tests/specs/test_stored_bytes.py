@@ -1,8 +1,9 @@
-"""A checkpoint's bytes by its imported spec are within a hundredth of those that its publisher's index counts.
+"""A checkpoint's bytes by its imported spec are within a hundredth of those that are published of it.
 
-Each size is `total_size` of the checkpoint's model.safetensors.index.json on huggingface.co (of a repository without an
-index, the bytes of its tensors). Draft layers that a spec leaves out are added as copies of the last layer, with an
-embedding and a head of their own, as DeepSeek stores them.
+A size to the byte is `total_size` of the checkpoint's model.safetensors.index.json on huggingface.co (of a repository
+without an index, the bytes of its tensors). A size of GB_OF_FILES is the sum of its weight files as the repository's
+page lists them, to three digits a file. Draft layers that a spec leaves out are added as copies of the last layer, with
+an embedding and a head of their own, as DeepSeek stores them.
 """
 
 from __future__ import annotations
@@ -62,6 +63,72 @@ INT4_EXPERTS = {
 }
 """Kimi-K2-Thinking's and K2.5's: routed experts alone."""
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+QWEN25_7B = QWEN2_7B | {"torch_dtype": "bfloat16"}
+QWEN25_32B = QWEN3 | {
+    "model_type": "qwen2",
+    "intermediate_size": 27648,
+    "num_attention_heads": 40,
+    "vocab_size": 152064,
+}
+PHI_4 = LLAMA | {
+    "model_type": "phi3",
+    "hidden_size": 5120,
+    "intermediate_size": 17920,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 10,
+    "num_hidden_layers": 40,
+    "vocab_size": 100352,
+}
+
+
+def bitsandbytes(*, double: bool) -> dict[str, Any]:
+    """A quantization_config of bitsandbytes in NF4, its scales quantised in turn or not."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": double,
+    }
+
+
+def compressed(kind: str, bits: int, group: int | None) -> dict[str, Any]:
+    """A quantization_config of compressed-tensors: one group of every product but the head."""
+    strategy = "group" if group else "channel"
+    weights = {"type": kind, "num_bits": bits, "group_size": group, "strategy": strategy, "symmetric": True}
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "ignore": ["lm_head"],
+    }
+
+
+def modelopt(algo: str) -> dict[str, Any]:
+    """A quantization_config of TensorRT Model Optimizer: every product but the head."""
+    return {"quant_method": "modelopt", "quant_algo": algo, "ignore": ["lm_head"]}
+
+
+GB_OF_FILES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "nvidia/Phi-4-reasoning-plus-FP4, modelopt nvfp4": (
+        PHI_4 | {"quantization_config": modelopt("NVFP4")}, [4.99, 4.73]),
+    "nvidia/Llama-3.1-8B-Instruct-FP8, modelopt fp8": (
+        LLAMA_8B | {"quantization_config": modelopt("FP8")}, [5.00, 4.08]),
+    "neuralmagic/Meta-Llama-3-8B-Instruct-FP8, fp8 by AutoFP8": (
+        LLAMA_8B | {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}, [5.00, 4.08]),
+    "Qwen/Qwen2.5-32B-Instruct-GPTQ-Int4, gptq": (
+        QWEN25_32B | {"quantization_config": GPTQ}, [3.95, 3.98, 3.95, 3.98, 3.48]),
+    "mzayed/Qwen2.5-7B-Instruct-1M-AWQ, awq": (
+        QWEN25_7B | {"quantization_config": AWQ}, [4.48, 1.09]),
+    "RedHatAI/phi-4-quantized.w4a16, compressed-tensors int4": (
+        PHI_4 | {"quantization_config": compressed("int", 4, 128)}, [4.93, 4.16]),
+    "neuralmagic/Meta-Llama-3.1-8B-Instruct-quantized.w8a8, compressed-tensors int8": (
+        LLAMA_8B | {"quantization_config": compressed("int", 8, None)}, [5.00, 4.08]),
+    "unsloth/Meta-Llama-3.1-8B-bnb-4bit, bitsandbytes": (
+        LLAMA_8B | {"quantization_config": bitsandbytes(double=True)}, [5.70]),
+    "RichardErkhov/Qwen_-_Qwen2.5-7B-Instruct-4bits, bitsandbytes": (
+        QWEN25_7B | {"quantization_config": bitsandbytes(double=False)}, [4.76, 1.09]),
+}  # fmt: skip
+"""Checkpoints by repository: a config, and the GB of each weight file by https://huggingface.co/<repository>/tree/main."""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +141,7 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
         pytest.param(QWEN3_14B, 29_536_614_400, id="Qwen/Qwen3-14B, bf16"),
         pytest.param(QWEN3_8B, 16_381_470_720, id="Qwen/Qwen3-8B, bf16"),
         pytest.param(QWEN3_4B, 8_044_936_192, id="Qwen/Qwen3-4B, bf16, tied"),
-        pytest.param(QWEN2_7B | {"torch_dtype": "bfloat16"}, 15_231_233_024, id="Qwen/Qwen2.5-7B-Instruct, bf16"),
+        pytest.param(QWEN25_7B, 15_231_233_024, id="Qwen/Qwen2.5-7B-Instruct, bf16"),
         pytest.param(MISTRAL_7B, 14_483_464_192, id="mistralai/Mistral-7B-v0.1, bf16"),
         pytest.param(DEEPSEEK_V2_LITE | {"torch_dtype": "bfloat16"}, 31_412_968_448,
                      id="deepseek-ai/DeepSeek-V2-Lite, bf16"),
@@ -100,6 +167,13 @@ def test_bytes_by_the_spec_are_those_that_the_publisher_counts(config: dict[str,
         assert deeper is not None
         stored = deeper + drafts * 2 * 2 * found.model.vocab_size * found.model.hidden_size
     assert stored == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpoint", GB_OF_FILES)
+def test_bytes_by_the_spec_are_those_of_the_files_that_a_repository_lists(checkpoint: str) -> None:
+    config, sizes = GB_OF_FILES[checkpoint]
+    stored = import_config(config, name="model", source="tests").stored_bytes
+    assert stored == pytest.approx(1e9 * sum(sizes), rel=0.01)
 
 
 @pytest.mark.parametrize("name", shipped("model"))

@@ -380,7 +380,7 @@ class Rules:
         if self.method == "mxfp4":
             return "mxfp4", "bf16"
         if self.method == "bitsandbytes":
-            return ("int4-g64", "bf16") if s.get("load_in_4bit") else ("int8", "bf16")
+            return (self._bitsandbytes(), "bf16") if s.get("load_in_4bit") else ("int8", "bf16")
         if self.method in ("awq", "gptq", "auto-round", "intel/auto-round") and bits in (4, 8):
             # GPTQ stores zero points whether its grid is symmetric or not
             zero = self.method != "awq" or bool(s.get("zero_point", True))
@@ -388,6 +388,12 @@ class Rules:
         if self.method == "quark":
             return self._of_group(mapping(s.get("global_quant_config")))
         return self._of_group(linear[0]) if linear else None
+
+    def _bitsandbytes(self) -> str:
+        """Its 4-bit values share a 32-bit scale by 64, or an 8-bit one where scales are quantised in turn."""
+        double = self.scheme.get("bnb_4bit_use_double_quant") is True
+        self._remark(f"bitsandbytes' 4 bits are counted as int4 in groups of {128 if double else 32}, as many bytes")
+        return "int4" if double else "int4-g32"
 
     def _of_group(self, group: Config) -> Format | None:
         """compressed-tensors, modelopt and Quark: the format of a group's weights, and of their arithmetic."""
@@ -426,10 +432,13 @@ class Rules:
             wanted = group if isinstance(group, int) and group > 0 else 10**6
             near = min(sizes, key=lambda size: abs(size - wanted))
             found = known[near]
-            remark = f"int{bits} in groups of {short(group)} is counted as in groups of {near}"
-            if remark not in self.remarks:
-                self.remarks.append(remark)
+            self._remark(f"int{bits} in groups of {short(group)} is counted as in groups of {near}")
         return f"{found}-zero" if zero and found != "int8" else found
+
+    def _remark(self, sentence: str) -> None:
+        """Says it once, however many modules it is found for."""
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
 
 
 def kv_format(scheme: Config) -> tuple[str, list[str]]:
