@@ -46,7 +46,7 @@ def test_the_fuzzer_sees_a_traceback_a_hang_and_a_steered_terminal(monkeypatch):
         "steers": (lambda rng, folder: ["machines"], "a control character"),
     }
     monkeypatch.setattr("helix_sim.specs.catalogue.models", lambda: [][1])
-    monkeypatch.setattr(files, "print_rows", lambda rows, as_json: print("\x1b[2J"))
+    monkeypatch.setattr(files, "print_rows", lambda rows: print("\x1b[2J"))
     for kind, (build, wrong) in made.items():
         monkeypatch.setitem(verbs.KINDS, kind, build)
         assert wrong in verbs.failure(kind, 0, most_s=0.3)[0], kind
