@@ -16,7 +16,7 @@ from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon import attention_kinds, kind_tables
 from helix_sim.silicon.attention_kinds import OUTSIDE
 from helix_sim.silicon.module_fit import Group, Modules, fit_modules
-from helix_sim.specs.load import load_machine, load_model, load_timing, shipped
+from helix_sim.specs.load import load_framework, load_machine, load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.timing import kernel_shapes
 from helix_sim.timing.roofline import measured_classes, op_time
