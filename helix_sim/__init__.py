@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from helix_sim.answers.capacity import Capacity, capacity
     from helix_sim.answers.compare import compare
     from helix_sim.answers.explain import Explanation, explain
-    from helix_sim.answers.recommend import Request, parse_mix, recommend
+    from helix_sim.answers.recommend import recommend
+    from helix_sim.answers.request import Request, parse_mix
     from helix_sim.answers.sensitivity import elasticities, frontier_sensitivity, sensitivity, what_if
     from helix_sim.core.errors import Exit, SpecError
     from helix_sim.core.layout import Layout

@@ -9,7 +9,7 @@ from typing import Any
 
 from helix_sim import feasibility
 from helix_sim.answers.explain import answer_record, kv_tokens
-from helix_sim.answers.recommend import Mix
+from helix_sim.answers.request import Mix
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.ops.memory import Memory

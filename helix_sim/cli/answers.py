@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from helix_sim.answers.recommend import Choice, Recommendation, Stacked, Whole
+    from helix_sim.answers.recommendation import Choice, Recommendation, Stacked, Whole
     from helix_sim.answers.sensitivity import Sensitivity, WhatIf
     from helix_sim.search.plan import Plan
 
@@ -29,7 +29,6 @@ from helix_sim.cli.base import (
     out_folder,
     print_answer,
     print_text,
-    working,
     refuse,
     remark,
     remark_on,
@@ -37,6 +36,7 @@ from helix_sim.cli.base import (
     show,
     size,
     styled,
+    working,
 )
 from helix_sim.cli.options import FormatOptions, LayoutOptions, PriceOption, price, spread
 
@@ -137,8 +137,8 @@ def recommend(
     as_json: JsonOption = False,
 ) -> None:
     """The layouts with the best throughput under a latency budget, or which one limit to relax if there is none."""
-    from helix_sim.answers.recommend import Request, parse_mix
     from helix_sim.answers.recommend import recommend as search
+    from helix_sim.answers.request import Request, parse_mix
     from helix_sim.core.errors import Exit, SpecError
 
     if gpus is not None and gpus_at_most is not None:
@@ -454,7 +454,7 @@ def sensitivity(
 
 def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str] | None) -> Plan:
     """The search of a sweep's file, or of a model on a machine."""
-    from helix_sim.answers.recommend import Mix, Request, search_plan
+    from helix_sim.answers.request import Mix, Request, search_plan
     from helix_sim.search.layout_source import option
     from helix_sim.search.plan import plan
     from helix_sim.specs.load import load_sweep

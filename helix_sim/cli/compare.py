@@ -21,9 +21,9 @@ from helix_sim.cli.base import (
     number,
     out_folder,
     print_answer,
-    working,
     remark,
     show,
+    working,
 )
 
 Many = list[str] | None

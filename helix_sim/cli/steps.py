@@ -43,7 +43,7 @@ def capacity(
 ) -> None:
     """How many tokens of cache and how many users a layout has memory for, and which change would buy more."""
     from helix_sim.answers.capacity import capacity
-    from helix_sim.answers.recommend import parse_mix
+    from helix_sim.answers.request import parse_mix
 
     found = capacity(layout.source, layout.machine, layout.options(), parse_mix(mix) if mix is not None else None)
     for text in found.remarks:

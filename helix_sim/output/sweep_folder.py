@@ -17,8 +17,8 @@ from helix_sim.core.units import format_size
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told
-from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.pareto import COSTS
+from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.sweep import SweepResult, result_of
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.quantities import ANSWER_VERSION
@@ -185,9 +185,7 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(
-    result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None
-) -> dict[str, Any]:
+def _write(result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None) -> dict[str, Any]:
     """The files of a result, its pictures against the column `drawn`, or none."""
     frame = result.to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
