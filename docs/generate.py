@@ -479,9 +479,8 @@ def stack_answers(_: str) -> str:
 
 def stack_choices(_: str) -> str:
     """The first choices for two models of production, at three contexts, that some stack starts."""
-    from helix_sim.answers.request import Mix
-
     import helix_sim as hs
+    from helix_sim.answers.request import Mix
 
     rows = []
     for model, machine in itertools.product(("deepseek-r1", "kimi-k2.5"), ("h200-hgx", "gb200-nvl72")):

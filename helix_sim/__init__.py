@@ -84,10 +84,10 @@ _HOME = {
         "Explanation",
         "explain",
     ),
-    "answers.recommend": (
+    "answers.recommend": ("recommend",),
+    "answers.request": (
         "Request",
         "parse_mix",
-        "recommend",
     ),
     "answers.sensitivity": (
         "elasticities",

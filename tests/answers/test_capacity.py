@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from helix_sim.answers.request import parse_mix
 from typer.testing import CliRunner
 
 from helix_sim.answers.capacity import Capacity, capacity
 from helix_sim.answers.explain import kv_tokens
+from helix_sim.answers.request import parse_mix
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.search.layout_source import Options

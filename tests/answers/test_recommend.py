@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helix_sim.answers.request import Limits, Mix, Request, parse_mix, search_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from helix_sim.answers.recommend import recommend
+from helix_sim.answers.request import Limits, Mix, Request, parse_mix, search_plan
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.output.export import export

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helix_sim.answers.request import Request, parse_mix, search_plan
 from typer.testing import CliRunner
 
+from helix_sim.answers.request import Request, parse_mix, search_plan
 from helix_sim.answers.sensitivity import (
     KNOBS,
     SEARCH_KNOBS,

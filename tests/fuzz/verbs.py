@@ -321,10 +321,9 @@ def of_recommend(rng, folder):
 @functools.cache
 def right_answers():
     """Answers of explain and recommend, as plain data."""
-    from helix_sim.answers.request import Request, parse_mix
-
     from helix_sim.answers.explain import explain
     from helix_sim.answers.recommend import recommend
+    from helix_sim.answers.request import Request, parse_mix
     from helix_sim.search.layout_source import Options
 
     one = explain("llama-3.1-8b", "gb200-nvl72", Options(widths={"tpa": 2}, context=8192)).record()

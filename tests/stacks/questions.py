@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import median
 
 import yaml
-from helix_sim.answers.recommendation import Recommendation
-from helix_sim.answers.request import Mix, Request
 
 from helix_sim.answers.recommend import recommend
+from helix_sim.answers.recommendation import Recommendation
+from helix_sim.answers.request import Mix, Request
 from helix_sim.core.units import format_size
 from helix_sim.output.export import Launch, launch
 from helix_sim.search.layout_source import Picked

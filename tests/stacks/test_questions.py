@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helix_sim.answers.request import Mix, Request
 from typer.testing import CliRunner
 
 from helix_sim.answers.recommend import recommend
+from helix_sim.answers.request import Mix, Request
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
