@@ -256,8 +256,13 @@ def pareto(result: SweepResult, context: int | None = None, against: str | None 
             label_knees(axes, baseline, COLOURS["baseline"], 3, helix, against)
         measured = ", with 80 % intervals" if result.plan.timing.calibration else ""
         about = plot_text(f"timing: {result.plan.timing.name}{measured}")
-        place = "upper left" if against in COSTS else "lower left"
-        axes.legend(fontsize=8, loc=place, title=about, title_fontsize=8, alignment="left")
+        axes.legend(
+            fontsize=8,
+            loc="upper left" if against in COSTS else "lower left",
+            title=about,
+            title_fontsize=8,
+            alignment="left",
+        )
     return figure
 
 
