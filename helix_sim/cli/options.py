@@ -69,6 +69,10 @@ class Group:
         ]
 
 
+FamilyOption = Annotated[list[str] | None, typer.Option(help="a family of layouts to search; repeat for several")]
+MostGpusOption = Annotated[
+    str | None, typer.Option(help="most GPUs of a layout; one NVLink domain unless given", metavar="N")
+]
 PriceOption = Annotated[
     str | None,
     typer.Option(help="what an hour of one GPU costs in USD, in place of the machine's own price", metavar="N"),
