@@ -865,11 +865,18 @@ def agrees(said: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed, re.DOTALL) is not None
 
 
+def _kept_open(said: str, printed: str) -> str:
+    """What was printed, with the lines of the block that stand for any text as they were."""
+    open_lines = [line for line in said.splitlines() if "…" in line]
+    lines = printed.splitlines()
+    return "\n".join(next((line for line in open_lines if agrees(line, text)), text) for text in lines)
+
+
 def _console(body: str) -> str:
     lines = []
     for command, said in commands(body):
         printed = answer(command)
-        lines += [f"$ {command}", *([said if agrees(said, printed) else printed] if printed else [])]
+        lines += [f"$ {command}", *([said if agrees(said, printed) else _kept_open(said, printed)] if printed else [])]
     return "\n".join(lines) + "\n"
 
 

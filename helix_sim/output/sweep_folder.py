@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,9 @@ def write_sweep(
             on_progress(_progress(planned, total.sum, before, time.perf_counter() - begun))
         seconds = time.perf_counter() - begun
         result = result_of(planned, total.sum).at_price(usd_per_gpu_hour)
-        summary = _write(result, out, every_point, drawn if plots else None, usd_per_gpu_hour)
+        # a sweep is the same at any price: no layout and no time depends on it
+        same = {"digest": planned.digest, "digests": planned.digests}
+        summary = _write(result, out, every_point, drawn if plots else None, usd_per_gpu_hour, same)
         journal.finish()
     ran = (planned.layouts - before) / seconds
     share = summary["layouts_that_run"] / planned.layouts
@@ -185,8 +187,15 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None) -> dict[str, Any]:
-    """The files of a result, its pictures against the column `drawn`, or none."""
+def _write(
+    result: SweepResult,
+    out: Path,
+    every_point: bool,
+    drawn: str | None,
+    price: float | None,
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The files of a result, its pictures against the column `drawn`, or none; `identity` says which sweep."""
     frame = result.to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:
@@ -199,7 +208,12 @@ def _write(result: SweepResult, out: Path, every_point: bool, drawn: str | None,
         files += _draw(result, out, drawn)
     points: dict[str, Any] = {"written_points": "all" if every_point else "frontier"}
     points |= {"usd_per_gpu_hour": price} if price is not None else {}
-    summary = summarise(result) | points | {"files": [path.name for path in files] + ["summary.json"]}
+    summary: dict[str, Any] = {
+        **summarise(result),
+        **identity,
+        **points,
+        "files": [path.name for path in files] + ["summary.json"],
+    }
     write_json(out / "summary.json", summary)
     return summary
 

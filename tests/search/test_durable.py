@@ -469,3 +469,11 @@ def test_a_sweep_without_plots_has_all_files_but_the_pictures(tmp_path):
     assert set(drawn["files"]) - set(plain["files"]) == pictures != set()
     assert (tmp_path / "plain/frontier.csv").read_bytes() == (tmp_path / "drawn/frontier.csv").read_bytes()
     assert not pictures & {path.name for path in (tmp_path / "plain").iterdir()}
+
+
+def test_a_sweep_at_another_price_is_the_same_sweep(tmp_path):
+    for price in (3.0, 4.0, 4.0):  # one that took the price for another machine refused its own folder
+        found = write_sweep(small(), tmp_path / "out", layouts_per_block=BLOCK, usd_per_gpu_hour=price)
+        assert found["usd_per_gpu_hour"] == price
+    frame = pd.read_csv(tmp_path / "out" / "frontier.csv")
+    assert np.allclose(frame["usd_per_million_tokens"], 4 / 3600 / frame["tokens_per_s_gpu"] * 1e6, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""From a question to a launch file: import, export, trace, sensitivity."""
+"""What is made of a layout: a launch file, a timeline, what limits it."""
 
 from __future__ import annotations
 
@@ -36,52 +36,6 @@ from helix_sim.cli.base import (
     working,
 )
 from helix_sim.cli.options import FamilyOption, LayoutOptions, MostGpusOption, spread
-
-# --- import-hf ------------------------------------------------------------------------------------------------------
-
-
-@app.command("import-hf")
-def import_hf(
-    config: Annotated[Path, typer.Argument(help="a Hugging Face config.json, or the folder that holds it")],
-    out: Annotated[Path | None, out_file("the file to write; printed unless given")] = None,
-    name: Annotated[str | None, typer.Option(help="the model's name; from the config or its path unless given")] = None,
-    source: Annotated[str | None, typer.Option(help="where the config comes from, such as its URL")] = None,
-    published_parameters: Annotated[
-        str | None, number_option("parameters that its publisher counts, in billions")
-    ] = None,
-    full_attention: Annotated[
-        bool, typer.Option("--full-attention", help="read windowed and chunked layers as full attention: a bound")
-    ] = False,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="read a field with another value: sliding_window=null; repeat")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """A model spec from a Hugging Face config; what cannot be modelled is refused by the name of its field."""
-    from helix_sim.core.files import write_text
-    from helix_sim.specs.import_hf import import_file, parse_changes
-
-    published_B = number(published_parameters, "--published-parameters") if published_parameters is not None else None
-    found = import_file(
-        config,
-        name=name,
-        source=source,
-        published_B=published_B,
-        full_attention=full_attention,
-        changes=parse_changes(change or ()),
-    )
-    for text in (found.counts, *found.remarks):
-        remark(text)
-    if out:
-        write_text(out, found.text)
-        remark(f"written to {out}")
-    if as_json:
-        print_answer("import-hf", found.record())
-    elif not out:
-        print_text(found.text)
-
-
-# --- export, trace, sensitivity --------------------------------------------------------------------------------------
 
 
 @app.command()
