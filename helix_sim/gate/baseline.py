@@ -48,8 +48,8 @@ KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory
 
 ENGINE = (
     *("core/collectives", "core/errors", "core/layout", "core/numeric", "core/text", "core/units", "core/work"),
-    *("specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision", "specs/public_tables"),
-    *("specs/setting", "specs/sweep", "specs/timing", "specs/values"),
+    *("specs/attention", "specs/ffn", "specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision"),
+    *("specs/public_tables", "specs/setting", "specs/sweep", "specs/timing", "specs/values"),
     *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
     *("ops/memory", "ops/routing", "ops/stages", "ops/step_input", "ops/sparse", "ops/linear", "ops/drafts"),
     *("ops/microbatches", "core/kept", "specs/draft", "specs/drafter", "stacks/rules", "stacks/stack"),

@@ -95,6 +95,27 @@ def started(folder, *options):
     )
 
 
+SLOWLY = """
+import sys, time
+from helix_sim.cli import main
+from helix_sim.search.journal import Journal
+
+save = Journal.save
+Journal.save = lambda *given: (save(*given), time.sleep(0.05))
+sys.exit(main())
+"""
+"""The command line with a pause after each block, so that a signal finds it at work on any machine."""
+
+
+def started_slowly(folder, *options):
+    """That run in a process of its own, for two seconds or more."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *command(folder, *options)[3:]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
 def finished(folder, *options):
     """That run's exit code and what it said on stderr."""
     process = started(folder, *options)
@@ -234,7 +255,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_if_it_never_was(whole, tmp_pat
 
 
 def test_ctrl_c_is_one_sentence_and_loses_nothing(whole, tmp_path):
-    process = started(tmp_path, "--executor", "processes", "--workers", "2")
+    process = started_slowly(tmp_path, "--executor", "processes", "--workers", "2")
     while not list(tmp_path.glob("out/unfinished/*.block")):
         assert process.poll() is None
         time.sleep(0.01)
