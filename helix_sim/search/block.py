@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.heap import keep_freed_columns
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import Column, ceil_div, distinct
 from helix_sim.feasibility import Reason, memory_reason, shape_reasons
@@ -52,6 +53,7 @@ def evaluate_block(
     planned: Plan, block: Block, on_points: OnPoints | None = None, within_s: float = np.inf
 ) -> Evaluated:
     """Evaluate one block; on_points, where given, is called with every layout of it that runs within that TTL [s]."""
+    keep_freed_columns()
     rows = Rows.of(planned, block)
     admitted = Admitted(rows)
     kept = Kept(admitted, on_points, within_s)
