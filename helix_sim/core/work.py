@@ -48,6 +48,7 @@ class Work:
     |            |                    |                    |                 | of them that picked an expert here;   |
     |            |                    |                    |                 | brought_by: what sends them           |
     | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
+    | index-top-k | choices           |                 |                 | tokens: scores of each                |
     | collective | tokens             |                    |                 | needed: share of others' that is sent;|
     |            |                    |                    |                 | heads: whose partial outputs are sent |
 

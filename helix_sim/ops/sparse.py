@@ -7,6 +7,7 @@ picks falling on each part of the context alike. `ops.attention` has what these 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from helix_sim.core.numeric import Column, ceil_div, chosen, common_divisor, floor_div, larger, smaller
@@ -216,11 +217,15 @@ def index_logits(s: StepInput, a: Indexed) -> Work:
 
 
 def index_top_k(s: StepInput, a: Indexed) -> Work:
-    """The best of a rank's scores: read once, and the numbers of those chosen written, with their scores if sharded."""
+    """The best of a rank's scores: read once, and the numbers of those chosen written, with their scores if sharded.
+
+    tokens: the scores of a row, which is a choice of one new token.
+    """
     split = (index_shards(s) > 1) * 1
     chosen_here = s.tokens * choices_per_rank(s, a) * candidates(s, a)
     moved = s.layout.batch * index_scores(s, a) + chosen_here * (1 + split)
-    return memory_pass("index-top-k", moved_bytes=moved * SCORE_BYTES, rows=s.tokens)
+    row = ceil_div(index_keys_per_rank(s, a), indexer_of(a).block_tokens)
+    return replace(memory_pass("index-top-k", moved_bytes=moved * SCORE_BYTES, rows=s.tokens), tokens=row)
 
 
 def index_exchange(s: StepInput, a: Indexed) -> Work:

@@ -17,7 +17,7 @@ from helix_sim.core.work import Work
 from helix_sim.ops import linear
 from helix_sim.ops.attention import window_core
 from helix_sim.ops.layers import KINDS
-from helix_sim.ops.sparse import index_logits, index_top_k
+from helix_sim.ops.sparse import SCORE_BYTES, index_logits, index_top_k
 from helix_sim.ops.step_input import StepInput
 from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon import kind_tables
@@ -27,7 +27,7 @@ from helix_sim.silicon.kind_tables import Kind
 from helix_sim.silicon.measured_kernels import MATH, TABLE_FORMAT, cited, fastest, floats, largest_of, row_step
 from helix_sim.silicon.module_fit import Group, Modules, fit_modules
 from helix_sim.silicon.systems import machine_of
-from helix_sim.specs.load import load_model
+from helix_sim.specs.load import load_framework, load_model
 from helix_sim.specs.model import LinearAttention, WindowAttention
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.timing import Calibration, Timing
@@ -56,6 +56,9 @@ OUTSIDE = ("attention_norm", "attention_all_reduce", "exchange", "combine_partia
 
 PLAIN = {"splits": 1.0, "lone_head": 0.0}
 """What only block-sparse attention's tables tell: of others, a rank has several heads, and walks are short."""
+
+WALKED_ALONE = {"splits": 1.0, "split_kB": 0.0}
+"""A choice by one block a row, however long: SGLang's, which was measured up to a million scores."""
 
 FP8_KEY_BYTES = 132
 """An index key of 128 values in FP8 with an FP32 scale, where a machine has no narrower arithmetic."""
@@ -213,7 +216,8 @@ def index_classes(system: str, *, alike: bool = False) -> list[Measured]:
             seconds=choices["seconds"].to_numpy(),
             held=held_out(choices[["batch", "context"]]),
             source=cited(choices),
-            largest=largest_of(rows=choices["batch"]),
+            largest=largest_of(tokens=choices["context"], rows=choices["batch"]),
+            known=WALKED_ALONE,
         ),
     ]
 
@@ -239,8 +243,21 @@ def module_classes(timing: Timing, kinds: tuple[Kind, ...]) -> Iterator[Modules]
         shapes |= {name: "row-walk" if name == "index-top-k" else "picked-attention" for name in group.works}
     if shapes and sum(len(group.seconds) for group in groups) >= FEWEST_ROWS:
         plain = {name: PLAIN for name, shape in shapes.items() if shape == "picked-attention"}
-        known = {} if kinds == ("block-sparse",) else plain
-        yield Modules(groups=groups, shapes=shapes, source="; ".join(sources), known=known)
+        known: dict[str, Mapping[str, float]] = {} if kinds == ("block-sparse",) else dict(plain)
+        told: dict[str, Mapping[str, str]] = {}
+        if "index-top-k" in shapes:
+            known["index-top-k"], told["index-top-k"] = _long_rows(timing)
+        yield Modules(groups=groups, shapes=shapes, source="; ".join(sources), known=known, told=told)
+
+
+def _long_rows(timing: Timing) -> tuple[Mapping[str, float], Mapping[str, str]]:
+    """How a framework's choice shares a long row among blocks, and where that is known from."""
+    assert timing.calibration is not None
+    split = load_framework(timing.calibration.framework).long_rows
+    if split is None:
+        return WALKED_ALONE, {}
+    known = {"splits": split.blocks.value, "split_kB": split.from_scores.value * SCORE_BYTES / 1e3}
+    return known, {"splits": split.blocks.source, "split_kB": split.from_scores.source}
 
 
 def _groups_of(timing: Timing, kind: Kind) -> tuple[list[Group], str]:

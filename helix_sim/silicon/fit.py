@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,6 +57,8 @@ class Measured:
     """Whether it serves groups inside one NVLink domain or across several; both where not said."""
     known: Mapping[str, float] | None = None
     """Parameters that these measurements cannot tell, and the values they are set to."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """Where such a parameter is known from instead, if it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,9 @@ def record_of(
     parameters = {
         name: {
             "value": float(f"{values[name]:.4g}"),
-            "source": "assumed: not told by these measurements" if name in known else "measured: fitted, see the class",
+            "source": measured.told.get(name, "assumed: not told by these measurements")
+            if name in known
+            else "measured: fitted, see the class",
         }
         for name in kernel_parameters.SHAPES[measured.shape].parameters
     }

@@ -9,7 +9,7 @@ Residuals are those of whole modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,14 @@ class Group:
 class Modules:
     """Groups of measured modules, and the shape of each class that is to be fitted to them.
 
-    known: parameters that these measurements cannot tell, by class.
+    known: parameters that these measurements cannot tell, by class. told: where some of those are known from.
     """
 
     groups: Sequence[Group]
     shapes: Mapping[str, str]
     source: str
     known: Mapping[str, Mapping[str, float]]
+    told: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     borrowed: bool = False
 
 
@@ -112,11 +113,9 @@ def fit_modules(modules: Modules, gpu: Gpu, rate: Callable[[str], float]) -> dic
             seconds=np.concatenate([modules.groups[i].seconds for i in having]),
             held=np.concatenate([modules.groups[i].held for i in having]),
             source=source,
-            largest={
-                size: float(max(np.max(getattr(work, size)) for work in works))
-                for size in (("rows",) if shape == "row-walk" else ("tokens", "rows"))
-            },
+            largest={size: float(max(np.max(getattr(work, size)) for work in works)) for size in ("tokens", "rows")},
             known=modules.known.get(name),
+            told=modules.told.get(name, {}),
             borrowed=modules.borrowed,
         )
         whole_s = np.concatenate([modelled[i] for i in having])

@@ -234,6 +234,18 @@ SHAPES: dict[str, ShapeParameters] = {
             "kB_ns": Parameter(
                 meaning="a block's walk along a row of scores, a kB of it [ns]", start=90.0, low=0.01, high=5000.0
             ),
+            "splits": Parameter(
+                meaning="blocks that share a row of at least split_kB; 1 where none is shared [blocks]",
+                start=1.0,
+                low=1.0,
+                high=256.0,
+            ),
+            "split_kB": Parameter(
+                meaning="row of scores from which blocks share it, and another kernel merges their choices [kB]",
+                start=1.0,
+                low=0.0,
+                high=1e9,
+            ),
         }
     ),
     "state": ShapeParameters(

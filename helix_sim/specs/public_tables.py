@@ -211,6 +211,13 @@ class MicrobatchOrder(Record):
     source: Source = Field(description=SOURCE)
 
 
+class LongRows(Record):
+    """How an indexer's choice shares a long row of scores among blocks."""
+
+    blocks: Quantity = Field(description="blocks that share a row [blocks]")
+    from_scores: Quantity = Field(description="scores of a row from which they do [scores]")
+
+
 class Framework(Record):
     """A serving framework as the public tables and servings show it: the same on every machine."""
 
@@ -226,6 +233,9 @@ class Framework(Record):
         description="the format in which tokens travel to their experts, by the precision of the checkpoint [mapping]"
     )
     exchange: Exchange = Field(description="how tokens travel to their experts and back [mapping]")
+    long_rows: LongRows | None = Field(
+        None, description="how an indexer's choice shares long rows of scores; a block a row where not said [mapping]"
+    )
     releases: Releases | None = Field(
         None, description="its versions inside releases by which servings name it [mapping]"
     )

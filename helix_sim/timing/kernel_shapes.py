@@ -389,11 +389,16 @@ def picked_attention(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, f
 
 
 def row_walk(work: Work, gpu: Gpu, flops_per_s: float, p: Mapping[str, float]) -> Terms:
-    """A choice among the scores of each row: latency + norm(bytes, waves of rows that a block walks along)."""
+    """A choice among the scores of each row: latency + norm(bytes, waves of rows that a block walks along).
+
+    Several blocks may share a long row, whose choices a second launch merges.
+    """
     hbm_s = work.hbm_bytes / (p["bandwidth_share"] * gpu.hbm_bytes_per_s)
     row_kb = work.hbm_bytes / np.maximum(work.rows, 1e-9) / 1e3
-    walk_s = p["kB_ns"] * NANO * row_kb * np.maximum(work.rows / gpu.sms, 1.0)
-    total = work.kernels * p["latency_us"] * MICRO + norm(2, hbm_s, walk_s)
+    shared = (p["splits"] > 1) & (row_kb >= p["split_kB"])
+    blocks = np.where(shared, p["splits"], 1.0)
+    walk_s = p["kB_ns"] * NANO * row_kb / blocks * np.maximum(work.rows * blocks / gpu.sms, 1.0)
+    total = work.kernels * (1 + shared) * p["latency_us"] * MICRO + norm(2, hbm_s, walk_s)
     return _at_least(total, hbm_s=hbm_s)
 
 

@@ -57,6 +57,30 @@ def test_a_pass_over_memory_is_its_launches_and_its_bytes():
     assert (terms.math_s, terms.link_s) == (0, 0)
 
 
+# --- A choice along rows of scores ------------------------------------------------------------------------------------
+
+WALK = {"latency_us": 3.0, "bandwidth_share": 1.0, "kB_ns": 40.0, "splits": 10.0, "split_kB": 800.0}
+
+
+def chosen_in(row_kB: float, rows: float, **changed: float) -> float:
+    """Seconds of a choice among rows of so many kB each."""
+    work = Work(op_class="index-top-k", activation_bytes=row_kB * 1e3 * rows, rows=rows)
+    return seconds(shapes.row_walk(work, GPU, PETA, WALK | changed))
+
+
+def test_a_block_walks_a_row_and_ten_share_a_long_one_which_a_second_launch_merges():
+    # 400 kB at 40 ns a kB are 16 µs, and 0.4 µs of HBM; 4 MB are 160 µs by one block and 16 by ten
+    assert chosen_in(400, 1) == approx(3 + smooth(2, 16, 0.4))
+    assert chosen_in(4000, 1) == approx(6 + smooth(2, 16, 4))
+    assert chosen_in(4000, 1, splits=1) == approx(3 + smooth(2, 160, 4))
+
+
+def test_the_blocks_of_long_rows_need_sms_as_those_of_short_ones_do():
+    # 20 rows of ten blocks are two waves over 100 SMs; 200 rows of one block each as well
+    assert chosen_in(4000, 20) == approx(6 + smooth(2, 32, 80))
+    assert chosen_in(400, 200) == approx(3 + smooth(2, 32, 80))
+
+
 # --- Matrix products -------------------------------------------------------------------------------------------------
 
 PRODUCT = Work(op_class="gemm", rows=64, inner=1000, outer=64, weights="fp8", math="fp8")
