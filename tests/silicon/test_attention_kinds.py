@@ -16,7 +16,7 @@ from helix_sim.silicon import aic_tables as silicon
 from helix_sim.silicon import attention_kinds, kind_tables
 from helix_sim.silicon.attention_kinds import OUTSIDE
 from helix_sim.silicon.module_fit import Group, Modules, fit_modules
-from helix_sim.specs.load import load_machine, load_model, load_timing, shipped
+from helix_sim.specs.load import load_framework, load_machine, load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.timing import kernel_shapes
 from helix_sim.timing.roofline import measured_classes, op_time
@@ -43,6 +43,16 @@ CALIBRATED = [
 
 def test_timings_of_tensorrt_llm_vllm_and_sglang_on_gb200_and_gb300_have_classes_of_every_kind():
     assert {f"{s}-{f}" for s in ("gb200", "gb300") for f in ("trtllm", "sglang", "vllm")} <= set(CALIBRATED)
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_a_timing_shares_long_rows_of_scores_among_blocks_as_its_framework_does(name):
+    calibration = load_timing(name).calibration
+    shared = load_framework(calibration.framework).long_rows
+    parameters = calibration.classes["index-top-k"].parameters
+    blocks, row_kB = (shared.blocks.value, shared.from_scores.value * 4 / 1e3) if shared else (1, 0)
+    assert (parameters["splits"].value, parameters["split_kB"].value) == (blocks, row_kB)
+    assert "tokens" in calibration.classes["index-top-k"].largest, "an interval widens beyond the longest row"
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
