@@ -80,10 +80,14 @@ class Launched:
 
     @property
     def gathers(self) -> bool:
-        """Whether the stack gathers all tokens in place of sending them: a stage of one board that is the domain."""
+        """Whether the stack gathers all tokens in place of sending them: a stage of one board that is the domain.
+
+        Not for microbatches, which take turns where tokens are sent alone.
+        """
         machine, x = self.step.machine, self.step.layout
         board = machine.tray_gpus is not None and machine.tray_gpus.value == machine.domain
-        return not self.stack.dispatch.on_board and board and int(x.dp * x.attention_group) <= machine.domain
+        gathers = not self.stack.dispatch.on_board and x.microbatches == 1
+        return gathers and board and int(x.dp * x.attention_group) <= machine.domain
 
     @property
     def dispatch(self) -> str:
@@ -206,7 +210,7 @@ def _vllm(launched: Launched, draft: Draft) -> None:
         draft.options["--data-parallel-size"] = x.dp
     if step.model.routed_kinds and x.ep > 1:
         draft.options["--enable-expert-parallel"] = True
-        if launched.dispatched:
+        if launched.dispatched and not launched.gathers:
             draft.options["--all2all-backend"] = launched.dispatch
         if x.microbatches > 1:
             draft.options |= {"--enable-dbo": True, "--dbo-decode-token-threshold": x.batch}

@@ -30,7 +30,7 @@ from helix_sim.specs.ffn import RoutedFfn
 from helix_sim.specs.load import load_framework, load_model, load_timing, shipped
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.public_tables import Borrowed, LentNetwork, TableName
+from helix_sim.specs.public_tables import Borrowed, Gather, LentNetwork, TableName
 from helix_sim.specs.timing import KernelClass
 
 if TYPE_CHECKING:
@@ -516,7 +516,7 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
     """
     exchange, frame = load_framework(framework).exchange, _exchange_rows(system, framework)
     if exchange.gathers and not len(frame):
-        return _gathered_exchange(system, exchange.gathers)
+        return _gathered_exchange(system, Gather(reason=exchange.gathers))
     domain, (_, _, tray) = machine_of(system).domain, machine_of(system).kernel_facts
     known: dict[str, float] = {}
     remark = _remark(frame)
@@ -544,7 +544,7 @@ def expert_exchange_classes(system: str, framework: str) -> list[Measured]:
             found.append(_exchange_class(system, name, rows, stands_in, shape=shape, remark=remark + role, known=known))
     if exchange.gathers_on_board and domain == tray:
         across = [replace(each, name=f"{each.name}/across", domains="several") for each in found]
-        return [*_gathered_exchange(system, exchange.gathers_on_board, value_bytes=2.0), *across]
+        return [*_gathered_exchange(system, exchange.gathers_on_board), *across]
     return found
 
 
@@ -583,18 +583,16 @@ def lent_class(system: str, framework: str, name: str) -> KernelClass:
     return calibration.classes[names[0]]
 
 
-def _gathered_exchange(system: str, why: str, value_bytes: float = 0.0) -> list[Measured]:
-    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both.
-
-    value_bytes: of a value as it is gathered; 0 in the format of the dispatch.
-    """
+def _gathered_exchange(system: str, gathered: Gather) -> list[Measured]:
+    """dispatch and combine of a framework that gathers all tokens and scatters their sums, as NCCL does both."""
     frame, found = silicon.nccl(system), []
+    value_bytes = bytes_per_value(gathered.format) if gathered.format else 0.0
     for name, op in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
         rows = frame[frame["op"] == op]
         ranks, size = floats(rows, "ranks", "bytes")
         work = routed_work(name, ranks, size / ranks, size / ranks * (ranks - 1), 1.0, 1.0)
         known = {"value_bytes": value_bytes if name == "dispatch" else 0.0}
-        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {why}", known=known)
+        made = _exchange_class(system, name, rows, work, shape="gather", remark=f"; {gathered.reason}", known=known)
         found.append(replace(made, name=f"{name}/gather", domains="one"))
     return found
 

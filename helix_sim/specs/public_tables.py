@@ -118,6 +118,15 @@ class WireFormat(Record):
     source: Source = Field(description="where it is known from [text]")
 
 
+class Gather(Record):
+    """A gather of all tokens in place of sending each to its experts."""
+
+    format: NumberFormat | None = Field(
+        None, description="in which tokens are gathered; that of the dispatch where not said [format]"
+    )
+    reason: Text = Field(description="what it does, and how that is known; the classes say it too [text]")
+
+
 class Exchange(Record):
     """How a framework sends tokens to their experts and back."""
 
@@ -145,10 +154,10 @@ class Exchange(Record):
         None,
         description="what it does where none of these was measured: gather all tokens and scatter the sums [text]",
     )
-    gathers_on_board: Text | None = Field(
+    gathers_on_board: Gather | None = Field(
         None,
-        description="why it gathers all tokens, in BF16, inside an NVLink domain that is one board, and sends them to "
-        "their experts across several alone [text]",
+        description="where it gathers all tokens inside an NVLink domain that is one board, and sends them to their "
+        "experts across several alone [mapping]",
     )
 
 

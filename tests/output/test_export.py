@@ -192,10 +192,17 @@ def test_wide_expert_parallelism_says_its_dispatch_and_its_copies(
         assert written.environment["TRTLLM_FORCE_ALLTOALL_METHOD"] == "NVLinkTwoSided"
 
 
-def test_sglang_gathers_inside_a_board_as_its_timing_does() -> None:
-    board, two = (step_of("deepseek-r1", machine="h200-hgx", dp=n, ep=n, batch=4, formats=H100) for n in (8, 16))
-    assert "--moe-a2a-backend" not in export(board, to="sglang").options
-    assert export(two, to="sglang").options["--moe-a2a-backend"] == "deepep"
+@pytest.mark.parametrize(
+    ("stack", "option", "backend"),
+    [("sglang", "--moe-a2a-backend", "deepep"), ("vllm", "--all2all-backend", "deepep_low_latency")],
+)
+def test_tokens_are_gathered_inside_a_board_as_the_timing_has_it(stack: str, option: str, backend: str) -> None:
+    sizes: dict[str, Any] = {"machine": "h200-hgx", "batch": 4, "formats": H100}
+    board, two = (step_of("deepseek-r1", dp=n, ep=n, **sizes) for n in (8, 16))
+    assert option not in export(board, to=stack).options
+    assert export(two, to=stack).options[option] == backend
+    in_turns = step_of("deepseek-r1", dp=8, ep=8, microbatches=2, **sizes)
+    assert export(in_turns, to=stack).options[option] == backend, "microbatches take turns where tokens are sent"
 
 
 def test_tensor_parallel_experts_dispatch_nothing() -> None:

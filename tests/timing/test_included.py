@@ -15,10 +15,11 @@ MACHINES = {"gb200": "gb200-nvl72", "b200": "b200-hgx", "h100": "h100-hgx"}
 MEASURED = [name for name in shipped("timing") if load_timing(name).calibration]
 
 
-def step(timing, model, layout=None, machine=None, context=8192):
+def step(timing, model, layout=None, machine=None, context=8192, **formats):
     timing = load_timing(timing) if isinstance(timing, str) else timing
     machine = load_machine(machine or MACHINES[timing.calibration.system])
-    setting = Setting(model=load_model(model), machine=machine, timing=timing, precision=FP8)
+    precision = FP8.model_copy(update=formats)
+    setting = Setting(model=load_model(model), machine=machine, timing=timing, precision=precision)
     return evaluate_step(setting, layout or Layout(batch=8, tpa=8, tpf=8), context)
 
 
@@ -113,13 +114,15 @@ def test_a_column_of_layouts_has_the_width_of_the_kernel_that_runs_in_each():
 # --- Gathered inside a board -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timing", ["b200-sglang", "h100-sglang"])
-def test_inside_a_board_sglang_gathers_in_bf16_and_its_experts_pass_over_every_token(timing):
-    board, across = (step(timing, "deepseek-r1", Layout(batch=32, dp=n, ep=n)) for n in (8, 16))
+@pytest.mark.parametrize(
+    ("timing", "width"), [("b200-sglang", 2), ("h100-sglang", 2), ("b200-vllm", 1), ("h100-vllm", 1)]
+)
+def test_inside_a_board_tokens_are_gathered_and_experts_pass_over_every_one(timing, width):
+    board, across = (step(timing, "deepseek-r1", Layout(batch=32, dp=n, ep=n), dispatch="fp8") for n in (8, 16))
     classes = load_timing(timing).calibration.classes
-    # every token of the seven other ranks arrives whole, two bytes a value, whatever the dispatch's own format
+    # every token of the seven other ranks arrives whole: SGLang's in BF16, vLLM's as quantised, here in FP8
     rate = board.machine.nvlink_bytes_per_s * classes["dispatch/gather"].values["link_share"]
-    assert float(board.times["dispatch"].link_s) == pytest.approx(7 * 32 * 7168 * 2 / rate, rel=1e-9)
+    assert float(board.times["dispatch"].link_s) == pytest.approx(7 * 32 * 7168 * width / rate, rel=1e-9)
     none = load_timing(timing).model_copy(
         update={
             "calibration": load_timing(timing).calibration.model_copy(
@@ -127,7 +130,7 @@ def test_inside_a_board_sglang_gathers_in_bf16_and_its_experts_pass_over_every_t
             )
         }
     )
-    sent = [step(none, "deepseek-r1", Layout(batch=32, dp=n, ep=n)) for n in (8, 16)]
+    sent = [step(none, "deepseek-r1", Layout(batch=32, dp=n, ep=n), dispatch="fp8") for n in (8, 16)]
     assert float(sent[0].times["routed_up"].seconds) < float(board.times["routed_up"].seconds)
     assert float(sent[1].ttl_s) == float(across.ttl_s), "between boards tokens are sent to their experts"
 
