@@ -530,8 +530,8 @@ def setting_of(
     """A setting, with the defaults where something is not given; each part a record, or its name or file.
 
     timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
-    the checkpoint's number formats unless given; of `model.formats`, as the machine computes in them. draft: what drafts
-    for the model; nothing unless given.
+    the checkpoint's number formats unless given; of `model.formats`, as the machine computes in them. draft: what
+    drafts for the model; nothing unless given.
     """
     model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
@@ -557,8 +557,8 @@ def decode_step(
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them. query_tokens: new tokens of each request; 1 decodes. precision: the
-    checkpoint's number formats unless given; `model.formats["nvfp4"]` is what `--formats nvfp4` says. draft: what drafts
-    the layout's `draft_tokens`, such as deepseek-r1-mtp.
+    checkpoint's number formats unless given; `model.formats["nvfp4"]` is what `--formats nvfp4` says. draft: what
+    drafts the layout's `draft_tokens`, such as deepseek-r1-mtp.
     """
     setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
     return checked_step(setting, layout, context, query_tokens)
