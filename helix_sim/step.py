@@ -511,10 +511,13 @@ def setting_of(
     """A setting, with the defaults where something is not given; each part a record, or its name or file.
 
     timing: the `paper` timing unless given; SpecError for one measured on another system than the machine. precision:
-    the checkpoint's number formats unless given. draft: what drafts for the model; nothing unless given.
+    the checkpoint's number formats unless given; of `model.formats`, as the machine computes in them. draft: what
+    drafts for the model; nothing unless given.
     """
     model, machine, timing = load_model(model), load_machine(machine), load_timing(timing or "paper")
     require_measured_here(machine, timing)
+    if isinstance(precision, StoredFormats):
+        precision = Precision.model_validate(stored_formats(model, machine, precision, {}))
     precision = precision or default_precision(model, machine, timing)
     drafter = drafter_of(draft, model) if draft is not None else None
     return Setting(model=model, machine=machine, timing=timing, precision=precision, drafter=drafter)

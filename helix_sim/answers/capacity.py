@@ -16,9 +16,15 @@ from helix_sim.ops.memory import Memory
 from helix_sim.search.family import divisors
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick
+from helix_sim.specs.load import load_model
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
+from helix_sim.stacks.rules import start_flags
+from helix_sim.stacks.stack import NAMES
 from helix_sim.step import LayoutError, Step, evaluate_step, stored_formats
+
+LONG_CONTEXT = 10**6
+"""Tokens of a request where none are asked for, unless the model's own limit is lower, as a server's is."""
 
 SMALL_CONTEXT = 4096
 """Tokens of the one request with which a layout is looked at that has no room for what was asked for."""
@@ -96,9 +102,14 @@ def capacity(
     """How many tokens and users a layout has memory for, under what its machine or its framework keeps free.
 
     layout, machine, options: as `helix_sim.search.layout_source.pick` takes them. mix: the requests' contexts; those of
-    the layout unless given. LayoutError where the weights alone do not fit, or the layout is none.
+    the layout unless given, and for a model and a machine the longest that the model is published for, a million tokens
+    at most. LayoutError where the weights alone do not fit, or the layout is none.
     """
-    picked = _with_room(layout, machine, options or Options())
+    options = options or Options()
+    if machine is not None and not options.context:
+        longest = load_model(str(layout)).max_position_embeddings or LONG_CONTEXT
+        options = replace(options, context=min(longest, LONG_CONTEXT))
+    picked = _with_room(layout, machine, options)
     asked = mix or Mix(contexts=(_context(picked, options),), shares=(1.0,))
     step = evaluate_step(picked.step.setting, replace(picked.step.layout, batch=1, chunks=1), asked.of_batch(1).item())
     return Capacity(
@@ -120,11 +131,11 @@ def _with_room(layout: Step | Picked | str | Path, machine: str | None, options:
         return pick(layout, machine, replace(options, context=SMALL_CONTEXT, query_tokens=None, widths=few))
 
 
-def _context(picked: Picked, options: Options | None) -> int:
+def _context(picked: Picked, options: Options) -> int:
     """Tokens of a request that was asked about: the option, the layout's own, or a million where that did not fit."""
-    if options and options.context:
+    if options.context:
         return options.context
-    return picked.longest_context if picked.longest_context != SMALL_CONTEXT else 10**6
+    return picked.longest_context if picked.longest_context != SMALL_CONTEXT else LONG_CONTEXT
 
 
 def users_that_fit(step: Step, mix: Mix) -> int:
@@ -153,10 +164,14 @@ def users_that_fit(step: Step, mix: Mix) -> int:
 
 
 def _more(step: Step) -> Iterator[Alternative]:
-    """The best change of each kind that leaves room for more tokens on as many GPUs, the best kind first."""
+    """The best change of each kind that leaves room for more tokens on as many GPUs, the best kind first.
+
+    Where a serving stack starts the layout, one starts it with the change as well.
+    """
     now = kv_tokens(step)
+    stacks = NAMES if _starts(step.setting, step.layout, NAMES) else ()
     changes = [
-        *(("layout", str(x), step.setting, x) for x in _splits(step)),
+        *(("layout", x.widths, step.setting, x) for x in _splits(step)),
         *(("KV cache", f"--kv {kv}", _with(step.setting, kv=kv), step.layout) for kv in _narrower_caches(step)),
         *(("formats", f"--formats {name}", setting, step.layout) for name, setting in _other_formats(step)),
     ]
@@ -164,10 +179,17 @@ def _more(step: Step) -> Iterator[Alternative]:
     for kind, change, setting, x in changes:
         if int(feasibility.shape_reasons(setting.model, setting.machine, x, step.context)):
             continue
+        if not _starts(setting, x, stacks):
+            continue
         tokens = kv_tokens(evaluate_step(setting, x, step.context))
         if tokens > max(now, best[kind].kv_tokens if kind in best else 0):
             best[kind] = Alternative(change=change, kind=kind, kv_tokens=tokens)
     yield from sorted(best.values(), key=lambda each: -each.kv_tokens)
+
+
+def _starts(setting: Setting, x: Layout, stacks: tuple[str, ...]) -> bool:
+    """Whether one of the stacks starts a layout; true where none is asked."""
+    return not int(start_flags(stacks, setting.model, setting.machine, setting.precision, x))
 
 
 def _splits(step: Step) -> Iterator[Layout]:

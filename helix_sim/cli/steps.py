@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +40,10 @@ def capacity(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How many tokens of cache and how many users a layout has memory for, and which change would buy more."""
+    """How many tokens of cache and how many users a layout has memory for, and which change would buy more.
+
+    Without --context or --mix, requests are as long as the model is published for, 1M tokens at most.
+    """
     from helix_sim.answers.capacity import capacity
     from helix_sim.answers.request import parse_mix
 
@@ -58,8 +60,9 @@ def _print_capacity(out: Console, found: Capacity) -> None:
     step, memory = found.step, found.memory
     names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
     out.print(styled(*names, f", timing {step.timing.name}; {step.precision}"))
-    x = replace(step.layout, batch=1)
-    out.print(f"{x} = {x.gpus} GPUs, {x.dp} attention group{'s' * (x.dp > 1)}")
+    x = step.layout
+    widths = f"{x.widths} = " if x.widths else ""
+    out.print(f"{widths}{x.gpus} GPU{'s' * (x.gpus > 1)}, {x.dp} attention group{'s' * (x.dp > 1)}")
     out.print()
     table = new_table("memory of the fullest GPU", ">GB")
     rows = {"capacity": memory.capacity, "reserve": memory.reserve, "weights": memory.weights,
@@ -67,15 +70,19 @@ def _print_capacity(out: Console, found: Capacity) -> None:
     for name, size in rows.items():
         table.add_row(name, f"{float(size) / 1e9:.2f}")
     show(out, table)
-    each = " of each attention group" if int(step.layout.dp) > 1 else ""
+    each = f" in each of {x.dp} attention groups" if x.dp > 1 else ""
     out.print(styled("GPU KV cache size: ", (f"{found.kv_tokens_per_group:,}", "bold"), f" tokens{each}"))
-    out.print(f"Maximum concurrency for {found.mix.mean:,.0f} tokens per request: {found.concurrency:.2f}x{each}")
-    out.print(styled("users of ", str(found.mix), " at once: ", (f"{found.users:,}", "bold")))
+    also = " in each" if x.dp > 1 else ""
+    out.print(f"Maximum concurrency for {found.mix.mean:,.0f} tokens per request: {found.concurrency:.2f}x{also}")
+    contexts = found.mix.contexts
+    asked = f"{contexts[0]:,} tokens" if len(contexts) == 1 else str(found.mix)
+    out.print(styled(f"users of {asked} at once: ", (f"{found.users:,}", "bold")))
     if found.more:
-        more = new_table("what would buy more", "change", ">KV tokens", ">factor")
+        of_all = " of all groups" if x.dp > 1 else ""
+        more = new_table("what would buy more", "change", f">KV tokens{of_all}", ">factor")
         for change in found.more:
             now = max(found.kv_tokens, 1)
-            more.add_row(change.kind, change.change, f"{change.kv_tokens:,}", f"{change.kv_tokens / now:.2f}")
+            more.add_row(change.kind, change.change, f"{change.kv_tokens:,}", f"{change.kv_tokens / now:.2f}x")
         show(out, more)
 
 
@@ -89,6 +96,7 @@ def _print_step(out: Console, picked: Picked) -> None:
     from helix_sim.step import op_rows
 
     step = picked.step
+    x = step.layout
     context = f"{format_size(int(step.context))} tokens"
     if picked.longest_context != step.context:
         context += f" on average ({format_size(picked.longest_context)} at most)"
@@ -96,7 +104,8 @@ def _print_step(out: Console, picked: Picked) -> None:
         context += f", {step.query_tokens} of them new"
     names = ((step.model.name, "bold"), " on ", (step.machine.name, "bold"))
     out.print(styled(*names, f", {context}, timing {step.timing.name}; {step.precision}"))
-    out.print(f"{step.layout} = {step.layout.gpus} GPUs, {step.layout.users} users")
+    gpus, users = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((x.gpus, "GPU"), (x.users, "user")))
+    out.print(f"{x} = {gpus}, {users}")
     out.print()
     wide = out.width >= WIDE
     amounts = (">MB weights", ">MB KV", ">MB act.") if wide else (">MB HBM",)

@@ -130,9 +130,13 @@ class Layout:
         return {name: getattr(self, name) for name in AXES}
 
     def __str__(self) -> str:
+        return ", ".join(filter(None, (f"batch {self.batch}", self.widths)))
+
+    @property
+    def widths(self) -> str:
+        """The widths that one layout uses, in words without its batch; empty where it is one GPU."""
         columns = self.columns().items()
-        shown = (f"{name} {value}" for name, value in columns if name == "batch" or value != NONE.get(name, 1))
-        return ", ".join(shown)
+        return ", ".join(f"{n} {value}" for n, value in columns if n != "batch" and value != NONE.get(n, 1))
 
 
 AXES = tuple(field.name for field in fields(Layout))

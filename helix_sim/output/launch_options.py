@@ -117,6 +117,11 @@ class Launched:
         """Tokens of a KV block, where KV parallelism fixes them."""
         return self.placed.kvp.block_tokens if self.placed.kvp else None
 
+    @property
+    def transceiver(self) -> str:
+        """What carries caches and states from prefill servers, under KV parallelism."""
+        return (self.placed.kvp and self.placed.kvp.transceiver) or "DEFAULT"
+
     def share(self, part: float, whole: float) -> float:
         """A share of memory, rounded down to a thousandth."""
         return math.floor(1000 * min(part / whole, 0.99)) / 1000
@@ -160,7 +165,7 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
                 "tokens_per_block": launched.block_tokens,
                 "use_nccl_for_alltoall": False,
             },
-            "cache_transceiver_config": {"backend": "DEFAULT"},
+            "cache_transceiver_config": {"backend": launched.transceiver},
         }
         draft.remarks.append(
             "Helix runs on the generation servers of a disaggregated deployment; prefill needs its own"

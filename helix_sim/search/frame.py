@@ -87,8 +87,9 @@ def decode_step(
 
     model, machine, timing: records, or their names or files; the `paper` timing unless given. context: tokens in each
     request's KV cache, the new ones among them, as a number or as text such as "1M". query_tokens: new tokens of each
-    request; 1 decodes. precision: the checkpoint's number formats unless given. draft: what drafts the `draft_tokens`
-    of the layout, a record, a shipped name such as deepseek-r1-mtp, or a file; nothing unless given.
+    request; 1 decodes. precision: the checkpoint's number formats unless given; `model.formats["nvfp4"]` is what
+    `--formats nvfp4` says. draft: what drafts the layout's `draft_tokens`, a record, a shipped name such as
+    deepseek-r1-mtp, or a file; nothing unless given.
 
     Returns a Step; LayoutError with every reason where the layout cannot run. With lists or arrays, of one length or
     of one element, the table that `evaluate` returns of them: a row each, with its reasons where it cannot run.

@@ -238,6 +238,10 @@ class StackRule(Enum):
     PIPELINE = Refusal(
         title="a pipeline stage without a layer", holds=lambda p: np.asarray(p.layout.pp) > p.model.layer_count
     )
+    PIPELINE_KIND = Refusal(
+        title="a pipeline of kinds of attention that the stack runs in one stage",
+        holds=lambda p: (np.asarray(p.layout.pp) > 1) & (set(_kinds(p.model)) in [set(k) for k in p.stack.one_stage]),
+    )
     QUERY_HEADS = Refusal(
         title="query heads that do not divide over tensor parallelism",
         holds=lambda p: _any([_uneven(heads, p.layout.attention_group) for heads in _query_heads(p.model)]),

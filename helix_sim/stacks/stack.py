@@ -71,6 +71,9 @@ class KvpKinds(Record):
     )
     block_tokens: Count | None = Field(default=None, description="tokens of a KV block, where it fixes them [tokens]")
     backend: Backends | None = Field(default=None, description="attention back end that it needs [mapping]")
+    transceiver: Text | None = Field(
+        default=None, description="back end that carries caches and states from prefill servers, beside its own [name]"
+    )
     remark: Text | None = Field(default=None, description="what a deployment has to know beyond options [text]")
     source: Text = Field(description="file or page of the stack that has it [text]")
 
@@ -143,6 +146,10 @@ class Stack(Record):
         default=None, description="the vocabulary is padded to a multiple of this, then cut [count]"
     )
     kvp: list[KvpKinds] = Field(description="kinds of attention that have KV parallelism, and how [list of mappings]")
+    one_stage: list[list[Text]] = Field(
+        default=[],
+        description="kinds of attention that it runs side by side in one pipeline stage alone [list of lists of names]",
+    )
     gathers_queries: bool = Field(
         description="whether all KV shards may share the projection of queries and gather them [yes or no]"
     )

@@ -13,7 +13,10 @@ from helix_sim.answers.explain import kv_tokens
 from helix_sim.answers.request import parse_mix
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
 from helix_sim.search.layout_source import Options
+from helix_sim.stacks.rules import start_flags
+from helix_sim.stacks.stack import NAMES
 from helix_sim.step import evaluate_step
 
 GIB = 2**30
@@ -102,7 +105,28 @@ def test_explain_says_how_many_tokens_fit() -> None:
 def test_the_verb_prints_what_servers_print() -> None:
     shown = CliRunner().invoke(app, ["capacity", "llama-3.1-8b", "h100-hgx", "--context", "8K", "--dp", "2"])
     found = capacity("llama-3.1-8b", "h100-hgx", Options(context=8000, widths={"dp": 2}))
-    assert f"GPU KV cache size: {found.kv_tokens // 2:,} tokens of each attention group" in shown.stdout
+    assert f"GPU KV cache size: {found.kv_tokens // 2:,} tokens in each of 2 attention groups" in shown.stdout
     assert f"Maximum concurrency for 8,000 tokens per request: {found.concurrency:.2f}x" in shown.stdout
     record = json.loads(CliRunner().invoke(app, ["capacity", "llama-3.1-8b", "h100-hgx", "--json"]).stdout)
     assert record["kv_tokens"] == record["kv_tokens_per_group"] * record["attention_groups"]
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-70b", "qwen3-235b-a22b", "deepseek-r1"])
+def test_a_change_of_layout_is_one_that_a_stack_starts(model: str) -> None:
+    found = capacity(model, "h200-hgx", Options(context=32_000, widths={"tpa": 8, "tpf": 8}))
+    for each in found.more:
+        if each.kind == "layout":
+            widths = dict(pair.split() for pair in each.change.split(", "))
+            x = Layout(**{name: int(value) for name, value in widths.items()})
+            assert not int(start_flags(NAMES, found.step.model, found.step.machine, found.step.precision, x))
+
+
+def test_no_batch_is_printed_where_none_was_asked_for() -> None:
+    printed = CliRunner().invoke(app, ["capacity", "deepseek-r1", "b200-hgx", "--dp", "8", "--ep", "8"]).stdout
+    assert "batch" not in printed
+    assert "dp 8, ep 8 = 8 GPUs, 8 attention groups" in printed
+
+
+def test_requests_are_as_long_as_the_model_allows_unless_said() -> None:
+    assert capacity("llama-3.1-8b", "h100-hgx").mix.contexts == (131_072,)
+    assert capacity("llama-3.1-8b", "h100-hgx", Options(context=1_000_000)).mix.contexts == (1_000_000,)

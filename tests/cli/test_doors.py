@@ -16,8 +16,10 @@ from helix_sim.cli.options import FormatOptions, LayoutOptions, TimingOptions
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES
 from helix_sim.core.units import FORMAT_BITS
-from helix_sim.search.layout_source import FORMATS, option
+from helix_sim.search.layout_source import FORMATS, option, precision_of
+from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision
+from helix_sim.step import setting_of
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OF_LAYOUTS = ("explain", "capacity", "export", "trace", "sensitivity")
@@ -155,6 +157,15 @@ def test_a_bad_option_is_the_same_sentence_in_every_verb(
 ) -> None:
     for verb in verbs:
         assert problems(verb, *HERE, name, value) == [f"{name}: {sentence}"]
+
+
+@pytest.mark.parametrize("machine", ["h100-hgx", "gb200-nvl72"])
+@pytest.mark.parametrize("model", ["deepseek-r1", "llama-3.1-405b", "gpt-oss-120b"])
+def test_formats_of_a_model_are_the_same_from_python_and_by_their_name(model: str, machine: str) -> None:
+    record = load_model(model)
+    for name, stored in record.formats.items():
+        by_name = precision_of(record, load_machine(machine), {}, named=name)
+        assert setting_of(record, machine, precision=stored).precision == by_name
 
 
 def test_a_file_of_formats_is_read_by_the_same_words_in_every_verb(tmp_path: Path) -> None:

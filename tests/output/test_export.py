@@ -150,6 +150,7 @@ def test_states_beside_latents_launch_with_the_blocks_and_back_ends_that_they_ne
     step = step_of("kimi-k3", kvp=32, ep=32, batch=4)
     trtllm = parsed(export(step, to="trtllm"))
     assert trtllm["cp_config"]["tokens_per_block"] == trtllm["kv_cache_config"]["tokens_per_block"] == 64
+    assert trtllm["cache_transceiver_config"] == {"backend": "NIXL"}
     assert parsed(export(step, to="sglang"))["--attention-backend"] == "cutedsl_mla"
     assert parsed(export(step, to="vllm"))["--attention-backend"] == "FLASHINFER_MLA"
 

@@ -88,6 +88,7 @@ CASES: dict[str, list[Case]] = {
         ("vllm sglang", R1, BOARD, FP8_BLOCK, {"dp": 16, "ep": 16}, {"dp": 12, "ep": 12}),
     ],
     "PIPELINE": [("trtllm vllm sglang", gqa(), RACK, BF16, {"pp": 4}, {"pp": 8})],
+    "PIPELINE_KIND": [("trtllm", "kimi-k3", RACK, NVFP4, {"tpa": 8, "ep": 8}, {"tpa": 8, "ep": 8, "pp": 4})],
     "QUERY_HEADS": [
         ("trtllm vllm sglang", gqa(28, 4), BOARD, BF16, {"tpa": 4}, {"tpa": 8}),
         ("trtllm", R1, RACK, NVFP4, {"kvp": 8}, {"kvp": 12}),
@@ -107,7 +108,10 @@ CASES: dict[str, list[Case]] = {
         ("sglang", "deepseek-v3.2", RACK, NVFP4, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8, "index_kvp": 2}),
         ("vllm", "glm-5", RACK, NVFP4, {"kvp": 8, "ep": 8, "index_kvp": 8}, {"kvp": 8, "ep": 8, "index_kvp": 4}),
     ],
-    "KVP_HEADS": [("vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8, "kvp": 4}, {"tpa": 4, "kvp": 4})],
+    "KVP_HEADS": [
+        ("vllm sglang", LLAMA, RACK, NVFP4, {"tpa": 8, "kvp": 4}, {"tpa": 4, "kvp": 4}),
+        ("sglang", "qwen3-next-80b", RACK, NVFP4, {"tpa": 2, "kvp": 4, "ep": 8}, {"kvp": 8, "ep": 8}),
+    ],
     "KVP_QUERIES": [
         ("vllm", QWEN, RACK, NVFP4, {"tpa": 4, "kvp": 16, "ep": 64}, {"tpa": 4, "kvp": 3, "ep": 12}),
     ],
