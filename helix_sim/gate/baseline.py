@@ -52,7 +52,7 @@ ENGINE = (
     *("specs/public_tables", "specs/setting", "specs/sweep", "specs/timing", "specs/values"),
     *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
     *("ops/memory", "ops/routing", "ops/stages", "ops/step_input", "ops/sparse", "ops/linear", "ops/drafts"),
-    *("ops/microbatches", "core/kept", "specs/draft", "specs/drafter", "stacks/rules", "stacks/stack"),
+    *("ops/microbatches", "core/heap", "core/kept", "specs/draft", "specs/drafter", "stacks/rules", "stacks/stack"),
     *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "timing/uncertainty", "step", "feasibility"),
     *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
     "search/sweep",

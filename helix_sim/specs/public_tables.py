@@ -122,7 +122,7 @@ class Gather(Record):
     """A gather of all tokens in place of sending each to its experts."""
 
     format: NumberFormat | None = Field(
-        None, description="in which tokens are gathered; that of the dispatch where not said [format]"
+        default=None, description="in which tokens are gathered; that of the dispatch where not said [format]"
     )
     reason: Text = Field(description="what it does, and how that is known; the classes say it too [text]")
 

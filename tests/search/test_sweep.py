@@ -229,7 +229,7 @@ def test_blocks_added_in_any_order_are_the_same_sweep(monkeypatch):
         for context, families in expected.frontiers.items():
             for name, found in families.items():
                 here = total.sum.frontiers[context][name]
-                assert all(np.array_equal(here.columns[key], column) for key, column in found.columns.items())
+                assert all(np.array_equal(column, found.columns[key]) for key, column in here.columns.items())
 
 
 def test_nothing_added_is_nothing():
