@@ -31,6 +31,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from helix_sim.core.display import drawn_by
+
 if TYPE_CHECKING:
     from helix_sim.answers.capacity import Capacity, capacity
     from helix_sim.answers.compare import compare
@@ -237,6 +239,16 @@ __all__ = [
 ]
 
 
+def _drawn(shown: object) -> str:
+    """An object as HTML, by the module that is loaded when the first one is shown."""
+    from helix_sim.output.html import html_of
+
+    return html_of(shown)
+
+
+drawn_by(_drawn)
+
+
 def __getattr__(name: str) -> Any:
     """Public names load their module at first use, so that `helix-sim --help` loads none."""
     if name not in _MODULE_OF:
@@ -247,4 +259,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

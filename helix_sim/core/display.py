@@ -1,8 +1,16 @@
-"""How an object shows itself in a notebook: as HTML that `helix_sim.output.html` draws when it is first shown."""
+"""How an object shows itself in a notebook: as HTML, drawn by whoever the package says (`helix_sim.output.html`)."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
+from html import escape
+
+_drawers: list[Callable[[object], str]] = []
+
+
+def drawn_by(draw: Callable[[object], str]) -> None:
+    """From now on every object that is shown is drawn by `draw`, which makes HTML of it."""
+    _drawers[:] = [draw]
 
 
 class Shown:
@@ -12,5 +20,4 @@ class Shown:
 
     def _repr_html_(self) -> str:
         """The object as HTML, for Jupyter."""
-        text: str = importlib.import_module("helix_sim.output.html").html_of(self)
-        return text
+        return _drawers[0](self) if _drawers else f"<pre>{escape(repr(self))}</pre>"
