@@ -7,10 +7,6 @@ The equations that read them are `timing.kernel_shapes`; a name's end is its uni
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from helix_sim.specs.timing import Calibration
 
 TIMES = ("_us", "_ns")
 """How the name of a parameter ends that is a time: what a knob of latencies scales."""
@@ -272,22 +268,3 @@ SHAPES: dict[str, ShapeParameters] = {
     ),
 }
 """Every shape that a class of a timing may have; the equation of each is in `timing.kernel_shapes.SHAPES`."""
-
-
-def shape_problems(calibration: Calibration) -> list[str]:
-    """What is wrong with a calibration's classes against their shapes, a sentence each, the place in front."""
-    problems = []
-    for name, measured in calibration.classes.items():
-        if measured.shape not in SHAPES:
-            problems.append(f"{name}.shape: {measured.shape!r} is not one of {', '.join(SHAPES)}")
-            continue
-        needed = SHAPES[measured.shape].parameters
-        for key in [key for key in needed if key not in measured.parameters]:
-            problems.append(f"{name}.parameters.{key}: missing; shape {measured.shape} needs it")
-        for key, given in measured.parameters.items():
-            at = f"{name}.parameters.{key}"
-            if key not in needed:
-                problems.append(f"{at}: unknown; shape {measured.shape} has {', '.join(needed)}")
-            elif not needed[key].low <= given.value <= needed[key].high:
-                problems.append(f"{at}: {given.value} is not between {needed[key].low:g} and {needed[key].high:g}")
-    return problems

@@ -19,13 +19,12 @@ from helix_sim.core.text import is_path, said, shortened
 from helix_sim.specs.comparison import Comparison
 from helix_sim.specs.draft import Draft
 from helix_sim.specs.extending import extend
-from helix_sim.specs.kernel_parameters import shape_problems
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model, listed_layers
 from helix_sim.specs.older_words import in_todays_words
 from helix_sim.specs.public_tables import Framework
 from helix_sim.specs.sweep import Family, Sweep
-from helix_sim.specs.timing import Timing
+from helix_sim.specs.timing import Timing, shape_problems
 from helix_sim.specs.values import Record
 
 FOLDERS = {

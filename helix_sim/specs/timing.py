@@ -290,3 +290,22 @@ def _scaled_class(measured: KernelClass, factor: float) -> KernelClass:
     """The class with every parameter that is a time times a factor."""
     times = {name: each.scale(factor) for name, each in measured.parameters.items() if name.endswith(TIMES)}
     return measured.model_copy(update={"parameters": {**measured.parameters, **times}})
+
+
+def shape_problems(calibration: Calibration) -> list[str]:
+    """What is wrong with a calibration's classes against their shapes, a sentence each, the place in front."""
+    problems = []
+    for name, measured in calibration.classes.items():
+        if measured.shape not in SHAPES:
+            problems.append(f"{name}.shape: {measured.shape!r} is not one of {', '.join(SHAPES)}")
+            continue
+        needed = SHAPES[measured.shape].parameters
+        for key in [key for key in needed if key not in measured.parameters]:
+            problems.append(f"{name}.parameters.{key}: missing; shape {measured.shape} needs it")
+        for key, given in measured.parameters.items():
+            at = f"{name}.parameters.{key}"
+            if key not in needed:
+                problems.append(f"{at}: unknown; shape {measured.shape} has {', '.join(needed)}")
+            elif not needed[key].low <= given.value <= needed[key].high:
+                problems.append(f"{at}: {given.value} is not between {needed[key].low:g} and {needed[key].high:g}")
+    return problems
