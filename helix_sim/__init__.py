@@ -32,6 +32,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from helix_sim.core.display import drawn_by
+from helix_sim.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from helix_sim.answers.capacity import Capacity, capacity
@@ -73,8 +74,6 @@ if TYPE_CHECKING:
     from helix_sim.specs.sweep import Sweep
     from helix_sim.specs.timing import Timing
     from helix_sim.step import LayoutError, Step, setting_of
-
-__version__ = "0.1.0"
 
 _HOME = {
     "answers.capacity": (

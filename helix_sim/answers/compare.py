@@ -100,7 +100,7 @@ class Compared:
 
     def record(self) -> dict[str, Any]:
         """The comparison as plain data: what `compare --json` prints."""
-        from helix_sim import __version__
+        from helix_sim.core.version import __version__
 
         inputs = [{kind: each.record() for kind, each in found.plan.inputs.items()} for found in self.searches]
         return {

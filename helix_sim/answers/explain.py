@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim import __version__
+from helix_sim.core.version import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
 from helix_sim.search.layout_source import Options, Picked, pick

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim import __version__
 from helix_sim.answers.explain import answer_record, known, uncertainty_record
 from helix_sim.answers.request import Mix, Request
 from helix_sim.core.layout import Layout
+from helix_sim.core.version import __version__
 from helix_sim.search.identity import Input
 from helix_sim.search.plan import Plan
 from helix_sim.specs.quantities import ANSWER_VERSION

@@ -115,7 +115,7 @@ def check(
 def version(show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
     """Options before the verb."""
     if show:
-        from helix_sim import __version__
+        from helix_sim.core.version import __version__
 
         say(f"helix-sim {__version__}")
         raise typer.Exit

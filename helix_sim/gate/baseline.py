@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import csv_cell, file_stem, text_of_cell
 from helix_sim.core.files import write_text
@@ -31,6 +30,7 @@ from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.numeric import broadcast_columns
 from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
+from helix_sim.core.version import __version__
 from helix_sim.feasibility import memory_reason, shape_reasons
 from helix_sim.ops.attention import KV_BLOCK_TOKENS
 from helix_sim.search.pareto import Frontier, frontier

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim import __version__
 from helix_sim.core.errors import SpecError
+from helix_sim.core.version import __version__
 from helix_sim.gate import baseline as stored
 from helix_sim.gate.baseline import Baseline
 from helix_sim.gate.blame import TermMove, Today, evaluate_today, layout_text

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helix_sim import __version__
+from helix_sim.core.version import __version__
 from helix_sim.kernels.measurements import FORMAT_BYTES, Cell, Measurement, attention_cell, combine_cell
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import comment
 from helix_sim.core.layout import Layout
 from helix_sim.core.text import said
 from helix_sim.core.units import format_size
+from helix_sim.core.version import __version__
 from helix_sim.feasibility import Candidate, memory_reason, sentences, shape_reasons
 from helix_sim.output.launch_files import command_text, dynamo_text, srt_slurm_text, trtllm_text
 from helix_sim.output.launch_options import Draft, Launched, written

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from helix_sim import __version__
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import html_data
 from helix_sim.core.files import plain, write_text
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import GIGA, MICRO, format_size
+from helix_sim.core.version import __version__
 from helix_sim.feasibility import Reason
 from helix_sim.output.sweep_folder import against_of
 from helix_sim.paper import reproduce

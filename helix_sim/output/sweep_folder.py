@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helix_sim import __version__
 from helix_sim.answers.explain import known
 from helix_sim.core.errors import SpecError
 from helix_sim.core.files import write_csv, write_json, write_parquet, write_points_csv
 from helix_sim.core.text import said
 from helix_sim.core.units import format_size
+from helix_sim.core.version import __version__
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told

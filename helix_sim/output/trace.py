@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from helix_sim import __version__
 from helix_sim.core.errors import SpecError
+from helix_sim.core.version import __version__
 from helix_sim.ops.drafts import pass_of
 from helix_sim.ops.layers import Half
 from helix_sim.ops.stages import stage_layers

@@ -54,7 +54,7 @@ def units_of(columns: Iterable[Any]) -> dict[str, str]:
 
 def answer(verb: str, content: Any) -> dict[str, Any]:
     """What a verb found as its answer: with the versions and the verb in front; a list as `rows`."""
-    from helix_sim import __version__
+    from helix_sim.core.version import __version__
 
     found = {"rows": content} if isinstance(content, list) else dict(content)
     return {"helix_sim": __version__, "answer_version": ANSWER_VERSION, "verb": verb} | found
