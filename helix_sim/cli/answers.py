@@ -29,14 +29,15 @@ from helix_sim.cli.base import (
     out_folder,
     print_answer,
     print_text,
-    working,
     refuse,
     remark,
     remark_on,
+    remark_on_costs,
     say,
     show,
     size,
     styled,
+    working,
 )
 from helix_sim.cli.options import FormatOptions, LayoutOptions, PriceOption, price, spread
 
@@ -171,6 +172,7 @@ def recommend(
     for text in found.plan.remarks:
         remark(text)
     remark_on(found.plan.model)
+    remark_on_costs(found.plan.machine)
     if as_json:
         print_answer("recommend", found.record())
     else:

@@ -17,21 +17,21 @@ from helix_sim.core.units import format_size
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.executors import Task, chosen, execute
 from helix_sim.search.journal import Journal, told
-from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.pareto import COSTS
+from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.sweep import SweepResult, result_of
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 
 
-def summarise(result: SweepResult) -> dict[str, Any]:
-    """What a sweep searched, found and dropped, as plain data."""
-    sweep, planned = result.sweep, result.plan
+def summarise(result: SweepResult, usd_per_gpu_hour: float | None = None) -> dict[str, Any]:
+    """What a sweep searched, found and dropped, as plain data; cost at a price in place of the machine's own."""
+    sweep, planned, priced = result.sweep, result.plan, result.at_price(usd_per_gpu_hour)
     curves = []
     for context in sweep.contexts:
         for name in (*sweep.families, *sweep.groups):
-            curve = result.group(name, context)
+            curve = priced.group(name, context)
             row = {"context": context, "curve": name, "points": len(curve)}
             if len(curve):
                 row |= {
@@ -138,7 +138,7 @@ def write_sweep(
             total.add(outcome.evaluated)
             on_progress(_progress(planned, total.sum, before, time.perf_counter() - begun))
         seconds = time.perf_counter() - begun
-        result = result_of(planned, total.sum).at_price(usd_per_gpu_hour)
+        result = result_of(planned, total.sum)
         summary = _write(result, out, every_point, drawn if plots else None, usd_per_gpu_hour)
         journal.finish()
     ran = (planned.layouts - before) / seconds
@@ -185,11 +185,10 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(
-    result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None
-) -> dict[str, Any]:
+def _write(result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None) -> dict[str, Any]:
     """The files of a result, its pictures against the column `drawn`, or none."""
-    frame = result.to_frame()
+    priced = result.at_price(price)
+    frame = priced.to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:
         (out / "points").mkdir(exist_ok=True)
@@ -198,10 +197,10 @@ def _write(
         if rows_of_points(out / "points") <= CSV_POINTS:
             files.append(write_points_csv(out / "points.csv", out / "points"))
     if drawn:
-        files += _draw(result, out, drawn)
+        files += _draw(priced, out, drawn)
     points: dict[str, Any] = {"written_points": "all" if every_point else "frontier"}
     points |= {"usd_per_gpu_hour": price} if price is not None else {}
-    summary = summarise(result) | points | {"files": [path.name for path in files] + ["summary.json"]}
+    summary = summarise(result, price) | points | {"files": [path.name for path in files] + ["summary.json"]}
     write_json(out / "summary.json", summary)
     return summary
 
