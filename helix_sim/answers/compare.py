@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helix_sim.answers.explain import known
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import GIGA
 from helix_sim.search.layout_source import precision_of
-from helix_sim.search.pareto import Frontier
+from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.comparison import Comparison
@@ -26,6 +26,9 @@ from helix_sim.stacks.stack import NAMES
 from helix_sim.step import Step, evaluate_step, op_rows
 from helix_sim.timing.roofline import measured_classes
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RATES = ("hbm_bandwidth_GBps", "memory_GB", "bf16_dense_TFLOPs", "fp8_dense_TFLOPs", "nvlink_per_direction_GBps")
 """Rates of a machine that make it the better one where none is below the other's."""
 
@@ -34,11 +37,13 @@ RATES = ("hbm_bandwidth_GBps", "memory_GB", "bf16_dense_TFLOPs", "fp8_dense_TFLO
 class Cell:
     """One cell of a comparison: what was asked, and its best layout, or why there is none.
 
+    title: the family in words.
     helix_gain: throughput over that of the best layout that does not shard the KV cache by sequence.
     """
 
     asked: dict[str, Any]
     family: str = ""
+    title: str = ""
     step: Step | None = None
     starts_on: tuple[str, ...] = ()
     helix_gain: float | None = None
@@ -56,6 +61,7 @@ class Cell:
         return {
             **self.asked,
             "family": self.family,
+            "title": self.title,
             "widths": str(step.layout),
             "gpus": int(step.layout.gpus),
             "users": int(step.layout.users),
@@ -97,6 +103,30 @@ class Compared:
         longest_first: list[dict[str, Any]] = sorted(rows, key=lambda row: -len(row))
         columns = list(dict.fromkeys(itertools.chain.from_iterable(longest_first)))
         return [{column: row.get(column) for column in columns} for row in rows]
+
+    @property
+    def against(self) -> str:
+        """The column that pictures show: throughput, or a cost."""
+        return self.comparison.against or "tokens_per_s_gpu"
+
+    def curves(self) -> dict[tuple[str, int], dict[tuple[str, str], Frontier]]:
+        """The frontier over all families by (model, context) and by the (machine, timing) that cells are of."""
+        found: dict[tuple[str, int], dict[tuple[str, str], Frontier]] = {}
+        searches = {
+            (each.plan.model.name, each.plan.machine.name, each.plan.timing.name): each for each in self.searches
+        }
+        for asked in (cell.asked for cell in self.cells):
+            search = searches[asked["model"], asked["machine"], asked["timing"]]
+            where = (asked["machine"], asked["timing"])
+            curve = merge(search.frontiers[asked["context"]].values(), ", ".join(where))
+            found.setdefault((asked["model"], asked["context"]), {})[where] = curve
+        return found
+
+    def frontiers(self) -> pd.DataFrame:
+        """Every family's frontier of every search as one table, a row a point: what pictures of the trade-off draw."""
+        import pandas as pd
+
+        return pd.concat([found.to_frame() for found in self.searches], ignore_index=True)
 
     def record(self) -> dict[str, Any]:
         """The comparison as plain data: what `compare --json` prints."""
@@ -232,7 +262,8 @@ def _cell(found: SweepResult, context: int, budget_ms: float) -> Cell:
     s = planned.setting
     starts = [name for name in NAMES if not int(stack_flags(name, s.model, s.machine, s.precision, layout))]
     step = evaluate_step(s, layout, context)
-    return Cell(asked=asked, family=family, step=step, starts_on=tuple(starts), helix_gain=gain)
+    title = planned.sweep.families[family].title
+    return Cell(asked=asked, family=family, title=title, step=step, starts_on=tuple(starts), helix_gain=gain)
 
 
 def _why_none(found: SweepResult, curves: dict[str, Frontier]) -> str:
@@ -261,6 +292,10 @@ def _remarks(cells: Sequence[Cell], searches: Sequence[SweepResult]) -> list[str
     machines = {found.plan.machine.name: found.plan.machine for found in searches}
     if unpriced := [name for name, machine in machines.items() if machine.usd_per_gpu_hour is None]:
         remarks.append(f"no price is known of {', '.join(unpriced)}: give --usd-per-gpu-hour MACHINE=USD")
+    if priced := [f"{name} {machine.price_in_words}" for name, machine in machines.items() if machine.usd_per_gpu_hour]:
+        remarks.append(f"cost is by {'; '.join(priced)}")
+    if unknown := [name for name, machine in machines.items() if machine.power is None]:
+        remarks.append(f"no power is known of {', '.join(unknown)}: add it to the machine's file")
     return remarks + [text for pair in itertools.permutations(cells, 2) if (text := surprise(*pair))]
 
 

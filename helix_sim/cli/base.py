@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Column, Table
     from rich.text import Text
 
+    from helix_sim.specs.machine import Machine
     from helix_sim.specs.model import Model
 
 
@@ -241,6 +242,12 @@ def remark_on(model: Model) -> None:
     """To stderr, what makes a model's file doubtful; nothing where all is well."""
     if model.doubt:
         remark(model.doubt)
+
+
+def remark_on_costs(machine: Machine) -> None:
+    """To stderr, which costs cannot be said of a machine, and what to do; nothing where they can."""
+    for text in filter(None, map(machine.lacks, ("usd_per_million_tokens", "joules_per_token"))):
+        remark(text)
 
 
 @contextlib.contextmanager

@@ -21,10 +21,12 @@ from helix_sim.cli.base import (
     number,
     out_folder,
     print_answer,
+    refuse,
     remark,
     show,
     working,
 )
+from helix_sim.cli.options import AgainstOption
 
 Many = list[str] | None
 
@@ -47,6 +49,7 @@ def compare(
     stack: Annotated[str | None, typer.Option(help="trtllm, vllm, sglang, any or none: what must start it")] = None,
     family: Annotated[Many, _several("a family of layouts; all unless said")] = None,
     usd_per_gpu_hour: Annotated[Many, _several("a price: USD for every machine, or MACHINE=USD")] = None,
+    against: AgainstOption = None,
     out: Annotated[Path | None, out_folder("folder for CSV, Parquet, XLSX and pictures")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +57,9 @@ def compare(
     from helix_sim.answers.compare import compare as search
 
     given = {"models": model, "machines": machine, "contexts": context, "timings": timing, "families": family,
-             "formats": formats, "stack": stack}  # fmt: skip
+             "formats": formats, "stack": stack, "against": against}  # fmt: skip
+    if out is None:
+        refuse({"--against": against}, "is of pictures: add --out, or leave it out")
     budgets = [number(text, "--ttl-ms") for text in ttl_ms or ()]
     asked = comparison_of(file, given | {"ttl_ms": budgets or None}, usd_per_gpu_hour or [])
     with working("searching") as told:
@@ -119,5 +124,5 @@ def _print_rows(out: Console, found: Compared) -> None:
                 continue
             numbers = (row["ttl_ms"], row["tokens_per_s_gpu"], row["usd_per_million_tokens"], row["joules_per_token"])
             told = ["" if value is None else f"{value:.4g}" for value in numbers]
-            table.add_row(where, f"{row['family']}: {row['widths']}", str(row["gpus"]), str(row["users"]), *told)
+            table.add_row(where, f"{row['title']}: {row['widths']}", str(row["gpus"]), str(row["users"]), *told)
         show(out, table)

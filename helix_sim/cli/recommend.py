@@ -23,6 +23,7 @@ from helix_sim.cli.base import (
     print_answer,
     remark,
     remark_on,
+    remark_on_costs,
     show,
     size,
     styled,
@@ -109,6 +110,7 @@ def recommend(
     for text in found.plan.remarks:
         remark(text)
     remark_on(found.plan.model)
+    remark_on_costs(found.plan.machine)
     if as_json:
         print_answer("recommend", found.record())
     else:

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from helix_sim.search.layout_source import Picked
     from helix_sim.step import Step
 
-from helix_sim.cli.base import JsonOption, app, console, figure_text, new_table, print_answer, remark, show, styled
+from helix_sim.cli.base import (
+    JsonOption,
+    app,
+    console,
+    figure_text,
+    new_table,
+    print_answer,
+    remark,
+    remark_on_costs,
+    show,
+    styled,
+)
 from helix_sim.cli.options import LayoutOptions, PriceOption, price, spread
 
 
@@ -24,6 +35,7 @@ def explain(layout: LayoutOptions, usd_per_gpu_hour: PriceOption = None, as_json
     from helix_sim.answers.explain import explain
 
     found = explain(layout.pick().at_price(price(usd_per_gpu_hour)))
+    remark_on_costs(found.step.machine)
     if as_json:
         print_answer("explain", found.record())
     else:
@@ -156,7 +168,9 @@ def _print_step(out: Console, picked: Picked) -> None:
             "TTL and rates are of these"
         )
     if (usd := float(step.usd_per_million_tokens)) == usd:
-        out.print(f"${usd:.4g} a million tokens, {float(step.joules_per_token):.4g} J a token")
+        out.print(f"${usd:.4g} a million tokens ({step.machine.price_in_words})")
+    if (joules := float(step.joules_per_token)) == joules:
+        out.print(f"{joules:.4g} J a token, at full power, with a GPU's share of host, switches and cooling")
     if step.layout.pp > 1:
         out.print(
             f"{step.layout.pp} batches go round {step.layout.pp} stages at the pace of the busiest, shown above; "

@@ -34,6 +34,7 @@ from helix_sim.cli.base import (
     refuse,
     remark,
     remark_on,
+    remark_on_costs,
     say,
     show,
     size,
@@ -81,7 +82,7 @@ def sweep(
     Stopped at any moment, it goes on with --resume. Each way to stop has its own exit code.
     """
     from helix_sim.output.sweep_folder import write_sweep
-    from helix_sim.specs.load import load_model, load_sweep
+    from helix_sim.specs.load import load_machine, load_model, load_sweep
 
     one_of("--points", points, ("frontier", "all"))
     one_of("--progress", progress, ("auto", "json", "none"))
@@ -110,6 +111,7 @@ def sweep(
         )
     for text in summary.get("remarks", ()):
         remark(text)
+    remark_on_costs(load_machine(spec.name_of("machine")).at_price(price(usd_per_gpu_hour)))
     if as_json:
         print_answer("sweep", summary)
     else:

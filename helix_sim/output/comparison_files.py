@@ -1,4 +1,4 @@
-"""A comparison as files: a tidy table (CSV, Parquet, XLSX with units and provenance) and pictures for a slide."""
+"""A comparison as files: tidy tables (CSV, Parquet, XLSX with units and provenance) and pictures for slides."""
 
 from __future__ import annotations
 
@@ -21,13 +21,27 @@ def write_comparison(found: Compared, out: Path) -> list[Path]:
     import pandas as pd
 
     out.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame(found.rows())
+    frame, points = pd.DataFrame(found.rows()), found.frontiers()
     files = [write_csv(out / "comparison.csv", frame), write_parquet(out / "comparison.parquet", frame)]
+    if len(points):
+        files += [write_csv(out / "frontiers.csv", points), write_parquet(out / "frontiers.parquet", points)]
     files.append(write_json(out / "comparison.json", found.record()))
     if importlib.util.find_spec("openpyxl"):
         files.append(_write_workbook(out / "comparison.xlsx", found, frame))
     if frame.get("tokens_per_s_gpu") is not None:
-        files += plot.save(plot.comparison_bars(frame), out / "comparison")
+        files += _draw(found, frame, out)
+    return files
+
+
+def _draw(found: Compared, frame: pd.DataFrame, out: Path) -> list[Path]:
+    """Bars and frontiers, a slide each: several where one would be crowded."""
+    slides = {"bars": plot.comparison_bars(frame, found.against)}
+    slides["frontiers"] = plot.comparison_frontiers(found.curves(), found.comparison.ttl_ms, found.against)
+    files = []
+    for kind, figures in slides.items():
+        for number, figure in enumerate(figures, start=1):
+            page = f"-{number}" if len(figures) > 1 else ""
+            files += plot.save(figure, out / f"{kind}{page}")
     return files
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from helix_sim.specs.quantities import ANSWER_VERSION
 from helix_sim.specs.sweep import Sweep
 
 
-def summarise(result: SweepResult) -> dict[str, Any]:
-    """What a sweep searched, found and dropped, as plain data."""
-    sweep, planned = result.sweep, result.plan
+def summarise(result: SweepResult, usd_per_gpu_hour: float | None = None) -> dict[str, Any]:
+    """What a sweep searched, found and dropped, as plain data; cost at a price in place of the machine's own."""
+    sweep, planned, priced = result.sweep, result.plan, result.at_price(usd_per_gpu_hour)
     curves = []
     for context in sweep.contexts:
         for name in (*sweep.families, *sweep.groups):
-            curve = result.group(name, context)
+            curve = priced.group(name, context)
             row = {"context": context, "curve": name, "points": len(curve)}
             if len(curve):
                 row |= {
@@ -138,10 +138,8 @@ def write_sweep(
             total.add(outcome.evaluated)
             on_progress(_progress(planned, total.sum, before, time.perf_counter() - begun))
         seconds = time.perf_counter() - begun
-        result = result_of(planned, total.sum).at_price(usd_per_gpu_hour)
-        # a sweep is the same at any price: no layout and no time depends on it
-        same = {"digest": planned.digest, "digests": planned.digests}
-        summary = _write(result, out, every_point, drawn if plots else None, usd_per_gpu_hour, same)
+        result = result_of(planned, total.sum)
+        summary = _write(result, out, every_point, drawn if plots else None, usd_per_gpu_hour)
         journal.finish()
     ran = (planned.layouts - before) / seconds
     share = summary["layouts_that_run"] / planned.layouts
@@ -187,16 +185,10 @@ def rows_of_points(folder: Path) -> int:
     return sum(pq.read_metadata(part).num_rows for part in folder.glob("part-*.parquet"))
 
 
-def _write(
-    result: SweepResult,
-    out: Path,
-    every_point: bool,
-    drawn: str | None,
-    price: float | None,
-    identity: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The files of a result, its pictures against the column `drawn`, or none; `identity` says which sweep."""
-    frame = result.to_frame()
+def _write(result: SweepResult, out: Path, every_point: bool, drawn: str | None, price: float | None) -> dict[str, Any]:
+    """The files of a result, its pictures against the column `drawn`, or none."""
+    priced = result.at_price(price)
+    frame = priced.to_frame()
     files = [write_parquet(out / "frontier.parquet", frame), write_csv(out / "frontier.csv", frame)]
     if every_point:
         (out / "points").mkdir(exist_ok=True)
@@ -205,15 +197,10 @@ def _write(
         if rows_of_points(out / "points") <= CSV_POINTS:
             files.append(write_points_csv(out / "points.csv", out / "points"))
     if drawn:
-        files += _draw(result, out, drawn)
+        files += _draw(priced, out, drawn)
     points: dict[str, Any] = {"written_points": "all" if every_point else "frontier"}
     points |= {"usd_per_gpu_hour": price} if price is not None else {}
-    summary: dict[str, Any] = {
-        **summarise(result),
-        **identity,
-        **points,
-        "files": [path.name for path in files] + ["summary.json"],
-    }
+    summary = summarise(result, price) | points | {"files": [path.name for path in files] + ["summary.json"]}
     write_json(out / "summary.json", summary)
     return summary
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from helix_sim.specs.sweep import BatchRange, Gpus
+from helix_sim.specs.sweep import AGAINST, Against, BatchRange, Gpus
 from helix_sim.specs.values import Count, Name, Number, Record, Size, Text
 
 
@@ -55,3 +55,4 @@ class Comparison(Record):
     usd_per_gpu_hour: dict[Text, Annotated[Number, Field(gt=0)]] = Field(
         default={}, description="prices by machine, in place of the machines' own [mapping, USD/hour]"
     )
+    against: Against | None = Field(default=None, description=AGAINST)

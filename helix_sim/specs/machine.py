@@ -126,15 +126,21 @@ class Machine(Record):
         given = Quantity(value=usd_per_gpu_hour, source="assumed: given in place of the machine's own")
         return self.model_copy(update={"usd_per_gpu_hour": given})
 
+    @property
+    def price_in_words(self) -> str:
+        """The price of a GPU and the first word of its source, such as `$10.5 a GPU-hour, assumed`; empty of none."""
+        price = self.usd_per_gpu_hour
+        return f"${price.value:g} a GPU-hour, {price.source.partition(':')[0]}" if price else ""
+
     def lacks(self, against: str) -> str:
         """Why a cost cannot be said on this machine, with what to do; empty where it can, or nothing of cost is asked.
 
         against: a column, such as usd_per_million_tokens.
         """
         if against == "usd_per_million_tokens" and self.usd_per_gpu_hour is None:
-            return f"{self.name} has no usd_per_gpu_hour in its file: add it, or give --usd-per-gpu-hour"
+            return f"{self.name} has no usd_per_gpu_hour in its file: give --usd-per-gpu-hour, or a file that has it"
         if against == "joules_per_token" and self.power is None:
-            return f"{self.name} has no power in its file: add it"
+            return f"{self.name} has no power in its file: give a file that has it"
         return ""
 
     @property

@@ -23,8 +23,8 @@ Axis = Literal["free", "many"] | Count
 Against = Literal["tokens_per_s_gpu", "usd_per_million_tokens", "joules_per_token"]
 """What interactivity is traded for: throughput, or a cost of which less is better."""
 AGAINST = (
-    "what interactivity is drawn against: throughput unless given, cost or energy; on one machine the layouts of their "
-    "frontiers are the same, for a cost is a constant over the throughput [name]"
+    "what pictures draw interactivity against: throughput unless given, cost or energy; a machine's frontier has the "
+    "same layouts for each, as its cost is a constant over the throughput [name]"
 )
 
 

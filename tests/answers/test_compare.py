@@ -79,9 +79,11 @@ def test_a_price_that_is_given_stands_in_place_of_the_machines_own():
     assert dear.record()["usd_per_million_tokens"] == pytest.approx(2 * usual.record()["usd_per_million_tokens"])
 
 
-def test_formats_that_differ_and_prices_that_lack_are_said():
-    remarks = "\n".join(compare(of(machines=["gb300-nvl72", "h200-hgx"], contexts=["32K"], ttl_ms=[10])).remarks)
-    assert "no price is known of gb300-nvl72" in remarks
+def test_prices_that_lack_are_said_and_those_that_are_assumed_too():
+    remarks = "\n".join(compare(of(machines=["h20-hgx", "h200-hgx"], contexts=["32K"], ttl_ms=[10])).remarks)
+    assert "no price is known of h20-hgx" in remarks
+    assert "no power is known of h20-hgx" in remarks
+    assert "cost is by h200-hgx $6.305 a GPU-hour, assumed" in remarks
 
 
 def test_auto_is_every_timing_that_was_measured_there():
