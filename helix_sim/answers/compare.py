@@ -16,7 +16,7 @@ from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import SweepResult, run_plan
 from helix_sim.specs.comparison import Comparison
-from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped, shipped_families
+from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, parse, shipped, shipped_families
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.quantities import units_of
 from helix_sim.specs.sweep import Sweep
@@ -201,21 +201,22 @@ def _search(comparison: Comparison, model: str, name: str, machine: Machine, tim
     if unknown := [name for name in names if name not in families]:
         raise SpecError([f"families: {no_family(name)}" for name in unknown])
     formats = precision_of(load_model(model), machine, {}, named=comparison.formats)
-    sweep = Sweep(
-        kind="sweep",
-        name=comparison.name,
-        description=comparison.description,
-        model=model,
-        machine=name,
-        timing=timing,
-        precision=formats_on_stacks(formats, stacks, machine, load_model(model)),
-        contexts=comparison.contexts,
-        gpus=comparison.gpus or {"from": 1, "to": min(machine.domain, machine.gpus.value)},  # type: ignore[arg-type]
-        batch=comparison.batch,
-        chunks=comparison.chunks,
-        families={name: families[name] for name in names},
-        stacks=list(stacks) or None,  # type: ignore[arg-type]
-    )
+    content = {
+        "kind": "sweep",
+        "name": comparison.name,
+        "description": comparison.description,
+        "model": model,
+        "machine": name,
+        "timing": timing,
+        "precision": formats_on_stacks(formats, stacks, machine, load_model(model)),
+        "contexts": comparison.contexts,
+        "gpus": comparison.gpus or {"from": 1, "to": min(machine.domain, machine.gpus.value)},
+        "batch": comparison.batch,
+        "chunks": comparison.chunks,
+        "families": {name: families[name] for name in names},
+        "stacks": list(stacks) or None,
+    }
+    sweep = parse(Sweep, content, "compare")
     return run_plan(plan(sweep, {} if machine is load_machine(name) else {"machine": machine}))
 
 

@@ -55,16 +55,21 @@ class Fleet:
         filled: list[tuple[float, Mix]] = [packed[self.total % self.domain]]  # from the last, smaller domain on
         for domains in range(1, self.total // self.domain + 1):
             gpus = domains * self.domain + self.total % self.domain
-            options = [_both(packed[self.domain], filled[domains - 1])]
+            options = [(packed[self.domain], filled[domains - 1], NOTHING)]
             for place, size in across:
                 if size > gpus:
                     continue
                 taken = ceil_div(size, self.domain)
                 rest, after = (taken * self.domain - size, filled[domains - taken]) if taken <= domains else (
-                    gpus - size, (0.0, {}))  # fmt: skip
-                options.append(_with(_both(packed[rest], after), place, rates))
-            filled.append(max(options, key=lambda each: each[0]))
+                    gpus - size, NOTHING)  # fmt: skip
+                options.append((packed[rest], after, (rates[place], {place: 1})))
+            within, before, replica = max(options, key=lambda each: sum(part[0] for part in each))
+            filled.append(_both(_both(within, before), replica))
         return dict(sorted(filled[-1][1].items()))
+
+
+NOTHING: tuple[float, Mix] = (0.0, {})
+"""No replica."""
 
 
 def _with(found: tuple[float, Mix], place: int, rates: Sequence[float]) -> tuple[float, Mix]:

@@ -20,7 +20,8 @@ from helix_sim.core.units import format_size, parse_size
 from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
 from helix_sim.search.plan import Plan, plan
-from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, shipped_families
+from helix_sim.specs.draft import MOST_DRAFTS
+from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, parse, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
 from helix_sim.stacks.rules import formats_on_stacks, names_of
@@ -31,6 +32,8 @@ from helix_sim.timing.uncertainty import held_at
 BATCHES = {"dense_to": 64, "growth": 1.02, "to": 8192}
 CHUNKS = [1, 2, 4, 8, 16, 32, "batch"]
 MOST_GPUS = 4096
+MOST_TOTAL_GPUS = 10**5
+"""A total that is filled, at most: its domains are packed one by one."""
 
 CHOICES_OF_STACK = (*NAMES, "any", "none")
 OBJECTIVES = ("fleet", "per-gpu")
@@ -178,25 +181,23 @@ def search_plan(request: Request) -> Plan:
     model = load_model(request.model)
     formats = request.precision or default_precision(model, machine, load_timing(request.timing))
     precision = formats_on_stacks(formats, request.stacks, machine, model)
-    sweep = Sweep.model_validate(
-        {
-            "kind": "sweep",
-            "name": "recommend",
-            "description": "layouts under a latency budget",
-            "model": request.model,
-            "machine": request.machine,
-            "timing": request.timing,
-            "precision": precision,
-            "contexts": [int(np.ceil(request.mix.mean))],
-            "gpus": {"from": first, "to": last},
-            "batch": BATCHES,
-            "chunks": CHUNKS,
-            "families": {name: known[name] for name in request.families or known},
-            "draft": request.draft,
-            "draft_tokens": list(request.draft_tokens) or None,
-        }
-    )
-    return plan(sweep)
+    content = {
+        "kind": "sweep",
+        "name": "recommend",
+        "description": "layouts under a latency budget",
+        "model": request.model,
+        "machine": request.machine,
+        "timing": request.timing,
+        "precision": precision,
+        "contexts": [int(np.ceil(request.mix.mean))],
+        "gpus": {"from": first, "to": last},
+        "batch": BATCHES,
+        "chunks": CHUNKS,
+        "families": {name: known[name] for name in request.families or known},
+        "draft": request.draft,
+        "draft_tokens": list(request.draft_tokens) or None,
+    }
+    return plan(parse(Sweep, content, "recommend"))
 
 
 def _check(request: Request, first: int, last: int, most: int) -> None:
@@ -212,9 +213,17 @@ def _check(request: Request, first: int, last: int, most: int) -> None:
     for option, count in (("--min-users", request.min_users), ("--choices", request.choices)):
         if problem := not_whole(count):
             problems.append(f"{option}: {problem}")
-    problems += _fleet_problems(request, first) + _confidence_problems(request)
+    problems += _draft_problems(request) + _fleet_problems(request, first) + _confidence_problems(request)
     if problems:
         raise SpecError(problems)
+
+
+def _draft_problems(request: Request) -> list[str]:
+    """What is wrong with the drafts of a step that are to be tried."""
+    if request.draft_tokens and request.draft is None:
+        return ["--draft-tokens says how many drafts, and --draft, which must be given too, what drafts them"]
+    return [f"--draft-tokens: {said(n)} is not a whole number from 0 to {MOST_DRAFTS}" for n in request.draft_tokens
+            if not_whole(n, 0) or n > MOST_DRAFTS]  # fmt: skip
 
 
 def _fleet_problems(request: Request, first: int) -> list[str]:
@@ -228,6 +237,8 @@ def _fleet_problems(request: Request, first: int) -> list[str]:
         )
     if problem := not_whole(total):
         return [f"--total-gpus: {problem}"]
+    if total > MOST_TOTAL_GPUS:
+        return [f"--total-gpus: {total:,} is more than {MOST_TOTAL_GPUS:,}; fill a part of them"]
     if first > total:
         return [f"--total-gpus: a layout of {first} GPUs does not fit into {total}; give fewer --gpus"]
     return []

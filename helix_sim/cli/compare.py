@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from helix_sim.cli.base import (
     working,
 )
 from helix_sim.cli.options import AgainstOption
+from helix_sim.core.text import is_path
 
 Many = list[str] | None
 
@@ -82,24 +84,36 @@ def compare(
 
 
 def comparison_of(file: Path | None, given: dict[str, Any], prices: list[str]) -> Comparison:
-    """The comparison that a file and options ask for; SpecError with every problem."""
+    """The comparison that a file and options ask for; SpecError with every problem.
+
+    Relative paths start in the file's folder, and those of options where the process stands.
+    """
     from helix_sim.core.errors import SpecError
     from helix_sim.specs.comparison import Comparison
     from helix_sim.specs.load import parse, read_yaml
 
     content: dict[str, Any] = read_yaml(file) if file else {"kind": "comparison"}
-    content |= {name: value for name, value in given.items() if value is not None}
+    content |= {name: _from_here(value) for name, value in given.items() if value is not None}
+    named, written = content.get("machines"), content.get("usd_per_gpu_hour", {})
+    machines = [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
     by_machine: dict[str, float] = {}
     for text in prices:
         name, _, price = text.rpartition("=")
         usd = number(price, "--usd-per-gpu-hour")
-        by_machine |= {name: usd} if name else dict.fromkeys(content.get("machines", ()), usd)
-    if by_machine:
-        content["usd_per_gpu_hour"] = {**content.get("usd_per_gpu_hour", {}), **by_machine}
+        by_machine |= {name if name in machines else _from_here(name): usd} if name else dict.fromkeys(machines, usd)
+    if by_machine and isinstance(written, dict):
+        content["usd_per_gpu_hour"] = {**written, **by_machine}
     wanted = {"models": "--model", "machines": "--machine", "contexts": "--context", "ttl_ms": "--ttl-ms"}
     if file is None and (missing := [option for name, option in wanted.items() if name not in content]):
         raise SpecError([f"{', '.join(missing)} missing: a comparison needs each at least once, or a file"])
-    return parse(Comparison, content, str(file or "compare"))
+    return parse(Comparison, content, str(file or "compare")).in_folder(file.parent if file else Path())
+
+
+def _from_here(value: Any) -> Any:
+    """An option's value, whose paths start where the process stands whatever file it is added to."""
+    if isinstance(value, list):
+        return [_from_here(each) for each in value]
+    return os.path.abspath(value) if isinstance(value, str) and is_path(value) else value
 
 
 def _print_rows(out: Console, found: Compared) -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import is_path, said, shortened
-from helix_sim.specs.load import find, shipped
+from helix_sim.specs.draft import Draft
+from helix_sim.specs.load import find, load_model, shipped
 from helix_sim.specs.sweep import Sweep
 from helix_sim.specs.values import Record
 
@@ -35,8 +36,11 @@ class Input:
 
 
 def digest(record: Record) -> str:
-    """Twelve hex digits that change with any value of a record, and with nothing else."""
-    return digest_of(record.model_dump(mode="json", exclude_none=True))
+    """Twelve hex digits that change with any value of a record or of the model that a draft names, and nothing else."""
+    content = record.model_dump(mode="json", exclude_none=True)
+    if isinstance(record, Draft) and record.model is not None:
+        content["model"] = load_model(record.located(record.model)).model_dump(mode="json", exclude_none=True)
+    return digest_of(content)
 
 
 def digest_of(content: Any) -> str:

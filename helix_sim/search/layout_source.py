@@ -480,8 +480,9 @@ def _plan_of_folder(folder: Path) -> Plan:
     shown = str(folder / "summary.json")
     content = parse_json(read_bytes(folder / "summary.json", shown, MOST_ANSWER_BYTES), shown)
     kinds = ["sweep", "model", "machine", "timing"]
-    kinds += ["draft"] if "draft" in (content.get("inputs") or {}) else []
     inputs = {kind: read_input(content.get("inputs"), kind, shown) for kind in kinds}
+    if "draft" in content["inputs"]:
+        inputs["draft"] = read_input(content["inputs"], "draft", shown)
     for kind, written in inputs.items():
         require_there(kind, written, shown)
     sweep = load_sweep(inputs["sweep"].file)

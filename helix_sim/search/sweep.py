@@ -120,7 +120,8 @@ def run_sweep(
 
 def _as_file(sweep: Sweep) -> dict[str, Any]:
     """A sweep as its file would say it, paths so that they can be opened."""
-    return sweep.model_dump() | {kind: sweep.name_of(kind) for kind in ("model", "machine", "timing")}
+    found = sweep.model_dump() | {"draft": sweep.name_of("draft") if sweep.draft else None}
+    return found | {kind: sweep.name_of(kind) for kind in ("model", "machine", "timing")}
 
 
 def _whole_domain(model: Model | str | None, machine: Machine | str | None) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
+from helix_sim.core.text import is_path
 from helix_sim.specs.sweep import AGAINST, Against, BatchRange, Gpus
 from helix_sim.specs.values import Count, Name, Number, Record, Size, Text
 
@@ -56,3 +59,14 @@ class Comparison(Record):
         default={}, description="prices by machine, in place of the machines' own [mapping, USD/hour]"
     )
     against: Against | None = Field(default=None, description=AGAINST)
+
+    def in_folder(self, folder: Path) -> Self:
+        """The comparison, with relative paths in it as paths that start in a folder, such as that of its file."""
+
+        def at(name: str) -> str:
+            return os.path.abspath(folder / name) if is_path(name) or name.endswith(".json") else name
+
+        several = {field: [at(name) for name in getattr(self, field)] for field in ("models", "machines", "timings")}
+        prices = {at(name): usd for name, usd in self.usd_per_gpu_hour.items()}
+        formats = at(self.formats) if self.formats is not None else None
+        return self.model_copy(update={**several, "formats": formats, "usd_per_gpu_hour": prices})

@@ -9,7 +9,18 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.numeric import Column, smaller
 from helix_sim.specs.model import Attention, Entry, Ffn
-from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Source, Text, WholeQuantity, Word
+from helix_sim.specs.values import (
+    Count,
+    Name,
+    NamesFiles,
+    NaturalCount,
+    Number,
+    Record,
+    Source,
+    Text,
+    WholeQuantity,
+    Word,
+)
 
 MOST_DRAFTS = 64
 """Draft tokens of a step, at most: far beyond what any chain of drafts pays."""
@@ -68,7 +79,7 @@ class Acceptance(Record):
         return self.model_copy(update={"lengths": more.tolist(), "probabilities": None, "source": source})
 
 
-class Draft(Record):
+class Draft(NamesFiles):
     """A way to draft for a model: its own layers, or a model of its own, and what of its drafts is accepted.
 
     A chain: each draft follows from the one before it. `mtp` is the multi-token-prediction module of a checkpoint, run

@@ -46,7 +46,7 @@ def drafter_of(draft: Draft | str | Path, model: Model) -> Drafter:
     draft = load_draft(draft)
     if draft.target != model.name:
         raise SpecError([f"{draft.name} drafts for {draft.target}, not for {model.name}{_others(model)}"])
-    return Drafter(draft=draft, module=load_model(draft.model) if draft.model else _module(draft, model))
+    return Drafter(draft=draft, module=load_model(draft.located(draft.model)) if draft.model else _module(draft, model))
 
 
 def _others(model: Model) -> str:

@@ -25,7 +25,7 @@ from helix_sim.specs.older_words import in_todays_words
 from helix_sim.specs.public_tables import Framework
 from helix_sim.specs.sweep import Family, Sweep
 from helix_sim.specs.timing import Timing, shape_problems
-from helix_sim.specs.values import Record
+from helix_sim.specs.values import NamesFiles, Record
 
 FOLDERS = {
     "model": "model_specs",
@@ -129,7 +129,7 @@ def _load(record: type[R], kind: str, name: str | Path) -> R:
 def _load_path(record: type[R], path: Path, states: tuple[State, ...]) -> R:
     """The spec in a file; states: the files that it rests on, and what tells their contents apart."""
     checked = parse(record, _content(*states[0]), _shown(path), path.parent)
-    return checked.read_from(path) if isinstance(checked, Sweep) else checked
+    return checked.read_from(path) if isinstance(checked, NamesFiles) else checked
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, StrictInt, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, StrictInt, Tag, model_validator
 
 from helix_sim.core.text import is_path, said
 from helix_sim.specs.draft import MOST_DRAFTS
 from helix_sim.specs.precision import Precision
-from helix_sim.specs.values import Count, Name, NaturalCount, Number, Record, Size, Text, Word
+from helix_sim.specs.values import Count, Name, NamesFiles, NaturalCount, Number, Record, Size, Text, Word
 
 USUAL_DRAFTS = 8
 """Drafts of a step that a sweep with a draft tries at most, unless it says others."""
@@ -156,7 +155,7 @@ class BatchRange(Record):
         return sizes
 
 
-class Sweep(Record):
+class Sweep(NamesFiles):
     """A search: one model on one machine, every layout of the families, every batch, every context."""
 
     kind: Literal["sweep"] = Field(description="what this file describes [name]")
@@ -202,7 +201,6 @@ class Sweep(Record):
         description="unions of families whose frontiers are compared, such as all-helix [mapping of lists]",
     )
     against: Against | None = Field(default=None, description=AGAINST)
-    _file: Path | None = PrivateAttr(default=None)
 
     @property
     def gpu_counts(self) -> list[int]:
@@ -230,21 +228,9 @@ class Sweep(Record):
         counts = self.gpu_counts
         return f"{counts[0]} to {counts[-1]}" if isinstance(self.gpus, GpuRange) else ", ".join(map(str, counts))
 
-    @property
-    def file(self) -> Path | None:
-        """The YAML file that the sweep was read from; None of one that was written in Python."""
-        return self._file
-
-    def read_from(self, path: Path) -> Self:
-        """The sweep, with the file that it was read from: relative paths in it start in that file's folder."""
-        copied = self.model_copy()
-        copied._file = path.absolute()
-        return copied
-
     def name_of(self, part: Literal["model", "machine", "timing", "draft"]) -> str:
         """The sweep's model, machine or timing, as a loader takes it: a shipped name, or a path that can be opened."""
-        name: str = getattr(self, part)
-        return str(self._file.parent / name) if self._file is not None and is_path(name) else name
+        return self.located(getattr(self, part))
 
     def with_timing(self, timing: str | None) -> Self:
         """The sweep under another timing; a path starts where the process stands. None changes nothing."""

@@ -6,14 +6,25 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
-from helix_sim.core.text import said, shortened
+from helix_sim.core.text import is_path, said, shortened
 from helix_sim.core.units import FORMAT_BITS, parse_size
 
 LIMIT = 10**12
@@ -100,6 +111,27 @@ class Record(Shown, BaseModel):
         for name, value in values.items():
             changed = _changed(changed, name, value, source, name)
         return changed
+
+
+class NamesFiles(Record):
+    """A record that may name other files: relative paths in it start in the folder of its own file."""
+
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The YAML file that the record was read from; None of one that was written in Python."""
+        return self._file
+
+    def read_from(self, path: Path) -> Self:
+        """The record, with the file that it was read from."""
+        copied = self.model_copy()
+        copied._file = path.absolute()
+        return copied
+
+    def located(self, name: str) -> str:
+        """A shipped name as it is, and a path as one that can be opened wherever the process stands."""
+        return str(self._file.parent / name) if self._file is not None and is_path(name) else name
 
 
 def _changed(record: Any, name: str, value: Any, source: str, shown: str) -> Any:

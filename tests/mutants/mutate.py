@@ -306,9 +306,12 @@ def test_files() -> list[str]:
 
 
 def kept(path: str) -> Path:
-    """Where the coverage of a file of tests is kept: it changes with that file, the package and what tests share."""
-    python = [*(ROOT / "helix_sim").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
-    shared = {each for each in python if not each.name.startswith("test_")} - {Path(__file__).resolve()}
+    """Where the coverage of a file of tests is kept: it changes with that file, what is mutated, and what tests share.
+
+    Not with the rest of the package: what that changes in which tests run a line can let a mutant live, never kill one.
+    """
+    shared = {each for each in (ROOT / "tests").rglob("*.py") if not each.name.startswith("test_")}
+    shared = {ROOT / path for path in files(SUBJECTS)} | (shared - {Path(__file__).resolve()})
     found = hashlib.sha256((ROOT / path).read_bytes())
     for each in sorted(shared):
         found.update(each.relative_to(ROOT).as_posix().encode() + each.read_bytes())
