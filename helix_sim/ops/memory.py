@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, chosen, larger, smaller, total
+from helix_sim.core.numeric import Column, chosen, larger, total
 from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
 from helix_sim.ops.drafts import draft_cache
@@ -144,9 +144,11 @@ def _fillable(machine: Machine, served: ServedMemory, x: Layout, placed: Column)
     size, aside = machine.memory_GB.value * GIGA, np.asarray(0.0)
     for each in served.set_aside:  # the last that holds is the one
         here = (size >= each.memory_from_GiB.value * GIBI) & (x.gpus >= each.gpus_from.value)
-        groups = smaller(x.dp, each.most_groups.value) * (x.dp > 1)
-        asked = (each.fixed_MiB.value + each.gpu_MiB.value * x.gpus + each.group_MiB.value * groups) * MEBI
-        aside = np.where(here, asked, aside)
+        if each.groups_from:
+            here = here & (x.dp >= each.groups_from.value)
+        parts = (each.fixed_MiB, MEBI), (each.gpu_MiB, MEBI * x.gpus), (each.group_MiB, MEBI * x.dp * (x.dp > 1))
+        parts = *parts, (each.memory_share, size)
+        aside = np.where(here, sum(part.value * times for part, times in parts if part), aside)
     outside = served.outside_GiB.value * GIBI + aside
     share = served.share.value
     if served.of == "all":

@@ -182,10 +182,15 @@ class SetAside(Record):
 
     memory_from_GiB: Quantity = Field(description="memory of a GPU from which this holds [GiB]")
     gpus_from: Quantity = Field(description="GPUs of a layout from which this holds [GPUs]")
-    fixed_MiB: Quantity = Field(description="set aside in every layout [MiB]")
-    gpu_MiB: Quantity = Field(description="set aside for each GPU of the layout [MiB]")
-    group_MiB: Quantity = Field(description="set aside for each attention group, where there are several [MiB]")
-    most_groups: Quantity = Field(description="groups beyond which no more is set aside [groups]")
+    groups_from: Quantity | None = Field(
+        None, description="attention groups of a layout from which this holds; any number unless said [groups]"
+    )
+    fixed_MiB: Quantity | None = Field(None, description="set aside in every layout [MiB]")
+    gpu_MiB: Quantity | None = Field(None, description="set aside for each GPU of the layout [MiB]")
+    group_MiB: Quantity | None = Field(
+        None, description="set aside for each attention group, where there are several [MiB]"
+    )
+    memory_share: Quantity | None = Field(None, description="share of the GPU's memory that is set aside [1]")
 
 
 class ServedMemory(Record):

@@ -296,6 +296,31 @@ def test_a_field_can_be_set_to_another_value() -> None:
         parse_changes(["vocab_size"])
 
 
+@pytest.mark.parametrize(
+    ("fields", "full"),
+    [
+        pytest.param({"sliding_window_pattern": 6}, 126 // 6, id="one of six"),
+        pytest.param({"_sliding_window_pattern": 1}, 126, id="every one"),
+        pytest.param({"sliding_window_pattern": "LLG"}, 126 // 3, id="local and global in letters"),
+        pytest.param({"use_sliding_window": True, "max_window_layers": 100}, 100, id="the first hundred"),
+        pytest.param({"use_sliding_window": True, "max_window_layers": 126}, 126, id="as many as there are"),
+        pytest.param({"use_sliding_window": False}, 126, id="switched off"),
+        pytest.param({"layer_types": ["full_attention"] * 126}, 126, id="by type"),
+    ],
+)
+def test_layers_beside_windows_attend_to_everything(fields: dict[str, Any], full: int) -> None:
+    counts = read(LLAMA | {"sliding_window": 4096} | fields).model.kind_counts
+    assert counts["attention", "gqa"] == full
+    assert counts["attention", "window"] == 126 - full
+
+
+def test_a_hybrid_without_linear_layers_is_full_attention() -> None:
+    for fields in ({"full_attention_interval": 1}, {"attn_type_list": [1] * 64},
+                   {"linear_attn_config": {"full_attn_layers": list(range(1, 65))}}):  # fmt: skip
+        linear = {name: value for name, value in DELTA.items() if name != "layer_types"}
+        assert list(read(QWEN3 | linear | fields).model.attention) == ["gqa"]
+
+
 def test_a_window_as_long_as_the_longest_context_is_none() -> None:
     assert read(LLAMA | {"sliding_window": 131072, "max_position_embeddings": 131072}).model.layer_count == 126
     shorter = read(LLAMA | {"sliding_window": 131071, "max_position_embeddings": 131072}).model
@@ -405,6 +430,18 @@ def weights(config: dict[str, Any], scheme: dict[str, Any]) -> dict[str, str]:
                      {"attention", "output", "shared", "dense"}, "nvfp4", id="layer by layer"),
         pytest.param({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}, set(),
                      "int4-g32-zero", id="gptq"),
+        pytest.param({"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "zero_point": True}, set(),
+                     "int4-g64-zero", id="awq, its older words"),
+        pytest.param({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*self_attn.*": {}}},
+                     {"attention", "output"}, "int4-zero", id="gptq keeps attention by an expression"),
+        pytest.param({"quant_method": "intel/auto-round", "bits": 4, "group_size": 128, "extra_config": {
+                      f"model.layers.{i}.mlp.shared_experts.{p}_proj": {"bits": 16} for i in range(61)
+                      for p in ("gate", "up", "down")}},
+                     {"shared"}, "int4-zero", id="auto-round keeps shared experts by name"),
+        pytest.param({"quant_method": "auto-round", "bits": 4, "group_size": 32, "data_type": "mx_fp", "act_bits": 4},
+                     set(), "mxfp4", id="auto-round in mxfp4"),
+        pytest.param({"quant_method": "fp8", "modules_to_not_convert": ["re:.*shared_mlp.*"]}, {"shared"}, "fp8",
+                     id="shared experts by another family's name"),
         pytest.param({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4", "group_size": 32},
                       "input_tensors": {"dtype": "fp4"}}, "exclude": ["lm_head", "re:.*self_attn.*"]},
                      {"attention", "output"}, "mxfp4", id="quark"),
@@ -424,6 +461,21 @@ def test_groups_of_a_scheme_go_to_their_targets() -> None:
     named = FP8_GROUP | {"targets": [f"model.layers.{i}.self_attn.{p}_proj" for i in range(80) for p in "qkvo"]}
     found = weights(LLAMA_70B, COMPRESSED | {"config_groups": {"a": named, "b": NVFP4_GROUP}})
     assert (found["attention"], found["output"], found["dense"]) == ("fp8", "fp8", "nvfp4")
+
+
+def test_modules_of_a_scheme_may_have_bits_of_their_own() -> None:
+    scheme = {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"+:.*o_proj": {"bits": 8}}}
+    assert weights(LLAMA_70B, scheme)["output"] == "int8-g128-zero"
+    assert weights(LLAMA_70B, scheme)["attention"] == "int4-zero"
+    named = {"*down_proj": {"weight": {"dtype": "fp8_e4m3"}}, "*up_proj": {"weight": {"dtype": "fp8_e4m3"}}}
+    scheme = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4", "group_size": 32}}}
+    found = weights(LLAMA_70B, scheme | {"layer_quant_config": named})
+    assert (found["dense"], found["attention"]) == ("fp8", "mxfp4")
+
+
+def test_bits_without_a_format_are_said_to_be_in_the_way() -> None:
+    found = read(LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}})
+    assert 'quantisation "gptq" of 3 bits is not known here; choose the number formats yourself' in found.remarks
 
 
 def test_where_layers_differ_the_format_of_most_is_taken_and_the_rest_remarked_upon() -> None:
@@ -447,6 +499,9 @@ def test_a_name_without_layers_is_a_part_of_modules_and_not_of_words() -> None:
         ({"kv_cache_scheme": {"num_bits": 4, "type": "float"}}, "nvfp4"),
         ({"kv_cache_quant_algo": "NVFP4"}, "nvfp4"),
         ({"kv_cache_quant_algo": "INT8"}, "int8"),
+        ({"kv_cache_dtype": "e5m2"}, "fp8"),
+        ({"layer_quant_config": {"*k_proj": {"output_tensors": {"dtype": "fp8_e4m3"}}}}, "fp8"),
+        ({"kv_cache_quant_config": {"*": {"output_tensors": {"dtype": "int8"}}}}, "int8"),
         ({"kv_cache_quant_algo": None, "kv_cache_scheme": None}, "bf16"),
     ],
 )

@@ -60,7 +60,7 @@ def _linear(config: Config, layers: int) -> Found | None:
     if isinstance(full, list):
         return "linear_attn_config", set(range(layers)) - {i - 1 for i in full if isinstance(i, int)}
     every = config.get("full_attention_interval")
-    if isinstance(every, int) and every > 1:
+    if isinstance(every, int) and every > 0:
         return "full_attention_interval", {i for i in range(layers) if (i + 1) % every}
     return _first(config, layers, "linear_attn_config", "full_attention_interval", "linear_num_value_heads")
 
@@ -116,8 +116,13 @@ def _window(config: Config, layers: int) -> Found | None:
     pattern = listed(config.get("hybrid_layer_pattern"))
     if pattern:
         return "hybrid_layer_pattern", {i for i, kind in enumerate(pattern) if kind}
+    every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    if isinstance(every, int) and every > 0:  # Gemma 3, Cohere 2: one of so many layers attends to everything
+        return "sliding_window", {i for i in range(layers) if (i + 1) % every}
+    if isinstance(every, str) and set(every) <= {"L", "G"}:  # EXAONE 4: local and global layers
+        return "sliding_window", {i for i in range(layers) if every[i % len(every)] == "L"}
     first = config.get("max_window_layers") if config.get("use_sliding_window") else None
-    return "sliding_window", set(range(first if isinstance(first, int) and 0 <= first < layers else 0, layers))
+    return "sliding_window", set(range(first if isinstance(first, int) and first >= 0 else 0, layers))
 
 
 def _chunked(config: Config, layers: int) -> Found | None:
@@ -369,7 +374,8 @@ def attention_of_layers(f: Fields, layers: int, full_attention: bool) -> tuple[d
     """
     names, remarks = ["full"] * min(layers, MOST_LAYERS), []
     f.read.update(("layer_types", "sliding_window", "use_sliding_window", "attn_type_list", "hybrid_layer_pattern",
-                   "attention_chunk_size", "max_window_layers", "no_rope_layers", "nope_layer_interval"))  # fmt: skip
+                   "attention_chunk_size", "max_window_layers", "no_rope_layers", "nope_layer_interval",
+                   "sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval"))  # fmt: skip
     for name, kind in ATTENTION.items():
         found = kind.found(f.config, len(names))
         claimed = [i for i in found[1] if i < len(names) and names[i] == "full"] if found else []

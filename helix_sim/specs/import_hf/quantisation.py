@@ -46,8 +46,18 @@ QUANT_ALGOS: dict[str, Format] = {
 }
 """TensorRT Model Optimizer's quant_algo: (weights, arithmetic), INT4 in groups of 128."""
 
-HEAD_KEPT = ("fp8", "fbgemm_fp8", "awq", "gptq", "auto-round", "bitsandbytes", "mxfp4", "modelopt", "modelopt_fp4")
+BY_BITS = ("awq", "gptq", "auto-round", "intel/auto-round")
+"""Quantisers that say a format by its bits and the values that share a scale, and others module by module."""
+
+HEAD_KEPT = (*BY_BITS, "fp8", "fbgemm_fp8", "bitsandbytes", "mxfp4", "modelopt", "modelopt_fp4")
 """Quantisers that leave the head alone unless told otherwise."""
+
+FLOATS = {
+    "mx_fp": {4: "mxfp4", 8: "mxfp8"},
+    "nv_fp": {4: "nvfp4"},
+    "fp": {8: "fp8"},
+}
+"""AutoRound's data types that are no integers, by their bits."""
 
 GROUPS = {4: {128: "int4", 64: "int4-g64", 32: "int4-g32"}, 8: {128: "int8-g128", -1: "int8"}}
 """Formats of integers by their bits and the values that share a scale; -1 is a whole row."""
@@ -196,7 +206,7 @@ _PREFIX = re.compile(r"^(?:language_model\.|model\.|backbone\.)+")
 _WORDS = (
     (re.compile(r"(?<!\w)(?:block_sparse_moe|feed_forward|ffn)(?!\w)"), "mlp"),
     (re.compile(r"(?<!\w)(?:attn|attention|linear_attn)(?!\w)"), "self_attn"),
-    (re.compile(r"shared_expert(?!s)"), "shared_experts"),
+    (re.compile(r"(?<!\w)(?:shared?_expert(?!s)|shared_mlp)"), "shared_experts"),
     (re.compile(r"(?<=mlp\.)router(?!\w)"), "gate"),
     (re.compile(r"(?<=\.)w1(?!\w)"), "gate_proj"),
     (re.compile(r"(?<=\.)w3(?!\w)"), "up_proj"),
@@ -315,14 +325,23 @@ class Rules:
             "llm_int8_skip_modules",
         )
         self.kept = Names(module for key in keys for module in listed(scheme.get(key)))
-        layers = mapping(scheme.get("quantized_layers"))
+        layers = {**mapping(scheme.get("quantized_layers")), **mapping(scheme.get("extra_config"))}
         self.layers = {canonical(name): mapping(said) for name, said in islice(layers.items(), MOST_NAMES)}
         groups = [mapping(group) for group in mapping(scheme.get("config_groups")).values()]
         self.groups = [(Names(listed(g.get("targets"))), g) for g in groups]
+        self.groups += [
+            (Names([pattern]), mapping(group)) for pattern, group in _few(scheme.get("layer_quant_config")).items()
+        ]
+        self.dynamic = [  # GPTQModel's expressions: -: leaves a module alone, +: or nothing has bits of its own
+            (Names([f"re:{text.removeprefix('-:').removeprefix('+:')}"]), None if text[:2] == "-:" else mapping(said))
+            for text, said in _few(scheme.get("dynamic")).items()
+        ]
         self.head = scheme.get("lm_head") is True
         self.experts: Format | None = ("mxfp4", "fp8") if config.get("expert_dtype") == "fp4" else None
-        self.unknown = "" if self.layers or self._default() else (
-            f"quantisation {short(self.algo or self.method)} is not known here")  # fmt: skip
+        bits = scheme.get("bits", scheme.get("w_bit"))
+        of_bits = f" of {short(bits)} bits" if self.method in BY_BITS and bits not in GROUPS else ""
+        self.unknown = "" if mapping(scheme.get("quantized_layers")) or self._default() else (
+            f"quantisation {short(self.algo or self.method)}{of_bits} is not known here")  # fmt: skip
 
     def format_of(self, tensor: str, module: str) -> Format:
         """The format of a module, which is of one kind of tensor."""
@@ -331,6 +350,9 @@ class Rules:
             return named
         if module in self.kept:
             return self.plain
+        for names, said in self.dynamic:
+            if module in names:
+                return self._of_bits(said) if said is not None else self.plain
         for names, group in self.groups:
             if module in names:
                 return self._of_group(group) or self.plain
@@ -357,9 +379,25 @@ class Rules:
             parts = spelling.split(".")
             for end in range(len(parts), 1 if len(parts) > 1 else 0, -1):
                 said = self.layers.get(".".join(parts[:end]))
-                if said is not None:
+                if said is not None and "quant_algo" in said:
                     return self._of_algo(str(said.get("quant_algo")), said.get("group_size"))
+                if said is not None:
+                    return self._of_bits(said)
         return None
+
+    def _of_bits(self, said: Config) -> Format:
+        """A format by its bits and group, each the scheme's where not said; 16 bits are none."""
+        s = {**self.scheme, **said}
+        bits, group = s.get("bits", s.get("w_bit")), s.get("group_size", s.get("q_group_size", 128))
+        if bits not in GROUPS:
+            return self.plain
+        kind = str(s.get("data_type") or "int")
+        floats = next((of for name, of in FLOATS.items() if kind.startswith(name)), {})
+        if bits in floats:
+            return floats[bits], {4: "fp4", 8: "fp8"}.get(s.get("act_bits") or 16, "bf16")
+        # GPTQ stores zero points whether its grid is symmetric or not
+        zero = self.method != "awq" or bool(s.get("zero_point", True))
+        return self._integer(bits, group, zero), "bf16"
 
     def _of_algo(self, algo: str, group: Any) -> Format | None:
         found = QUANT_ALGOS.get(algo.upper())
@@ -369,8 +407,9 @@ class Rules:
 
     def _default(self) -> Format | None:
         """What the scheme says of every product that it does not name."""
-        s, bits = self.scheme, self.scheme.get("bits")
-        linear = [g for names, g in self.groups if "Linear" in names.literal] or [g for _, g in self.groups[:1]]
+        s = self.scheme
+        groups = [] if self.method == "quark" else self.groups
+        linear = [g for names, g in groups if "Linear" in names.literal] or [g for _, g in groups[:1]]
         if self.method == "fp8":
             return "fp8-block" if s.get("weight_block_size") else "fp8", "fp8"
         if self.algo and self.algo != "MIXED_PRECISION":
@@ -381,10 +420,8 @@ class Rules:
             return "mxfp4", "bf16"
         if self.method == "bitsandbytes":
             return (self._bitsandbytes(), "bf16") if s.get("load_in_4bit") else ("int8", "bf16")
-        if self.method in ("awq", "gptq", "auto-round", "intel/auto-round") and bits in (4, 8):
-            # GPTQ stores zero points whether its grid is symmetric or not
-            zero = self.method != "awq" or bool(s.get("zero_point", True))
-            return self._integer(bits, s.get("group_size", 128), zero), "bf16"
+        if self.method in BY_BITS:
+            return self._of_bits({}) if s.get("bits", s.get("w_bit")) in GROUPS else None
         if self.method == "quark":
             return self._of_group(mapping(s.get("global_quant_config")))
         return self._of_group(linear[0]) if linear else None
@@ -441,6 +478,11 @@ class Rules:
             self.remarks.append(sentence)
 
 
+def _few(said: Any) -> Config:
+    """The first of a mapping's patterns, no more than quantisers write."""
+    return dict(islice(mapping(said).items(), MOST_WILD))
+
+
 def kv_format(scheme: Config) -> tuple[str, list[str]]:
     """The KV cache's format, which a scheme says as text or as a mapping, and a remark where it says an unknown one."""
     for key in ("kv_cache_scheme", "kv_cache_quant_algo", "kv_cache_dtype"):
@@ -458,8 +500,22 @@ def kv_format(scheme: Config) -> tuple[str, list[str]]:
         if found is None:
             return "bf16", [f"{key} = {short(said)} is not known here; the KV cache is taken as BF16"]
         return found, []
+    for key in ("kv_cache_quant_config", "layer_quant_config"):  # Quark: what keys' and values' projections put out
+        for pattern, group in _few(scheme.get(key)).items():
+            if key == "kv_cache_quant_config" or pattern.endswith(("k_proj", "v_proj")):
+                word = str(mapping(mapping(group).get("output_tensors")).get("dtype") or "").upper()
+                if found := next((ours for name, ours in KV_WORDS.items() if word.startswith(name)), None):
+                    return found, []
     return "bf16", []
 
 
-KV_WORDS = {"FP8": "fp8", "FLOAT8": "fp8", "E4M3": "fp8", "NVFP4": "nvfp4", "FP4": "nvfp4", "INT8": "int8"}
+KV_WORDS = {
+    "FP8": "fp8",
+    "FLOAT8": "fp8",
+    "E4M3": "fp8",
+    "E5M2": "fp8",
+    "NVFP4": "nvfp4",
+    "FP4": "nvfp4",
+    "INT8": "int8",
+}
 """How a KV scheme in words begins."""
