@@ -7,9 +7,10 @@ from helix_sim.core.layout import Layout
 from helix_sim.specs.precision import Precision
 from helix_sim.step import evaluate_step
 
-# SGLang, 2025-05-05, https://lmsys.org/blog/2025-05-05-large-scale-ep/: decode on 9 nodes of 8 H100 with prompts of 2000
-# tokens, 256 requests a GPU, 22,282 output tokens/s a node; EP72 by DeepEP's low-latency kernels, which send FP8 with block
-# scales (https://github.com/deepseek-ai/DeepEP), EPLB with 32 copies beside the 256 experts, two-batch overlap.
+# SGLang, 2025-05-05, https://lmsys.org/blog/2025-05-05-large-scale-ep/: decode on 9 nodes of 8 H100 with prompts of
+# 2000 tokens, 256 requests a GPU, 22,282 output tokens/s a node; EP72 by DeepEP's low-latency kernels, which send FP8
+# with block scales (https://github.com/deepseek-ai/DeepEP), EPLB with 32 copies beside the 256 experts, two-batch
+# overlap.
 PUBLISHED_S = 256 * 8 / 22_282
 SERVED = Layout(batch=256, dp=72, ep=72, redundant_experts=32, microbatches=2)
 FORMATS = Precision(weights="fp8-block", math="fp8", kv="bf16", dispatch="fp8-block")
