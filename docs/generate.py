@@ -451,6 +451,18 @@ def stack_formats(_: str) -> str:
     return table(("format", *(stack.title for stack in stacks)), rows)
 
 
+def included(_: str) -> str:
+    """What the measured time of each framework's classes includes beside their own op, and how that is known."""
+    from helix_sim.specs.load import load_framework, shipped
+
+    rows = [
+        (framework.title, f"`{each.of}`", each.kernel or "all", ", ".join(each.parts), _linked(each.source))
+        for framework in map(load_framework, shipped("framework"))
+        for each in framework.includes
+    ]
+    return table(("framework", "classes", "kernels", "include", "source"), rows)
+
+
 def stack_options(name: str) -> str:
     """Every option that a launch file of a stack may say, what it takes, and where the stack has it."""
     from helix_sim.stacks.stack import load_stack
@@ -799,6 +811,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "stack-versions": stack_versions,
     "stack-formats": stack_formats,
     "stack-options": stack_options,
+    "included": included,
     "knobs": knobs,
     "columns": columns,
     "mutants": mutants,

@@ -49,6 +49,8 @@ class Measured:
     l2_warm: bool = False
     borrowed: bool = False
     """Whether all of it is of another framework's or system's kernels."""
+    of_another: str | None = None
+    """Which other op's kernel was measured in place of the class's own; its own where not said."""
     includes: tuple[str, ...] = ()
     """Ops of a step beside its own that its time includes."""
     dispatched: bool | None = None
@@ -174,6 +176,7 @@ def record_of(
             "source": f"measured: {measured.source}; {used} rows fitted, {len(modelled) - used} held out; {today}",
             "parameters": parameters,
             "largest": measured.largest,
+            "borrowed": measured.of_another,
             "includes": list(measured.includes) or None,
             "dispatched": measured.dispatched,
             "domains": measured.domains,

@@ -433,9 +433,12 @@ def nccl_classes(system: str, framework: str) -> list[Measured]:
         rows = frame[frame["op"] == op]
         ranks, size = floats(rows, "ranks", "bytes")
         for name in names:
-            remark = "" if name == names[0] else f"; {op} stands in for it"
             work = sent(name, "all-to-all", size * (ranks - 1) / ranks, ranks, rows=1)
-            found.append(_exchange_class(system, name, rows, work, remark=remark))
+            if name == names[0]:
+                found.append(_exchange_class(system, name, rows, work))
+            else:
+                made = _exchange_class(system, name, rows, work, remark=f"; {op} stands in for it")
+                found.append(replace(made, of_another=f"NCCL's {names[0]} stands in for it"))
     return found
 
 

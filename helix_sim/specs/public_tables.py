@@ -166,7 +166,9 @@ class Included(Record):
 
     of: Text = Field(description="how the classes' names begin [name]")
     kernel: Text | None = Field(None, description="of this kernel's rows alone, as the table spells it [name]")
-    parts: list[Text] = Field(min_length=1, description="the ops that are measured with it [list of names]")
+    parts: list[Text] = Field(
+        min_length=1, description="the ops that are measured with it, or quantisation of its inputs [list of names]"
+    )
     source: Source = Field(description="where that is known from [text]")
 
 

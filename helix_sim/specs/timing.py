@@ -83,8 +83,8 @@ class KernelClass(Record):
     )
     includes: list[Text] | None = Field(
         None,
-        description="ops of a step beside its own that its measured time includes, as rope_and_append or activation: "
-        "they take no time of their own [list of names]",
+        description="ops of a step beside its own that its measured time includes, as rope_and_append, activation or "
+        "quantisation of inputs: they take no time of their own [list of names]",
     )
     widened: bool | None = Field(
         None,

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 
 from helix_sim.core.layout import Layout
+from helix_sim.silicon.systems import machine_of
 from helix_sim.specs.load import load_framework, load_machine, load_model, load_timing, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.step import evaluate_step
-from helix_sim.timing.uncertainty import doublings_beyond
+from helix_sim.timing.uncertainty import borrowed_kernel, doublings_beyond
 
 FP8 = Precision(weights="fp8-block", kv="fp8", math="fp8")
-MACHINES = {"gb200": "gb200-nvl72", "b200": "b200-hgx", "h100": "h100-hgx"}
 MEASURED = [name for name in shipped("timing") if load_timing(name).calibration]
 
 
 def step(timing, model, layout=None, machine=None, context=8192, **formats):
     timing = load_timing(timing) if isinstance(timing, str) else timing
-    machine = load_machine(machine or MACHINES[timing.calibration.system])
+    machine = load_machine(machine) if machine else machine_of(timing.calibration.system)
     precision = FP8.model_copy(update=formats)
     setting = Setting(model=load_model(model), machine=machine, timing=timing, precision=precision)
     return evaluate_step(setting, layout or Layout(batch=8, tpa=8, tpf=8), context)
@@ -69,6 +69,25 @@ def test_every_class_says_what_its_frameworks_file_says_that_it_includes(timing)
             for part in record.parts
         ]
         assert (each.includes or []) == list(dict.fromkeys(said)), name
+
+
+@pytest.mark.parametrize("timing", MEASURED)
+def test_products_in_a_narrow_format_quantise_their_inputs_inside_as_measured(timing):
+    classes = load_timing(timing).calibration.classes
+    narrow = [name for name in classes if name.startswith(("gemm-", "grouped-gemm-")) and "-bf16" not in name]
+    assert narrow
+    assert all("quantisation" in classes[name].includes for name in narrow)
+    assert not any("quantisation" in (classes[name].includes or ()) for name in classes if name.endswith("gemm-bf16"))
+
+
+@pytest.mark.parametrize("timing", MEASURED)
+def test_a_collective_that_another_stands_in_for_names_it_and_is_wider(timing):
+    classes = load_timing(timing).calibration.classes
+    assert classes["all-gather"].borrowed is None
+    staged = step(timing, "llama-3.1-405b", Layout(batch=8, tpa=4, tpf=4, pp=2))
+    found = borrowed_kernel(staged.ops["stage_handover"], staged.machine, staged.timing)
+    assert found.reason == classes["broadcast"].borrowed == "NCCL's all-gather stands in for it"
+    assert found.high > classes["send"].residuals.high
 
 
 # --- The kernel that runs --------------------------------------------------------------------------------------------
