@@ -61,9 +61,9 @@ def op_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> dict
 
 
 def _places(x: Layout, domain: int) -> Column:
-    """A number for what collectives see of where their groups lie in NVLink domains of `domain` ranks.
+    """A number for how NVLink domains of `domain` ranks cut the groups of every kind of collective.
 
-    It is the same where the smallest pieces are, into which domains cut the groups of every kind of collective.
+    It is the same where the smallest pieces are; 0 where no group is cut, and what a collective sees are its widths.
     """
     blocks = (
         (x.attention_group, x.attention_groups),
@@ -71,8 +71,9 @@ def _places(x: Layout, domain: int) -> Column:
         (x.token_group * x.pooled_groups, floor_div(x.attention_groups, x.pooled_groups)),
         (x.ffn_group, x.pp),
     )
-    pieces = (narrowest_piece(width, count, domain) for width, count in blocks)
-    return distinct(np.asarray(piece, dtype=np.int64) for piece in pieces)[1]
+    pieces = ((narrowest_piece(width, count, domain), width) for width, count in blocks)
+    cut = [np.asarray(np.where(piece < width, piece, 0), dtype=np.int64) for piece, width in pieces]
+    return distinct(cut)[1]
 
 
 def widths_of(setting: Setting, half: Half, shapes: Shapes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
