@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -119,12 +120,12 @@ class Reason(Enum):
     )
     NOTHING_TO_OVERLAP = Rule(
         title="HOP-B chunks without an exchange to hide",
-        holds=lambda c: np.logical_and(c.layout.chunks > 1, np.asarray(c.layout.kvp == 1)),
+        holds=lambda c: np.logical_and(c.layout.chunks > 1, c.layout.kvp == 1),
         sentence=lambda c: f"chunks = {c.layout.chunks} has nothing to overlap: kvp is 1, so there is no exchange",
     )
     OUT_OF_MEMORY = Rule(
         title="weights and KV cache do not fit the fullest GPU",
-        holds=lambda c: c.memory is not None and np.asarray(c.memory.resident_bytes > c.memory.fillable),
+        holds=lambda c: c.memory is not None and c.memory.resident_bytes > c.memory.fillable,
         sentence=lambda c: (
             f"it needs {float(c.memory.resident_bytes) / GIGA if c.memory else 0.0:.1f} GB on the fullest GPU, and "
             f"{c.machine.name} has {float(c.memory.fillable) / GIGA if c.memory else 0.0:.1f} GB after its reserve"
@@ -135,7 +136,7 @@ class Reason(Enum):
         title="shards of an index cache that there is not, or that do not divide the KV shards",
         holds=lambda c: np.logical_and(
             c.layout.index_kvp > 1,
-            np.logical_or(not c.model.has_indexer, np.asarray(c.layout.kvp) % c.layout.index_kvp != 0),
+            np.logical_or(not c.model.has_indexer, c.layout.kvp % c.layout.index_kvp != 0),
         ),
         sentence=lambda c: (
             f"index_kvp = {c.layout.index_kvp} does not divide kvp = {c.layout.kvp}"
@@ -146,21 +147,22 @@ class Reason(Enum):
     )
     QUERY_SHARDS = Rule(
         title="KV shards that share the projection of queries and do not divide the KV shards",
-        holds=lambda c: np.logical_and(c.layout.q_shards > 1, np.asarray(c.layout.kvp) % c.layout.q_shards != 0),
+        holds=lambda c: np.logical_and(c.layout.q_shards > 1, c.layout.kvp % c.layout.q_shards != 0),
         sentence=lambda c: f"q_shards = {c.layout.q_shards} does not divide kvp = {c.layout.kvp}",
         change=lambda c: "set --q-shards to a divisor of kvp",
     )
     REDUNDANT_EXPERTS = Rule(
         title="copies of experts that there are not, or that do not fill the ranks evenly",
         holds=lambda c: np.logical_and(
-            np.asarray(c.layout.redundant_experts) > 0,
-            np.logical_or.reduce(
+            c.layout.redundant_experts > 0,
+            reduce(
+                np.logical_or,
                 [
                     ((f.routed + c.layout.redundant_experts) % c.layout.ep != 0)
                     | (c.layout.redundant_experts > f.routed * (c.layout.ep - 1))
                     for f in c.model.routed_kinds.values()
                 ]
-                or [True]
+                or [True],
             ),
         ),
         sentence=lambda c: (
@@ -186,7 +188,7 @@ class Reason(Enum):
     NO_DISPATCH_TO_HIDE = Rule(
         title="microbatches without a dispatch to hide",
         holds=lambda c: np.logical_and(
-            c.layout.microbatches > 1, np.logical_or(np.asarray(c.layout.dp == 1), not c.model.routed_kinds)
+            c.layout.microbatches > 1, np.logical_or(c.layout.dp == 1, not c.model.routed_kinds)
         ),
         sentence=lambda c: (
             f"microbatches = {c.layout.microbatches} has nothing to hide: "
@@ -197,7 +199,7 @@ class Reason(Enum):
     )
     SPLIT_TWICE = Rule(
         title="a batch split into microbatches and into HOP-B chunks",
-        holds=lambda c: np.logical_and(c.layout.microbatches > 1, np.asarray(c.layout.chunks > 1)),
+        holds=lambda c: np.logical_and(c.layout.microbatches > 1, c.layout.chunks > 1),
         sentence=lambda c: (
             f"chunks = {c.layout.chunks} and microbatches = {c.layout.microbatches} split the same batch"
         ),
@@ -231,13 +233,13 @@ def shape_reasons(model: Model, machine: Machine, x: Layout, context: Column) ->
     flags: Any = 0
     for reason, flag in FLAGS.items():
         if reason is not Reason.OUT_OF_MEMORY:
-            flags = flags | np.asarray(reason.value.holds(candidate)) * flag
+            flags = flags | reason.value.holds(candidate) * flag
     return flags
 
 
 def memory_reason(memory: Memory) -> Any:
     """OUT_OF_MEMORY's flag where the fullest GPU holds more than it may, else 0."""
-    return np.asarray(memory.resident_bytes > memory.fillable) * Reason.OUT_OF_MEMORY.flag
+    return (memory.resident_bytes > memory.fillable) * Reason.OUT_OF_MEMORY.flag
 
 
 def sentences(

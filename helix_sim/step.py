@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from helix_sim import feasibility
 from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
-from helix_sim.core.layout import NONE, Layout
+from helix_sim.core.kept import kept_for_records, kept_property
+from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.numeric import Column, larger, smaller
+from helix_sim.core.recorded import Tape
 from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
@@ -27,7 +29,7 @@ from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.attention import MlaAttention
 from helix_sim.specs.draft import Draft
 from helix_sim.specs.drafter import draft_problems, drafter_of
-from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.load import load_draft, load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision, StoredFormats, narrowest_precision
@@ -45,7 +47,7 @@ from helix_sim.timing.overlap import (
 from helix_sim.timing.roofline import HOST, SAME_KERNEL, OpTime, measured_classes, op_time, piece_time
 from helix_sim.timing.uncertainty import (
     Deviation,
-    beyond_measured,
+    doublings_beyond,
     interval_deviations,
     step_deviations,
 )
@@ -176,7 +178,7 @@ def _hidden_per_execution(
     return {key: {op: part / larger(stage[key], 1) for op, part in own.items()} for key, own in saved.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Step(InSetting, Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
@@ -184,7 +186,12 @@ class Step(InSetting, Shown):
     go round pp stages, so each waits its turn there: step_s = pp · (sum of repeats · (seconds - hidden)). With drafts
     it yields several tokens, and its TTL is that of one of them: ttl_s = step_s / accepted_tokens. `stage` counts the
     layers of the busiest stage. `kinds` has each kind of the model with the names of its ops in the step.
+
+    A step that a `Recording` made knows its seconds; its ops, memory and what else is a field here are evaluated when
+    one of them is first asked for.
     """
+
+    recalled: ClassVar[Recalled | None] = None
 
     setting: Setting
     layout: Layout
@@ -197,6 +204,13 @@ class Step(InSetting, Shown):
     hidden_s: dict[str, Any]
     memory: Memory
     kinds: tuple[tuple[Half, tuple[str, ...]], ...]
+
+    def __getattr__(self, name: str) -> Any:
+        if self.recalled is None or name not in DEFERRED:
+            raise AttributeError(f"a step has no {name}")
+        whole = evaluate_step(self.setting, self.layout, self.context, self.query_tokens)
+        self.__dict__.update({field: whole.__dict__[field] for field in DEFERRED})
+        return self.__dict__[name]
 
     def __repr__(self) -> str:
         rows = np.size(self.ttl_s)
@@ -219,7 +233,7 @@ class Step(InSetting, Shown):
         drafter = self.setting.drafter
         return drafter.tokens(self.layout.draft_tokens) if drafter else 1
 
-    @property
+    @kept_property
     def step_s(self) -> Any:
         """Seconds from one step of a batch to its next, through every stage; its drafts' passes are in it.
 
@@ -261,8 +275,13 @@ class Step(InSetting, Shown):
 
         Errors of one cause add up over the ops that share it; different causes add in squares. `deviations` has them.
         """
-        below, above = interval_deviations(self.deviations)
+        below, above = self.spread_s
         return self.ttl_s - below / self.accepted_tokens, self.ttl_s + above / self.accepted_tokens
+
+    @kept_property
+    def spread_s(self) -> tuple[Any, Any]:
+        """Seconds by which the step may be shorter, and longer, in 80 of 100 cases; `deviations` has what may do it."""
+        return self.recalled.doubts[:2] if self.recalled else interval_deviations(self.deviations)
 
     @property
     def deviations(self) -> list[Deviation]:
@@ -286,13 +305,15 @@ class Step(InSetting, Shown):
         for name, work in self.ops.items() if calibration else ():
             classes = [calibration.classes[key] for key in measured_classes(work, self.timing)]  # type: ignore[union-attr]
             if classes:
-                beyond = np.logical_and.reduce([beyond_measured(work, each) for each in classes])
-                found[name] = beyond & (np.asarray(self.repeats[name] * self.times[name].seconds) > 0)
+                beyond = doublings_beyond(work, classes) > 0
+                found[name] = beyond & (self.repeats[name] * self.times[name].seconds > 0)
         return found
 
-    @property
+    @kept_property
     def rests_on_extrapolation(self) -> Any:
         """Whether ops beyond measured sizes make up a hundredth of the step, or more."""
+        if self.recalled:
+            return self.recalled.doubts[2]
         outside: Any = 0.0
         for name, beyond in self.extrapolated.items():
             exposed = self.times[name].seconds - self.hidden_s.get(name, 0.0)
@@ -329,6 +350,118 @@ class Step(InSetting, Shown):
         import pandas as pd
 
         return pd.DataFrame(op_rows(self)).set_index("op")
+
+
+DEFERRED = tuple(
+    field.name for field in fields(Step) if field.name not in ("setting", "layout", "context", "query_tokens")
+)
+"""Fields of a step that a `Recording` leaves for later."""
+
+
+# --- One layout after another ----------------------------------------------------------------------------------------
+
+DIRECT = 40
+"""Layouts of a setting that are evaluated before its equations are recorded, which takes about as long."""
+
+MOST_RECORDED = 64
+"""Recordings of a setting that are kept at most; then all of them are forgotten."""
+
+USED = ("batch", "tpa", "kvp", "dp", "tpf", "ep", "chunks")
+"""Axes that recorded arithmetic is given as numbers, with the context; chunks where a layout has them."""
+
+OTHERS = tuple(name for name in AXES if name not in USED)
+"""Axes whose values are written into recorded arithmetic: each has few, and most layouts do not use most of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A setting's equations as the straight lines of arithmetic that they left behind, for layouts alike in OTHERS.
+
+    flags: of the values of USED and the context, the reasons that need no memory count. step: of the same, memory's
+    flag, the step's seconds, and what `doubts` is given beside them. doubts: both ends of the step's spread, and
+    whether it rests on extrapolation.
+    """
+
+    flags: Callable[..., tuple[Any, ...]]
+    step: Callable[..., tuple[Any, ...]]
+    doubts: Callable[..., tuple[Any, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalled:
+    """What a recorded step can still tell from the numbers that it was made of."""
+
+    recording: Recording
+    numbers: tuple[float, ...]
+
+    @kept_property
+    def doubts(self) -> tuple[Any, ...]:
+        """Seconds by which a step may be shorter and longer, and whether it rests on extrapolation."""
+        return self.recording.doubts(*self.numbers)
+
+
+def record(setting: Setting, layout: Layout, query_tokens: int = 1) -> Recording:
+    """The equations of a setting, recorded for layouts that have OTHERS, and whether there are chunks, in common."""
+    tape = Tape()
+    inputs = [tape.input() for _ in (*USED, "context")]
+    context: Any
+    *widths, context = inputs
+    sizes = dict(zip(USED, widths, strict=True))
+    x = replace(layout, **(sizes if layout.chunks > 1 else sizes | {"chunks": 1}))
+    flags = (feasibility.shape_reasons(setting.model, setting.machine, x, context),)
+    step = evaluate_step(setting, x, context, query_tokens)
+    told = (feasibility.memory_reason(step.memory), step.step_s)
+    doubts = (*step.spread_s, step.rests_on_extrapolation)
+    shared = tape.shared(inputs, told, doubts)
+    return Recording(
+        flags=tape.function(inputs, flags),
+        step=tape.function(inputs, (*told, *shared)),
+        doubts=tape.function([*inputs, *shared], doubts),
+    )
+
+
+@kept_for_records
+def _recordings(*setting: Any) -> dict[Any, Any]:
+    """What is kept for a setting's records: by the axes in common, how many layouts there were, then a Recording."""
+    return {}
+
+
+def _recording(setting: Setting, layout: Layout, query_tokens: int) -> Recording | None:
+    """The recording for a layout, where a setting has had enough of the kind to be worth it."""
+    known = _recordings(setting.model, setting.machine, setting.timing, setting.precision, setting.drafter)
+    key = query_tokens, layout.chunks > 1, *(getattr(layout, name) for name in OTHERS)
+    found = known.get(key, 0)
+    if isinstance(found, Recording):
+        return found
+    if found < DIRECT:
+        known[key] = found + 1
+        return None
+    if len(known) >= MOST_RECORDED:
+        known.clear()
+    made = known[key] = record(setting, layout, query_tokens)
+    return made
+
+
+def _recalled_step(
+    recording: Recording, setting: Setting, layout: Layout, context: int, query_tokens: int
+) -> Step | None:
+    """The step of a layout by its recording; None where it cannot run."""
+    sizes = *(float(getattr(layout, name)) for name in USED), float(context)
+    if recording.flags(*sizes)[0]:
+        return None
+    flag, step_s, *shared = recording.step(*sizes)
+    if flag:
+        return None
+    step = object.__new__(Step)
+    step.__dict__.update(
+        setting=setting,
+        layout=layout,
+        context=context,
+        query_tokens=query_tokens,
+        step_s=step_s,
+        recalled=Recalled(recording=recording, numbers=(*sizes, *shared)),
+    )
+    return step
 
 
 def op_rows(step: Step) -> list[dict[str, Any]]:
@@ -434,6 +567,7 @@ def _time_once(work: Work, setting: Setting, known: dict[int, OpTime]) -> OpTime
     return known[id(work)]
 
 
+@kept_for_records
 def default_precision(model: Model, machine: Machine, timing: Timing | None = None) -> Precision:
     """The checkpoint's number formats, the first of the model's; without any, the narrowest that the machine has.
 
@@ -519,8 +653,11 @@ def setting_of(
     if isinstance(precision, StoredFormats):
         precision = Precision.model_validate(stored_formats(model, machine, precision, {}))
     precision = precision or default_precision(model, machine, timing)
-    drafter = drafter_of(draft, model) if draft is not None else None
+    drafter = _drafter_of(load_draft(draft), model) if draft is not None else None
     return Setting(model=model, machine=machine, timing=timing, precision=precision, drafter=drafter)
+
+
+_drafter_of = kept_for_records(drafter_of)
 
 
 def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: int = 1) -> Step:
@@ -540,6 +677,9 @@ def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: i
         ]
     if problems:
         raise LayoutError(problems)
+    recording = _recording(setting, layout, query_tokens)
+    if recording and (quick := _recalled_step(recording, setting, layout, context, query_tokens)):
+        return quick
     flags = int(feasibility.shape_reasons(setting.model, setting.machine, layout, context))
     if flags:
         raise LayoutError(feasibility.sentences(flags, setting.model, setting.machine, layout, context))

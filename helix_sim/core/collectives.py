@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from helix_sim.core.numeric import Column, ceil_div, floor_div, larger, smaller
+from helix_sim.core.recorded import called_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,7 @@ class Collective:
         return (one_shot, ring, in_switch) if switch_reduces else (one_shot, ring)
 
 
+@called_whole
 def narrowest_piece(width: Column, blocks: Column, domain: int) -> Any:
     """Ranks in the smallest piece into which domains of `domain` ranks cut `blocks` neighbouring blocks of `width`.
 
@@ -115,10 +118,17 @@ def narrowest_piece(width: Column, blocks: Column, domain: int) -> Any:
     cut = (width * blocks > domain) & (step > 0)
     if cut is False or not np.any(cut):
         return whole
+    if cut is True:
+        return _narrowest_of_one(float(width), float(blocks), domain)
     found = np.array(np.broadcast_to(whole, np.shape(cut)), dtype=float)
     steps, counts = (np.broadcast_to(size, np.shape(cut))[cut] * 1.0 for size in (step, blocks))
     found[cut] = np.minimum(_nearest_end(steps, counts, domain), found[cut])
     return found[()]
+
+
+@lru_cache(maxsize=8192)
+def _narrowest_of_one(width: float, blocks: float, domain: int) -> float:
+    return float(narrowest_piece(np.array([width]), blocks, domain)[0])
 
 
 def _nearest_end(low: Any, count: Any, domain: int) -> Any:

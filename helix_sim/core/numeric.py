@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.recorded import called_whole
+
 Column = int | float | npt.NDArray[Any]
 """A size or a quantity: one number, or a numpy column of them. Every equation takes both."""
 
@@ -54,8 +56,8 @@ def largest(*terms: Column) -> Any:
     """
     found: Any = 0.0
     for term in terms:
-        if not _is_nothing(term):
-            found = term if _is_nothing(found) else larger(found, term)
+        if not is_nothing(term):
+            found = term if is_nothing(found) else larger(found, term)
     return found
 
 
@@ -67,12 +69,13 @@ def total(*terms: Column) -> Any:
     """
     found: Any = 0
     for term in terms:
-        if not _is_nothing(term):
-            found = term if _is_nothing(found) else found + term
+        if not is_nothing(term):
+            found = term if is_nothing(found) else found + term
     return found
 
 
-def _is_nothing(term: Column) -> bool:
+def is_nothing(term: Column) -> bool:
+    """Whether a term is one number, and zero."""
     return isinstance(term, NUMBERS) and term == 0
 
 
@@ -88,6 +91,20 @@ def chosen(first: Any, a: Column, b: Column) -> Any:
     return (a if first else b) if isinstance(first, BOOLS) else np.where(first, a, b)
 
 
+def picked(values: list[Any], place: Column) -> Any:
+    """The value of several at a place, layout by layout; itself where all are the same.
+
+    >>> picked([0.5, 0.25], 1), picked([0.5, 0.25], np.array([0, 1])).tolist()
+    (0.25, [0.5, 0.25])
+    """
+    found = values[0]
+    for number, value in enumerate(values[1:], 1):
+        if not isinstance(found, NUMBERS) or value != found:
+            found = chosen(place == number, value, found)
+    return found
+
+
+@called_whole
 def common_divisor(a: Column, b: Column) -> Any:
     """The greatest common divisor of whole numbers, whatever their type.
 

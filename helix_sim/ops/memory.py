@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, chosen, larger, total
+from helix_sim.core.numeric import Column, chosen, is_nothing, larger, total
 from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
 from helix_sim.ops.drafts import draft_cache
@@ -86,7 +86,7 @@ def resident_weights(tables: Iterable[tuple[Half, Mapping[str, Work]]], stage: S
         for name, work in ops.items()
         if half.holds and name not in half.elsewhere
     )
-    return total(*(count * size if np.ndim(size) or size else 0 for count, size in held))
+    return total(*(0 if is_nothing(size) else count * size for count, size in held))
 
 
 def memory_of(

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, ceil_div, chosen, distinct, larger, smaller
+from helix_sim.core.numeric import NUMBERS, Column, ceil_div, chosen, distinct, larger, smaller
+from helix_sim.core.recorded import called_whole
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.ffn import RoutedFfn
 
@@ -102,6 +103,7 @@ EXACT_UP_TO = 16
 """Experts or tokens up to which the spread of the busiest rank is summed exactly; beyond it, a normal law is close."""
 
 
+@called_whole
 def largest_normal(ranks: Column) -> Any:
     """Expected largest of `ranks` independent standard normals, by Blom's approximation: Φ⁻¹((r - 3/8) / (r + 1/4)).
 
@@ -110,7 +112,7 @@ def largest_normal(ranks: Column) -> Any:
     >>> float(largest_normal(1)), largest_normal(np.array([4.0, 1.0, 4.0])).round(4).tolist()
     (0.0, [1.0491, 0.0, 1.0491])
     """
-    if np.ndim(ranks) == 0:
+    if isinstance(ranks, NUMBERS) or np.ndim(ranks) == 0:
         return _largest_normal(float(ranks))
     column = np.asarray(ranks, dtype=np.int64)
     found = np.zeros(int(np.max(column, initial=0)) + 1)
@@ -124,6 +126,7 @@ def _largest_normal(ranks: float) -> float:
     return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
+@called_whole
 def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     """Expected largest of `ranks` independent binomial(n, p) counts.
 
@@ -134,10 +137,15 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     >>> float(largest_binomial(32, 1.0, ranks=8))
     32.0
     """
+    one = all(isinstance(size, NUMBERS) for size in (n, p, ranks))
+    if one and 0 < n <= EXACT_UP_TO:
+        return _largest_of_few(n, p, ranks)
     z, spread = largest_normal(ranks), np.sqrt(n * p * (1 - p))
-    skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * np.minimum(spread, 1)
-    normal = n * p + spread * z + skewness
-    largest = np.array(np.clip(normal, 0, n))
+    skewness = (ranks > 1) * (1 - 2 * p) * (z**2 - 1) / 6 * smaller(spread, 1)
+    largest = smaller(larger(n * p + spread * z + skewness, 0), n)
+    if one:
+        return largest
+    largest = np.array(largest)
     few = np.broadcast_to((n > 0) & (n <= EXACT_UP_TO), np.shape(largest))
     largest[few] = _largest_of_few(*(np.broadcast_to(size, np.shape(largest))[few] for size in (n, p, ranks)))
     return largest[()]
@@ -146,11 +154,12 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
 def _largest_of_few(n: Any, p: Any, ranks: Any) -> Any:
     """The exact sum, for columns of n up to EXACT_UP_TO."""
     least = np.exp2(-60 / ranks)  # its power vanishes beside 1; numpy takes 40 times as long where a power underflows
-    q = np.minimum(p, 1 - 1e-12)
+    q = smaller(p, 1 - 1e-12)
     pmf = (1 - q) ** n
-    below, largest = pmf, np.zeros_like(pmf)
-    for j in range(int(np.max(n, initial=0))):
-        largest += (n > j) * (1 - np.clip(below, least, 1.0) ** ranks)
+    below: Any = pmf
+    largest: Any = 0.0
+    for j in range(int(n if isinstance(n, NUMBERS) else np.max(n, initial=0))):
+        largest += (n > j) * (1 - smaller(larger(below, least), 1.0) ** ranks)
         pmf = pmf * (n - j) / (j + 1) * q / (1 - q)
         below = below + pmf
     return largest
@@ -199,11 +208,14 @@ def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
 
 
 def _busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
-    x, found = s.layout, _of_random_ranks(s, ffn)
-    packed = np.asarray(x.redundant_experts > 0) | ffn.balanced
-    if not packed.any():
-        return found
-    names = [field.name for field in fields(BusiestRank)]
+    x, names = s.layout, [field.name for field in fields(BusiestRank)]
+    packed = (x.redundant_experts > 0) | ffn.balanced
+    if not np.any(packed):
+        return _of_random_ranks(s, ffn)
+    if all(np.ndim(each) == 0 for each in (packed, x.ep, s.stage_tokens)):
+        numbers = _of_one_packed(ffn, x.ep, x.redundant_experts, s.tokens, x.dp)
+        return BusiestRank(**{name: numbers[place] for place, name in enumerate(names)})
+    found = _of_random_ranks(s, ffn)
     packed, ep, copies, tokens, dp, *values = np.broadcast_arrays(
         packed, x.ep, x.redundant_experts, s.tokens * 1.0, x.dp, *(getattr(found, name) for name in names)
     )
@@ -214,6 +226,14 @@ def _busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
         for name, column in columns.items():
             column[here] = getattr(part, name)
     return BusiestRank(**{name: column[()] for name, column in columns.items()})
+
+
+@called_whole
+def _of_one_packed(ffn: RoutedFfn, ep: Any, copies: Any, own: Any, dp: Any) -> list[float]:
+    """The fields of `_of_packed_ranks`, of one layout."""
+    packed = packed_experts(ffn, int(ep), int(copies))
+    rank = _of_packed_ranks(packed, ffn, int(ep), np.array([own]), np.array([dp]))
+    return [float(np.ravel(getattr(rank, field.name))[0]) for field in fields(BusiestRank)]
 
 
 def _of_packed_ranks(packed: PackedExperts, ffn: RoutedFfn, ep: int, own: Any, dp: Any) -> BusiestRank:

@@ -96,7 +96,7 @@ def decode_step(
     """
     setting = setting_of(model, machine, timing=timing, precision=precision, draft=draft)
     sizes = {**layout.columns(), "context": _sizes(context), "query_tokens": _sizes(query_tokens)}
-    if all(np.ndim(size) == 0 for size in sizes.values()):
+    if all(isinstance(size, int) or np.ndim(size) == 0 for size in sizes.values()):
         return checked_step(setting, layout, sizes["context"], sizes["query_tokens"])
     import pandas as pd
 

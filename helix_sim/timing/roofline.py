@@ -9,7 +9,7 @@ import numpy as np
 
 from helix_sim.core.collectives import Collective
 from helix_sim.core.kept import kept_for_records, kept_property
-from helix_sim.core.numeric import Column, chosen, larger, largest
+from helix_sim.core.numeric import Column, chosen, larger, largest, smaller
 from helix_sim.core.units import MICRO
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
@@ -126,8 +126,11 @@ def running_kernel(work: Work, machine: Machine, timing: Timing) -> tuple[tuple[
     names = measured_classes(work, timing)
     if len(names) < 2:
         return names, 0
-    seconds = np.broadcast_arrays(*(_measured_time(work, machine, timing, name).seconds for name in names))
-    return names, np.argmin(seconds, axis=0)
+    least, place = np.inf, 0
+    for number, name in enumerate(names):
+        seconds = _measured_time(work, machine, timing, name).seconds
+        place, least = chosen(seconds < least, number, place), smaller(seconds, least)
+    return names, place
 
 
 def _fastest(times: list[OpTime]) -> OpTime:
@@ -184,7 +187,7 @@ def _arrived(work: Work, machine: Machine, timing: Timing) -> Any:
 def _serves(work: Work, machine: Machine, timing: Timing, measured: KernelClass) -> Any:
     """Whether a class serves an op: another of the framework's kernels runs where it does not."""
     if work.collective is None:
-        return np.asarray(_arrived(work, machine, timing)) < work.tokens
+        return _arrived(work, machine, timing) < work.tokens
     return _in_one_domain(work.collective, machine) == (measured.domains == "one")
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.numeric import picked
 from helix_sim.core.work import Work
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.timing import KernelClass, Timing
@@ -77,9 +78,9 @@ def _op_deviations(
 
     if names:
         lows, highs = ([getattr(each.residuals, end) for each in measured] for end in ("low", "high"))
-        add(f"kernels of {served}", np.take(lows, place), np.take(highs, place))
+        add(f"kernels of {served}", picked(lows, place), picked(highs, place))
     if unknowns:
-        borrows = np.take([stands_in(work, served, each) for each in measured], place) if names else False
+        borrows = picked([stands_in(work, served, each) for each in measured], place) if names else False
         low, high = stand_in_range(work, timing)
         if not names:
             add(f"unmeasured {served}", low, high)
@@ -93,7 +94,7 @@ def _op_deviations(
     elif unknowns:
         add("collectives", -unknowns.collective.value, unknowns.collective.value)
     if unknowns and served.startswith("grouped"):
-        spread = np.asarray(ranks_of_experts) > 1
+        spread = ranks_of_experts > 1
         add("routing", -unknowns.routing_low.value * spread, unknowns.routing_high.value * spread)
     return found
 
