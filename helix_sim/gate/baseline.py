@@ -8,9 +8,7 @@ of memory.
 
 from __future__ import annotations
 
-import ast
 import csv
-import hashlib
 import io
 import json
 import math
@@ -32,6 +30,7 @@ from helix_sim.core.text import said, shortened
 from helix_sim.core.units import GIGA, MICRO
 from helix_sim.core.version import __version__
 from helix_sim.feasibility import memory_reason, shape_reasons
+from helix_sim.gate.code_digests import code_digests, short_hash
 from helix_sim.ops.attention import KV_BLOCK_TOKENS
 from helix_sim.search.pareto import Frontier, frontier
 from helix_sim.search.plan import Plan
@@ -45,19 +44,6 @@ TITLE = "# Pareto frontiers of a sweep, as `helix-sim regress --update` found th
 COLUMNS = ("role", "context", "family", *AXES, "tokens_per_s_user", "tokens_per_s_gpu", "resident_GB", "terms")
 KEYS = ("format", "helix_sim", "numpy", "date", "sweep", "digest.sweep", "memory_to_fill_GB", "terms", "rows", "check")
 """Keys that a header must have; the others are values of the inputs, digests of the code, and layouts that run."""
-
-ENGINE = (
-    *("core/collectives", "core/errors", "core/layout", "core/numeric", "core/text", "core/units", "core/work"),
-    *("specs/attention", "specs/ffn", "specs/kernel_parameters", "specs/machine", "specs/model", "specs/precision"),
-    *("specs/public_tables", "specs/setting", "specs/sweep", "specs/timing", "specs/values"),
-    *("ops/attention", "ops/elementwise", "ops/ends", "ops/exchange", "ops/ffn", "ops/layers", "ops/matmul"),
-    *("ops/memory", "ops/routing", "ops/stages", "ops/step_input", "ops/sparse", "ops/linear", "ops/drafts"),
-    *("ops/microbatches", "core/heap", "core/kept", "specs/draft", "specs/drafter", "stacks/rules", "stacks/stack"),
-    *("timing/kernel_shapes", "timing/overlap", "timing/roofline", "timing/uncertainty", "step", "feasibility"),
-    *("search/block", "search/evaluated", "search/family", "search/pareto", "search/plan", "search/shared_parts"),
-    "search/sweep",
-)
-"""Modules that a frontier's numbers come from; the header has a digest of each."""
 
 TERM_POINTS = 5
 """Points of each frontier, evenly spread, that are kept with their terms."""
@@ -253,53 +239,6 @@ def _flat(record: Record) -> dict[str, str]:
     return found
 
 
-def code_digests() -> dict[str, str]:
-    """A short hash of what each module of the engine does: its code without imports, docstrings and comments.
-
-    So a file that only moved, with the imports that follow it, keeps its digest, and so does one only reworded.
-    """
-    package = Path(__file__).parent.parent
-    texts = {name: package / f"{name}.py" for name in ENGINE}
-    return {name: code_digest(path.read_text(encoding="utf-8")) for name, path in texts.items() if path.is_file()}
-
-
-def code_digest(text: str) -> str:
-    """A short hash of a module's code without imports, docstrings and comments.
-
-    >>> code_digest("import math; x = 1  # one") == code_digest("x = 1") != code_digest("x = 2")
-    True
-    """
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            kept = [part for part in body if not isinstance(part, ast.Import | ast.ImportFrom) and not _is_text(part)]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return _short_hash(ast.unparse(tree))
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def changed_modules(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Files of the engine whose code is not what it was, by name -> digest of then and of now; a moved one is none.
-
-    A module that is gone is blamed unless one of today's has its code, a new one unless one of then had it.
-
-    >>> changed_modules({"ffn": "a", "step": "b"}, {"ops/ffn": "a", "step": "c", "setting": "d"})
-    ['helix_sim/setting.py (new)', 'helix_sim/step.py']
-    """
-    moved_from, moved_to = set(before.values()), set(now.values())
-    found = [f"helix_sim/{name}.py" for name in before.keys() & now.keys() if before[name] != now[name]]
-    found += [f"helix_sim/{name}.py (gone)" for name in before.keys() - now.keys() if before[name] not in moved_to]
-    found += [f"helix_sim/{name}.py (new)" for name in now.keys() - before.keys() if now[name] not in moved_from]
-    return sorted(found)
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def runs(result: SweepResult) -> dict[str, str]:
     """How many layouts of each family run, over all contexts: it moves with any rule of feasibility."""
     contexts = len(result.sweep.contexts)
@@ -420,7 +359,7 @@ def render(baseline: Baseline) -> str:
         )
     header = [f"# {key}: {csv_cell(value)}" for key, value in baseline.header.items() if key != "check"]
     lines = [TITLE, *header, *table.getvalue().splitlines()]
-    lines.insert(1 + len(header), f"# check: {_short_hash(chr(10).join(lines))}")
+    lines.insert(1 + len(header), f"# check: {short_hash(chr(10).join(lines))}")
     return "\n".join(lines) + "\n"
 
 
@@ -469,7 +408,7 @@ def parse(text: str, shown: str) -> Baseline:
         problems.insert(0, f"it has {len(table) - 1} rows and its header says {header['rows']}: it is cut short")
     problems += _header_problems(header)
     body = "\n".join(line for line in lines if not line.startswith("# check: "))
-    if not problems and _short_hash(body) != header["check"]:
+    if not problems and short_hash(body) != header["check"]:
         problems.append("it was edited by hand or damaged: its content has another digest than its header says")
     if problems:
         raise SpecError([f"{shown}: {problem}; {MEND}" for problem in problems[:10]])

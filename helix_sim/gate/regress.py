@@ -21,6 +21,7 @@ from helix_sim.core.version import __version__
 from helix_sim.gate import baseline as stored
 from helix_sim.gate.baseline import Baseline
 from helix_sim.gate.blame import TermMove, Today, evaluate_today, layout_text
+from helix_sim.gate.code_digests import changed_modules
 from helix_sim.search.pareto import Frontier, merge
 from helix_sim.search.plan import Plan, plan
 from helix_sim.search.sweep import SweepResult, run_plan
@@ -442,7 +443,7 @@ def _inputs(baseline: Baseline, planned: Plan) -> list[InputChange]:
         {key.removeprefix("code."): text for key, text in values.items() if key.startswith("code.")}
         for values in (baseline.header, now)
     )
-    if modules := stored.changed_modules(was, is_now):
+    if modules := changed_modules(was, is_now):
         found.append(InputChange(name="code", what=modules))
     versions = {"helix_sim": __version__, "numpy": np.__version__}
     what = [f"{name} {baseline.header[name]} → {now}" for name, now in versions.items() if baseline.header[name] != now]

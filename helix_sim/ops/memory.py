@@ -19,6 +19,7 @@ from helix_sim.ops.stages import Stage
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.public_tables import ServedMemory
+from helix_sim.specs.values import Quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +147,13 @@ def _fillable(machine: Machine, served: ServedMemory, x: Layout, placed: Column)
         here = (size >= each.memory_from_GiB.value * GIBI) & (x.gpus >= each.gpus_from.value)
         if each.groups_from:
             here = here & (x.dp >= each.groups_from.value)
-        parts = (each.fixed_MiB, MEBI), (each.gpu_MiB, MEBI * x.gpus), (each.group_MiB, MEBI * x.dp * (x.dp > 1))
-        parts = *parts, (each.memory_share, size)
+        groups = x.dp * (x.dp > 1)
+        parts: list[tuple[Quantity | None, Any]] = [
+            (each.fixed_MiB, MEBI),
+            (each.gpu_MiB, MEBI * x.gpus),
+            (each.group_MiB, MEBI * groups),
+            (each.memory_share, size),
+        ]
         aside = np.where(here, sum(part.value * times for part, times in parts if part), aside)
     outside = served.outside_GiB.value * GIBI + aside
     share = served.share.value
