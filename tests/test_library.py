@@ -155,3 +155,29 @@ def test_an_id_of_hugging_face_gets_the_nearest_model_and_how_to_read_its_config
         hs.load_model("nobody/nothing-at-all")
     with pytest.raises(hs.SpecError, match=r"there is no such file$"):
         hs.load_model("mine/model.yaml")
+
+
+def test_what_drafts_is_an_object_like_the_others():
+    draft = hs.load_draft("deepseek-r1-mtp")
+    assert len(repr(draft)) < 500
+    assert "deepseek-r1-mtp" in repr(draft)
+    assert {"load_draft", "Draft"} <= set(dir(hs))
+    x = hs.Layout(batch=8, kvp=8, ep=8, draft_tokens=2)
+    by_name, by_record = (hs.decode_step("deepseek-r1", GB200, x, "1M", draft=each) for each in (draft.name, draft))
+    assert by_name.ttl_s == by_record.ttl_s
+    found = hs.explain("deepseek-r1", GB200, hs.Options(widths={"kvp": 8, "ep": 8, "draft_tokens": 2}, draft=draft))
+    assert found.record()["draft"] == "deepseek-r1-mtp"
+
+
+def test_a_search_takes_a_draft_as_a_record_too():
+    sure = hs.load_draft("deepseek-r1-mtp").with_(acceptance_probabilities=[1.0], source="what if")
+    half = {"model": "deepseek-r1", "machine": GB200, "families": ["tp"], "contexts": "64K", "gpus": (8, 8)}
+    half["draft_tokens"] = [0, 1]
+    plain, drafted = hs.run_sweep(**half, draft="deepseek-r1-mtp"), hs.run_sweep(**half, draft=sure)
+    best = [max(each.group("tp").columns["tokens_per_s_user"]) for each in (plain, drafted)]
+    assert best[1] > best[0]
+    asked = hs.Request(
+        model="deepseek-r1", machine=GB200, mix=hs.parse_mix("64K"), ttl_s=0.01, gpus=(8, 8), families=("tp",),
+        stack="none", draft=sure, draft_tokens=(1,),
+    )  # fmt: skip
+    assert len(hs.recommend(asked).choices) > 0

@@ -85,7 +85,11 @@ def known(value: float) -> float | None:
 
 def routing_of(step: Step) -> dict[str, str]:
     """How tokens are taken to choose experts and how those lie on ranks, in words, by kind of FFN with experts."""
-    return {name: _routing(ffn, int(step.layout.redundant_experts)) for name, ffn in step.model.routed_kinds.items()}
+    several = int(step.query_tokens + step.layout.draft_tokens) > 1
+    return {
+        name: _routing(ffn, int(step.layout.redundant_experts)) + _repeating(ffn) * several
+        for name, ffn in step.model.routed_kinds.items()
+    }
 
 
 def _routing(ffn: RoutedFfn, copies: int) -> str:
@@ -96,6 +100,13 @@ def _routing(ffn: RoutedFfn, copies: int) -> str:
     source = ffn.placement.source if ffn.placement and (ffn.balanced or not copies) else "assumed"
     held = f"experts and {copies} copies of the busiest" if copies else "experts"
     return f"{popularity} ({ffn.routing_source or 'assumed'}); {held} {place} ({source})"
+
+
+def _repeating(ffn: RoutedFfn) -> str:
+    """What is said of new tokens of one request, where a step has several."""
+    if ffn.repeated is None:
+        return "; each new token of a request chooses anew (assumed)"
+    return f"; a token repeats {ffn.repeated.value:.0%} of the experts of the one before it ({ffn.repeated.source})"
 
 
 def borrowed_ops(step: Step) -> dict[str, dict[str, Any]]:

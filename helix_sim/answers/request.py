@@ -20,7 +20,7 @@ from helix_sim.core.units import format_size, parse_size
 from helix_sim.search.layout_source import not_whole
 from helix_sim.search.pareto import Columns
 from helix_sim.search.plan import Plan, plan
-from helix_sim.specs.draft import MOST_DRAFTS
+from helix_sim.specs.draft import MOST_DRAFTS, Draft
 from helix_sim.specs.load import load_machine, load_model, load_timing, no_family, parse, shipped_families
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
@@ -128,8 +128,8 @@ class Request:
     fill; one replica alone unless given. objective: most tokens/s of the whole (`fleet`, the default where a total is
     known), or of each GPU that is used (`per-gpu`). confidence: the chance with which a layout must keep
     ttl_s by a measured timing's interval, 0.5 or more; unless given, the TTL itself must keep it. usd_per_gpu_hour: a
-    price in place of the machine's own. draft: what may draft, by name or file; nothing unless given. draft_tokens:
-    drafts of a step that are tried; 0 to 8 unless given.
+    price in place of the machine's own. draft: what may draft, a record, its name or file; nothing unless given.
+    draft_tokens: drafts of a step that are tried; 0 to 8 unless given.
     """
 
     model: str
@@ -143,7 +143,7 @@ class Request:
     min_users: int = 1
     choices: int = 5
     stack: str = "any"
-    draft: str | None = None
+    draft: Draft | str | None = None
     draft_tokens: tuple[int, ...] = ()
     total_gpus: int | None = None
     objective: str | None = None
@@ -194,7 +194,7 @@ def search_plan(request: Request) -> Plan:
         "batch": BATCHES,
         "chunks": CHUNKS,
         "families": {name: known[name] for name in request.families or known},
-        "draft": request.draft,
+        "draft": request.draft.name if isinstance(request.draft, Draft) else request.draft,
         "draft_tokens": list(request.draft_tokens) or None,
     }
     return plan(parse(Sweep, content, "recommend"))

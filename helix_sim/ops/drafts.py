@@ -42,10 +42,15 @@ EACH = Passes(name="draft", new_tokens=lambda n: 1, count=lambda n: n)
 
 
 def pass_input(s: StepInput, module: Model, passes: Passes) -> StepInput:
-    """A pass of a draft's module beside a step: its model, its new tokens, the step's layout without HOP-B."""
+    """A pass of a draft's module beside a step: its model and formats, its new tokens, the layout without HOP-B."""
     x = s.layout
     return replace(
-        s, model=module, drafter=None, layout=replace(x, chunks=1), query_tokens=passes.new_tokens(x.draft_tokens)
+        s,
+        model=module,
+        precision=s.drafter.draft.precision(s.precision) if s.drafter else s.precision,
+        drafter=None,
+        layout=replace(x, chunks=1),
+        query_tokens=passes.new_tokens(x.draft_tokens),
     )
 
 

@@ -188,6 +188,9 @@ def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
 
     Distinct experts: E/ep · (1 - (1 - k/E)^T) on average, and the largest of ep binomial counts on the busiest. Pairs:
     T·k/ep on average, plus the largest deviation of ep such loads. Both are held against a simulation in the tests.
+    Of a request's several new tokens only the first chooses all its experts; those after it repeat some of the one's
+    before, so the distinct experts are those of T = dp · B · (1 + (q - 1) · (1 - repeated)) tokens.
+
     Of columns of shapes (n, 1) it is evaluated once for each distinct (ep, dp, copies, new tokens), wide EP (where a
     rank holds so few experts that they are summed exactly) apart from the rest (where a law does).
     """
@@ -207,45 +210,52 @@ def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     return BusiestRank(**{name: np.concatenate([getattr(rank, name) for rank in ranks])[place] for name in names})
 
 
+def _choosing_tokens(s: StepInput, ffn: RoutedFfn) -> Any:
+    """New tokens of one attention group as experts would see them, were each to choose all of its experts anew."""
+    return s.layout.batch * (1 + (s.query_tokens - 1) * ffn.chosen_anew)
+
+
 def _busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     x, names = s.layout, [field.name for field in fields(BusiestRank)]
     packed = (x.redundant_experts > 0) | ffn.balanced
     if not np.any(packed):
         return _of_random_ranks(s, ffn)
     if all(np.ndim(each) == 0 for each in (packed, x.ep, s.stage_tokens)):
-        numbers = _of_one_packed(ffn, x.ep, x.redundant_experts, s.tokens, x.dp)
+        numbers = _of_one_packed(ffn, x.ep, x.redundant_experts, s.tokens, _choosing_tokens(s, ffn), x.dp)
         return BusiestRank(**{name: numbers[place] for place, name in enumerate(names)})
     found = _of_random_ranks(s, ffn)
-    packed, ep, copies, tokens, dp, *values = np.broadcast_arrays(
-        packed, x.ep, x.redundant_experts, s.tokens * 1.0, x.dp, *(getattr(found, name) for name in names)
-    )
+    packed, ep, copies, tokens, choosing, dp, *values = np.broadcast_arrays(
+        packed, x.ep, x.redundant_experts, s.tokens * 1.0, _choosing_tokens(s, ffn) * 1.0, x.dp,
+        *(getattr(found, name) for name in names),
+    )  # fmt: skip
     columns = {name: np.array(column, dtype=float) for name, column in zip(names, values, strict=True)}
     for ranks, more in {(int(a), int(b)) for a, b in zip(ep[packed], copies[packed], strict=True)}:
         here = packed & (ep == ranks) & (copies == more)
-        part = _of_packed_ranks(packed_experts(ffn, ranks, more), ffn, ranks, tokens[here], dp[here])
+        part = _of_packed_ranks(packed_experts(ffn, ranks, more), ffn, ranks, tokens[here], choosing[here], dp[here])
         for name, column in columns.items():
             column[here] = getattr(part, name)
     return BusiestRank(**{name: column[()] for name, column in columns.items()})
 
 
 @called_whole
-def _of_one_packed(ffn: RoutedFfn, ep: Any, copies: Any, own: Any, dp: Any) -> list[float]:
+def _of_one_packed(ffn: RoutedFfn, ep: Any, copies: Any, own: Any, choosing: Any, dp: Any) -> list[float]:
     """The fields of `_of_packed_ranks`, of one layout."""
     packed = packed_experts(ffn, int(ep), int(copies))
-    rank = _of_packed_ranks(packed, ffn, int(ep), np.array([own]), np.array([dp]))
+    rank = _of_packed_ranks(packed, ffn, int(ep), np.array([own]), np.array([choosing]), np.array([dp]))
     return [float(np.ravel(getattr(rank, field.name))[0]) for field in fields(BusiestRank)]
 
 
-def _of_packed_ranks(packed: PackedExperts, ffn: RoutedFfn, ep: int, own: Any, dp: Any) -> BusiestRank:
-    """The busiest of ranks whose experts are packed; own: tokens of one of dp groups.
+def _of_packed_ranks(packed: PackedExperts, ffn: RoutedFfn, ep: int, own: Any, choosing: Any, dp: Any) -> BusiestRank:
+    """The busiest of ranks whose experts are packed; own: tokens of one of dp groups, choosing: as experts see them.
 
     The largest of what the k busiest ranks expect of their least, and the largest deviation of k such loads on top.
     """
     tokens, others = own * dp, 1 - 1 / ep
     held = -(-len(packed.slots) // ep)
     picked, counts = np.unique(packed.slots, return_counts=True)
-    hit = -np.expm1(tokens[:, None] * np.log1p(-np.minimum(picked, 1 - 1e-12))) @ (counts / counts.sum())
-    read = np.clip(largest_binomial(held, hit, np.asarray(ep)), 1, smaller(held, tokens * ffn.top_k))
+    drawn = choosing * dp
+    hit = -np.expm1(drawn[:, None] * np.log1p(-np.minimum(picked, 1 - 1e-12))) @ (counts / counts.sum())
+    read = np.clip(largest_binomial(held, hit, np.asarray(ep)), 1, smaller(held, drawn * ffn.top_k))
     last = np.flatnonzero(np.diff(packed.loads.round(12), append=-1))
     z = largest_normal(last + 1.0)
     deviation = np.sqrt(others * tokens[:, None] * packed.spreads[last])
@@ -262,8 +272,9 @@ def _of_random_ranks(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
     x, tokens = s.layout, s.stage_tokens
     held = ceil_div(ffn.routed, x.ep)
     classes, share = expert_popularity(ffn), ffn.top_k / ffn.routed
-    hit = sum(count / ffn.routed * -np.expm1(tokens * np.log1p(-min(picked, 1 - 1e-12))) for count, picked in classes)
-    read = np.clip(largest_binomial(held, hit, x.ep), 1, smaller(held, tokens * ffn.top_k))
+    drawn = _choosing_tokens(s, ffn) * x.dp
+    hit = sum(count / ffn.routed * -np.expm1(drawn * np.log1p(-min(picked, 1 - 1e-12))) for count, picked in classes)
+    read = np.clip(largest_binomial(held, hit, x.ep), 1, smaller(held, drawn * ffn.top_k))
 
     picked_or_not = sum(count * picked * (1 - picked) for count, picked in classes) / ffn.routed
     popularity = sum(count * (picked - share) ** 2 for count, picked in classes) / ffn.routed

@@ -154,12 +154,18 @@ def validate_measurements(measurements: Path, out: Path, *, timing: str | None =
     """Measured servings of a CSV file beside ours: error by group, coverage, what was left out, the worst op by op.
 
     measurements: columns of helix_sim.silicon.servings.COLUMNS, or a file of InferenceX. timing: of all rows, a name or
-    a YAML file; that of each row's system and framework unless given. Every row goes into the folder `out` as CSV.
+    a YAML file; that of each row's system and framework unless given. Every row that is predicted goes into the folder
+    `out` as CSV, and every pair with and without drafts.
     """
+    import pandas as pd
+
     from helix_sim.silicon import servings
     from helix_sim.specs.load import load_timing
 
     table = servings.read(measurements)
     chosen = load_timing(timing) if timing else None
     judged = _with_tables(lambda: servings.judge(table, chosen))
-    return Servings(tables=servings.report(judged), files=[write_csv(out / "measurements.csv", judged.rows)])
+    files = [write_csv(out / "measurements.csv", pd.concat([judged.rows, judged.drafting], ignore_index=True))]
+    if len(judged.pairs):
+        files.append(write_csv(out / "pairs.csv", judged.pairs))
+    return Servings(tables=servings.report(judged), files=files)

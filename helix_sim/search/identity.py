@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from helix_sim.core.errors import SpecError
@@ -61,9 +62,10 @@ def sweep_input(sweep: Sweep) -> Input:
     return Input(file=os.path.realpath(name) if is_path(name) else name, digest=digest(sweep))
 
 
-def input_of(name: str, record: Record) -> Input:
-    """The input that a name or a path has loaded."""
-    return Input(file=os.path.realpath(name) if is_path(name) else name, digest=digest(record))
+def input_of(name: Record | str | Path, record: Record) -> Input:
+    """The input that a name or a path has loaded; one made in Python has no file."""
+    named = "" if isinstance(name, Record) else str(name)
+    return Input(file=os.path.realpath(named) if is_path(named) else named, digest=digest(record))
 
 
 def read_input(content: Any, kind: str, shown: str) -> Input:

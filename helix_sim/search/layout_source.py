@@ -49,15 +49,15 @@ class Options:
     """What a user says of a layout beside where it comes from; what is unsaid, or None, stays as the source has it.
 
     context: tokens of each request. query_tokens: new tokens of each request in a step; 1 decodes. timing: a shipped
-    name or the path of a YAML file. draft: what drafts the layout's draft_tokens, likewise. widths: a layout's axes by
-    name. formats: number formats by the name of a field of Precision. named_formats: what the rest are, a name of the
-    model's formats, `checkpoint`, `narrowest`, or a file of formats.
+    name or the path of a YAML file. draft: what drafts the layout's draft_tokens, likewise or as a record. widths: a
+    layout's axes by name. formats: number formats by the name of a field of Precision. named_formats: what the rest
+    are, a name of the model's formats, `checkpoint`, `narrowest`, or a file of formats.
     """
 
     context: int | None = None
     query_tokens: int | None = None
     timing: str | None = None
-    draft: str | None = None
+    draft: Draft | str | Path | None = None
     widths: Mapping[str, int | None] = field(default_factory=dict)
     formats: Mapping[str, str | None] = field(default_factory=dict)
     named_formats: str | None = None
@@ -304,7 +304,7 @@ def timing_of(name: str) -> Timing:
         raise SpecError([f"--timing: {problem}" for problem in error.problems]) from None
 
 
-def draft_of(name: str) -> Draft:
+def draft_of(name: Draft | str | Path) -> Draft:
     """The draft that --draft names; SpecError with the option's name in front."""
     try:
         return load_draft(name)

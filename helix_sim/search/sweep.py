@@ -20,6 +20,7 @@ from helix_sim.search.block import OnPoints, evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.pareto import COSTS, Frontier, merge
 from helix_sim.search.plan import Plan, blocks, plan
+from helix_sim.specs.draft import Draft
 from helix_sim.specs.load import load_machine, load_model, load_sweep, parse, shipped_families
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
@@ -94,18 +95,20 @@ def run_sweep(
     model: Model | str | None = None,
     machine: Machine | str | None = None,
     timing: Timing | str | None = None,
+    draft: Draft | str | None = None,
     **parts: Any,
 ) -> SweepResult:
     """Evaluate a whole sweep: a Sweep, the name or path of its file, or one that is made here of its parts.
 
-    model, machine, timing: records, or their names or files, in place of the sweep's. parts: other fields of a sweep's
-    file, in place of its own: contexts (such as ["128K", "1M"], or one of them), families (names, or Family records by
-    name), gpus (a number, a pair of fewest and most, or as in the file), batch, chunks, groups, precision, name.
+    model, machine, timing, draft: records, or their names or files, in place of the sweep's. parts: other fields of a
+    sweep's file, in place of its own: contexts (such as ["128K", "1M"], or one of them), families (names, or Family
+    records by name), gpus (a number, a pair of fewest and most, or as in the file), batch, chunks, draft_tokens,
+    groups, precision, name.
 
     Without `sweep`, model, machine and contexts must be given; the rest is the `paper` timing, the checkpoint's
     formats, every shipped family, and every layout of one NVLink domain. SpecError with every problem.
     """
-    given = {"model": model, "machine": machine, "timing": timing}
+    given = {"model": model, "machine": machine, "timing": timing, "draft": draft}
     records: dict[str, Any] = {kind: each for kind, each in given.items() if isinstance(each, Record)}
     names = {kind: getattr(each, "name", each) for kind, each in given.items() if each is not None}
     if sweep is not None and not (names or parts):
@@ -120,8 +123,8 @@ def run_sweep(
 
 def _as_file(sweep: Sweep) -> dict[str, Any]:
     """A sweep as its file would say it, paths so that they can be opened."""
-    found = sweep.model_dump() | {"draft": sweep.name_of("draft") if sweep.draft else None}
-    return found | {kind: sweep.name_of(kind) for kind in ("model", "machine", "timing")}
+    kinds = ("model", "machine", "timing", *(("draft",) if sweep.draft else ()))
+    return sweep.model_dump() | {kind: sweep.name_of(kind) for kind in kinds}
 
 
 def _whole_domain(model: Model | str | None, machine: Machine | str | None) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from helix_sim.silicon import aic_tables, validate
 from helix_sim.silicon.calibrate import as_served
 from helix_sim.silicon.systems import machine_of, systems
 from helix_sim.specs.draft import Draft
-from helix_sim.specs.drafter import drafter_of
+from helix_sim.specs.drafter import Drafter, drafter_of
 from helix_sim.specs.load import decoded, load_draft, load_model, load_timing, parse, read_bytes, shipped
+from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting, require_measured_here
 from helix_sim.specs.timing import Timing
@@ -219,6 +220,7 @@ def _predicted(kept: pd.DataFrame, timing: Timing | None) -> tuple[pd.DataFrame,
 
 MEASURED = ("speculation", "draft_tokens", "software", "runs", "tpot_s", "ttft_s")
 """Columns in which the two servings of a pair may differ."""
+YES = ("yes", "True", "true")
 AGGREGATED = "aggregated: prefill is in the time per token"
 
 
@@ -226,7 +228,7 @@ def _pairs(table: pd.DataFrame, timing: Timing | None) -> pd.DataFrame:
     """Servings alike but for drafting, a row a pair; those with prefill in their times too, which tell of it less.
 
     gain: TPOT without drafts over TPOT with them, measured; predicted_gain: of the two steps, each at the batch that
-    its own times say. error: of the gain.
+    its own times say, and with what prefill adds to both where it runs on the same GPUs. error: of the gain.
     """
     import pandas as pd
 
@@ -238,7 +240,8 @@ def _pairs(table: pd.DataFrame, timing: Timing | None) -> pd.DataFrame:
             if len(without):
                 other = without.iloc[int((without["tpot_s"] - without["tpot_s"].median()).abs().argmin())]
                 both, steps = _predicted(pd.DataFrame([other, one]), timing)
-                plain_s, drafted_s = both["predicted_s"]
+                stalls = [_stall_s(row, timing) for row in cast(Any, both.itertuples())]
+                plain_s, drafted_s = both["predicted_s"] + stalls
                 found.append(
                     {
                         **{name: one[name] for name in PAIR},
@@ -277,7 +280,7 @@ def _why_not(row: Any, timing: Timing | None) -> str:
     draft = _draft(row)
     if str(row["speculation"]) != "none" and (draft is None or not _draft_tokens(row, draft)):
         return f"drafts by {row['speculation']}, of which no draft is shipped or no length is known"
-    if str(row["aggregated"]) in ("yes", "True", "true"):
+    if str(row["aggregated"]) in YES:
         return AGGREGATED
     name = f"{row['system']}-{row['framework']}"
     if row["system"] not in systems() or (timing is None and name not in shipped("timing")):
@@ -305,7 +308,15 @@ def _draft_tokens(row: Any, draft: Draft) -> int:
     """Drafts of a step: as the row says, or as its framework's published deployments have it; 0 where neither tells."""
     said = _number(row["draft_tokens"])
     served = draft.served.get(str(row["framework"]))
-    return int(said) if said == said else served.value if served else 0
+    return int(said) if said == said else served.drafts(_requests(row)) if served else 0
+
+
+def _drafter(draft: Draft, model: Model, framework: str) -> Drafter:
+    """What drafts in a framework's deployments: with their acceptance, where that is not the draft's own."""
+    served = draft.served.get(framework)
+    if served and served.acceptance:
+        draft = draft.model_copy(update={"acceptance": served.acceptance})
+    return drafter_of(draft, model)
 
 
 def _number(value: Any) -> float:
@@ -317,15 +328,22 @@ def _context(row: Any) -> float:
     return given if given == given else _number(row["isl"]) + _number(row["osl"]) / 2
 
 
+def _requests(row: Any) -> float:
+    """Requests of one attention group, those that wait for a first token among them: as given, or the concurrency's."""
+    given = _number(row["batch"])
+    if given == given:
+        return given
+    return _number(row["concurrency"]) / (_number(row["workers"]) * _number(row["dp"]))
+
+
 def _batch(row: Any) -> float:
     """Mean requests that one attention group decodes: as given, or the concurrency less who waits for a first token.
 
     concurrency / (workers · dp) · osl·TPOT / (TTFT + osl·TPOT), from the row's own times, never from a prediction.
     """
-    given = _number(row["batch"])
-    if given == given:
-        return given
-    nominal = _number(row["concurrency"]) / (_number(row["workers"]) * _number(row["dp"]))
+    nominal = _requests(row)
+    if _number(row["batch"]) == nominal:
+        return nominal
     decoding_s, waiting_s = _number(row["osl"]) * _number(row["tpot_s"]), _number(row["ttft_s"])
     return nominal if np.isnan(waiting_s + decoding_s) else nominal * decoding_s / (waiting_s + decoding_s)
 
@@ -333,19 +351,38 @@ def _batch(row: Any) -> float:
 def _step(row: Any, timing: Timing | None) -> Step:
     """The decode step of a serving; a fractional batch is a mean, and no step runs with less than one request."""
     record = row._asdict()
-    machine = machine_of(row.system)
-    timing = timing or _timing(row)
-    require_measured_here(machine, timing)
-    gpus = float(row.tpa * row.kvp * row.dp)
-    x = Layout(
-        batch=max(_batch(record), 1.0), tpa=row.tpa, kvp=row.kvp, dp=row.dp, tpf=gpus / row.ep, ep=row.ep, pp=row.pp
-    )
-    model = load_model(row.model)
+    x = replace(_layout(row), batch=max(_batch(record), 1.0))
     if draft := _draft(record):
         x = replace(x, draft_tokens=_draft_tokens(record, draft))
-    drafter = drafter_of(draft, model) if draft else None
-    setting = Setting(model=model, machine=machine, timing=timing, precision=_precision(row, timing), drafter=drafter)
-    return evaluate_step(setting, x, round(_context(record)))
+    return evaluate_step(_setting(row, timing, draft), x, round(_context(record)))
+
+
+def _layout(row: Any) -> Layout:
+    """A serving's layout with one request in each attention group."""
+    gpus = float(row.tpa * row.kvp * row.dp)
+    return Layout(batch=1.0, tpa=row.tpa, kvp=row.kvp, dp=row.dp, tpf=gpus / row.ep, ep=row.ep, pp=row.pp)
+
+
+def _setting(row: Any, timing: Timing | None, draft: Draft | None) -> Setting:
+    machine, model = machine_of(row.system), load_model(row.model)
+    timing = timing or _timing(row)
+    require_measured_here(machine, timing)
+    drafter = _drafter(draft, model, str(row.framework)) if draft else None
+    return Setting(model=model, machine=machine, timing=timing, precision=_precision(row, timing), drafter=drafter)
+
+
+def _stall_s(row: Any, timing: Timing | None) -> float:
+    """What prefill on the same GPUs adds to a serving's time per token [s]; nothing where it runs on others.
+
+    While a request is answered every other one of its group is prefilled once, and the group does not decode:
+    (requests - 1) · T(isl new tokens) / osl, T a step of one prompt in each group, whole.
+    """
+    record = row._asdict()
+    prompt, answer = (_number(record[name]) for name in ("isl", "osl"))
+    if str(row.aggregated) not in YES or not prompt >= 1 or not answer >= 1:
+        return 0.0
+    prefill = evaluate_step(_setting(row, timing, None), _layout(row), round(prompt), round(prompt))
+    return max(_requests(record) - 1, 0.0) * float(prefill.step_s) / answer
 
 
 def _precision(row: Any, timing: Timing) -> Precision:

@@ -9,12 +9,16 @@ from pydantic import Field, model_validator
 
 from helix_sim.core.numeric import Column, smaller
 from helix_sim.specs.model import Attention, Entry, Ffn
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.values import (
+    SOURCE,
     Count,
+    MathFormat,
     Name,
     NamesFiles,
     NaturalCount,
     Number,
+    NumberFormat,
     Record,
     Source,
     Text,
@@ -79,6 +83,44 @@ class Acceptance(Record):
         return self.model_copy(update={"lengths": more.tolist(), "probabilities": None, "source": source})
 
 
+class DraftFormats(Record):
+    """Number formats of a draft's own layers in place of the model's, with where they come from."""
+
+    weights: NumberFormat = Field(description="weights of its layers in memory [format]")
+    math: MathFormat = Field(description="arithmetic of its layers' products [format]")
+    source: Source = Field(description=SOURCE)
+
+    def within(self, precision: Precision) -> Precision:
+        """A model's formats with these in its layers: cache, attention core, head, activations and wire are its own."""
+        kept = ("kv", "wire", "activations", "attention_math", "head_weights", "head_math", "embedding_weights")
+        formats = {name: precision.format_of(name) for name in kept}
+        return Precision.model_validate({**formats, "weights": self.weights, "math": self.math})
+
+
+class LargeBatches(Record):
+    """What deployments draft for attention groups of many requests."""
+
+    requests: Count = Field(description="requests of an attention group from which that holds [requests]")
+    draft_tokens: WholeQuantity = Field(description="drafts of a step [tokens]")
+
+
+class Served(Record):
+    """How published deployments of a framework draft: how long, and what is known of their acceptance."""
+
+    draft_tokens: WholeQuantity = Field(description="drafts of a step [tokens]")
+    large_batches: LargeBatches | None = Field(
+        default=None, description="where groups of many requests draft less; as the others if absent [mapping]"
+    )
+    acceptance: Acceptance | None = Field(
+        default=None, description="what of their drafts is accepted, where it differs from the draft's own [mapping]"
+    )
+
+    def drafts(self, requests: float) -> int:
+        """Drafts of a step of attention groups that are set up for so many requests."""
+        large = self.large_batches
+        return large.draft_tokens.value if large and requests >= large.requests else self.draft_tokens.value
+
+
 class Draft(NamesFiles):
     """A way to draft for a model: its own layers, or a model of its own, and what of its drafts is accepted.
 
@@ -113,10 +155,20 @@ class Draft(NamesFiles):
     vocab_size: Count | None = Field(
         default=None, description="tokens that its head chooses among; the model's vocabulary if absent [count]"
     )
-    acceptance: Acceptance = Field(description="what of its drafts is accepted [mapping]")
-    served: dict[Text, WholeQuantity] = Field(
-        default={}, description="drafts of a step in published deployments, by framework [mapping of tokens]"
+    formats: dict[NumberFormat, DraftFormats] = Field(
+        default={},
+        description="number formats of its layers, by the format of the model's weights beside which they are stored "
+        "so; the model's own where none is given [mapping]",
     )
+    acceptance: Acceptance = Field(description="what of its drafts is accepted [mapping]")
+    served: dict[Text, Served] = Field(
+        default={}, description="how published deployments draft, by framework, such as trtllm [mapping]"
+    )
+
+    def precision(self, precision: Precision) -> Precision:
+        """The formats of its layers beside a model in `precision`."""
+        own = self.formats.get(precision.weights)
+        return own.within(precision) if own else precision
 
     @model_validator(mode="after")
     def _layers_or_model(self) -> Self:

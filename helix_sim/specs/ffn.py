@@ -49,6 +49,15 @@ class Placement(Record):
     source: Source = Field(description=SOURCE)
 
 
+class RepeatedExperts(Record):
+    """How far the tokens of one request go to the same experts, and where that comes from."""
+
+    value: Annotated[Number, Field(ge=0, le=1)] = Field(
+        description="share of a token's experts that it repeats from the token before it, beyond chance [share]"
+    )
+    source: Source = Field(description=SOURCE)
+
+
 class RoutedFfn(FeedForward):
     """Routed and shared experts of a mixture-of-experts (MoE) layer, each a feed-forward network."""
 
@@ -69,6 +78,11 @@ class RoutedFfn(FeedForward):
     routing_source: Source | None = Field(
         default=None, description="where the popularity comes from: measured or assumed, then where [text]"
     )
+    repeated: RepeatedExperts | None = Field(
+        default=None,
+        description="how far neighbouring tokens of a request go to the same experts, of which a step of several new "
+        "tokens then reads fewer; each token chooses anew if absent [mapping]",
+    )
     placement: Placement | None = Field(
         default=None, description="how experts come to lie on ranks; at random if absent [mapping]"
     )
@@ -85,6 +99,11 @@ class RoutedFfn(FeedForward):
     def narrowest(self) -> int:
         """The inner width that tpf cuts."""
         return self.intermediate_size
+
+    @property
+    def chosen_anew(self) -> float:
+        """Share of a token's experts that do not come from the token before it in its request."""
+        return 1 - self.repeated.value if self.repeated else 1.0
 
     @property
     def balanced(self) -> bool:

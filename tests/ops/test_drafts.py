@@ -15,6 +15,7 @@ from helix_sim.search.sweep import run_plan
 from helix_sim.specs.draft import Acceptance, Draft
 from helix_sim.specs.drafter import drafter_of
 from helix_sim.specs.load import load_draft, load_model, load_sweep, parse, shipped
+from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
 from helix_sim.step import LayoutError, evaluate_step, setting_of, step_input
 
@@ -91,6 +92,20 @@ def test_a_later_stage_holds_the_embedding_again():
     own = passes(drafting(1), "first draft")["embedding"]
     assert own.resident_weight_bytes > 0
     assert passes(drafting(1, replace(HELIX, pp=1)), "first draft")["embedding"].resident_weight_bytes == 0
+
+
+def test_a_module_that_a_checkpoint_leaves_unquantised_is_read_in_its_own_format():
+    in_fp4 = Precision(weights="nvfp4", kv="fp8", math="fp4")
+    setting = setting_of(R1, "gb200-nvl72", precision=in_fp4, draft=MTP)
+    step = evaluate_step(setting, replace(HELIX, draft_tokens=1), 10**6)
+    own, layer = passes(step, "first draft")["routed_up"], step.ops["routed_up"]
+    assert (own.weights, own.math) == ("bf16", "bf16")
+    assert own.weight_bytes == pytest.approx(layer.weight_bytes * 16 / 4.5)
+    cores = passes(step, "first draft")["attention_core"], step.ops["attention_core"]
+    assert cores[0].kv_bytes == cores[1].kv_bytes
+    assert cores[0].math == cores[1].math == "fp4"
+    unnamed = evaluate_step(setting_of(R1, "gb200-nvl72", draft=MTP), replace(HELIX, draft_tokens=1), 10**6)
+    assert passes(unnamed, "first draft")["routed_up"].weights == unnamed.ops["routed_up"].weights == "fp8-block"
 
 
 def test_a_cache_has_the_drafts_in_flight_and_the_modules_own_layer():

@@ -1,5 +1,7 @@
 """Copies of experts and where experts lie: held against a simulation of routing, memory, and the search."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cases import GB200, MOE, R1, decode, step
@@ -11,7 +13,7 @@ from helix_sim.ops.routing import busiest_rank, packed_experts
 from helix_sim.output.export import export
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
-from helix_sim.specs.ffn import Placement
+from helix_sim.specs.ffn import Placement, RepeatedExperts
 from helix_sim.specs.load import load_sweep, parse
 from helix_sim.specs.sweep import Sweep
 from helix_sim.step import evaluate_step
@@ -135,3 +137,43 @@ def test_a_sweep_searches_copies_as_the_step_has_them():
     found = evaluate_step(planned.setting, Layout(**{axis: rows[axis] for axis in AXES}), 65536.0)
     np.testing.assert_allclose(rows["ttl_s"], found.ttl_s, rtol=1e-12, atol=0)
     np.testing.assert_allclose(rows["resident_bytes"], found.memory.resident_bytes, rtol=1e-12, atol=0)
+
+
+# --- Tokens of one request that repeat experts -----------------------------------------------------------------------
+
+
+def repeating(share):
+    return MOE.model_copy(update={"repeated": RepeatedExperts(value=share, source="assumed: a test")})
+
+
+def distinct_of_chains(share, requests, new, trials=300):
+    """Mean distinct experts of requests whose tokens keep each expert of the one before with a chance, or draw anew."""
+    rng, found = np.random.default_rng(3), []
+    for _ in range(trials):
+        hit = np.zeros(256, dtype=bool)
+        for _ in range(requests):
+            picks = rng.permutation(256)[:8]
+            hit[picks] = True
+            for _ in range(new - 1):
+                kept = picks[rng.random(8) < share]
+                others = np.setdiff1d(np.arange(256), kept)
+                picks = np.concatenate([kept, rng.permutation(others)[: 8 - len(kept)]])
+                hit[picks] = True
+        found.append(hit.sum())
+    return np.mean(found)
+
+
+@pytest.mark.parametrize(("share", "requests", "new"), [(0.2, 1, 4), (0.2, 8, 4), (0.35, 8, 3), (0.5, 2, 9), (0, 5, 3)])
+def test_distinct_experts_of_requests_that_repeat_them_are_those_of_simulated_chains(share, requests, new):
+    rank = busiest_rank(replace(decode(R1, batch=requests), query_tokens=new), repeating(share))
+    assert float(rank.read) == pytest.approx(distinct_of_chains(share, requests, new), rel=0.02)
+
+
+def test_one_new_token_a_request_repeats_nothing_and_all_repeated_is_one_token():
+    one, many = (replace(decode(R1, batch=6, tpa=4, ep=4), query_tokens=q) for q in (1, 5))
+    for name in ("read", "pairs", "foreign", "arrived"):
+        assert getattr(busiest_rank(one, repeating(0.9)), name) == getattr(busiest_rank(one, repeating(0)), name), name
+    assert busiest_rank(many, repeating(1)).read == pytest.approx(busiest_rank(one, repeating(0)).read)
+    assert busiest_rank(many, repeating(1)).pairs == busiest_rank(many, repeating(0)).pairs
+    packed = repeating(0.5).model_copy(update={"placement": BALANCED})
+    assert busiest_rank(many, packed).read == pytest.approx(busiest_rank(many, repeating(0.5)).read, rel=1e-9)

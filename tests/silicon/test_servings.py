@@ -1,12 +1,17 @@
 """One's own measured servings as a CSV file: read, held against predictions, left out with a reason, taken apart."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from helix_sim import validate_measurements
 from helix_sim.core.errors import SpecError
+from helix_sim.core.layout import Layout
 from helix_sim.silicon import servings
-from helix_sim.specs.load import load_machine, load_model, load_timing
+from helix_sim.specs.drafter import drafter_of
+from helix_sim.specs.load import load_draft, load_machine, load_model, load_timing
+from helix_sim.step import evaluate_step
 
 ROW = {
     "system": "gb200",
@@ -195,3 +200,49 @@ def test_servings_alike_but_for_drafting_are_a_pair_with_a_gain(tmp_path):
     assert again["draft_tokens"].tolist() == [3]
     other = judged(tmp_path, ROW, ROW | {"speculation": "mtp", "batch": 63})
     assert len(other.pairs) == 0
+
+
+def test_large_groups_draft_as_long_as_recipes_of_theirs_do(tmp_path):
+    drafted = ROW | {"speculation": "mtp"}
+    few, many = (drafted | {"batch": batch} for batch in (127, 128))
+    rows = judged(tmp_path, few, few | {"draft_tokens": 3}, many, many | {"draft_tokens": 1}).drafting["predicted_s"]
+    assert rows[0] == rows[1]
+    assert rows[2] == rows[3]
+
+
+def test_a_frameworks_deployments_have_one_acceptance_of_their_own(tmp_path):
+    served = load_draft("deepseek-r1-mtp").served
+    assert {name: each.acceptance.probabilities for name, each in served.items()} == {
+        "trtllm": [0.67],
+        "sglang": [0.45],
+    }
+    row = ROW | {"speculation": "mtp", "draft_tokens": 2}
+    found = judged(tmp_path, row).drafting["predicted_s"][0]
+    layout = Layout(batch=64, dp=8, ep=8, draft_tokens=2)
+    draft = load_draft("deepseek-r1-mtp").with_(acceptance_probabilities=[0.67], source="a test")
+    (step,) = servings._predicted(servings._filled(servings.read(file_of(tmp_path, row))), load_timing("gb200-trtllm"))[
+        1
+    ]
+    own = evaluate_step(replace(step.setting, drafter=drafter_of(draft, step.setting.model)), layout, 8192)
+    assert found == pytest.approx(float(own.ttl_s), rel=1e-12)
+
+
+def test_prefill_on_the_same_gpus_is_in_both_times_of_a_pair_and_dilutes_its_gain(tmp_path):
+    row = ROW | {"isl": 7000, "osl": 1000}
+    apart, together = (
+        judged(tmp_path, row | how, row | how | {"speculation": "mtp"}).pairs["predicted_gain"][0]
+        for how in ({"aggregated": "no"}, {"aggregated": "yes"})
+    )
+    assert 1 < together < apart
+    alone = judged(tmp_path, *({**row, "aggregated": "yes", "batch": 1, "speculation": s} for s in ("none", "mtp")))
+    own = judged(tmp_path, *({**row, "batch": 1, "speculation": s} for s in ("none", "mtp")))
+    assert alone.pairs["predicted_gain"].tolist() == own.pairs["predicted_gain"].tolist()
+
+
+def test_rows_that_draft_and_pairs_are_written_too(tmp_path):
+    found = validate_measurements(
+        file_of(tmp_path, ROW, ROW | {"speculation": "mtp"}), tmp_path / "out", timing="gb200-trtllm"
+    )
+    rows, pairs = map(pd.read_csv, found.files)
+    assert rows["speculation"].tolist() == ["none", "mtp"]
+    assert len(pairs) == 1

@@ -275,6 +275,24 @@ def test_intervals_hold_eight_of_ten_servings_of_each_kind_of_layout(table):
     assert kinds.loc[["TP", "DEP"], "covered"].between(0.72, 0.92).all()
 
 
+@measured
+def test_no_serving_of_the_unlabelled_table_drafted_as_far_as_rows_alike_can_tell(table):
+    found = validate.report(table)["speculation, which the table does not label"]
+    assert found["rows"].tolist() == [245, 0, 29]
+    for count, sentence in zip([245, 0, 29], ["no drafts", "left out as drafting", "no row alike"], strict=True):
+        assert found.loc[found["finding"].str.contains(sentence), "rows"].tolist() == [count]
+
+
+@measured
+def test_a_serving_that_drafted_is_told_from_those_alike_and_left_out(table):
+    beside = table.join(validate.drafting_doubt(table))
+    busiest = beside[beside["alike"] > 1].sort_values("effective_batch").index[-1]
+    drafted = table.assign(tpot_s=table["tpot_s"].where(table.index != busiest, table["tpot_s"] / 2.2))
+    assert validate.drafting_doubt(drafted).loc[lambda found: found["seems_drafted"]].index.tolist() == [busiest]
+    split = validate.report(drafted)["batch effective: by half, all rows"].set_index("half")
+    assert split.loc["all", "count"] == 273
+
+
 STALE = "docs/accuracy.md is stale: python docs/generate.py --measured --page accuracy.md"
 
 
