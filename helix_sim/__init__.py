@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from helix_sim.core.units import parse_size
     from helix_sim.gate.regress import regress
     from helix_sim.gate.regress import update as update_baselines
+    from helix_sim.output.beyond_files import write_beyond as reproduce_beyond
     from helix_sim.output.calibration import (
         calibrate_gpu,
         calibrate_silicon,
@@ -116,6 +117,7 @@ _HOME = {
         "regress",
         "update_baselines",
     ),
+    "output.beyond_files": ("reproduce_beyond",),
     "output.calibration": (
         "calibrate_gpu",
         "calibrate_silicon",
@@ -182,6 +184,7 @@ _HOME = {
 _RENAMED = {
     "update_baselines": "update",
     "reproduce": "redraw",
+    "reproduce_beyond": "write_beyond",
     "import_hf": "import_file",
 }
 """Public names that their module knows by a shorter one."""
@@ -237,6 +240,7 @@ __all__ = [
     "recommend",
     "regress",
     "reproduce",
+    "reproduce_beyond",
     "run_sweep",
     "sensitivity",
     "setting_of",

@@ -22,6 +22,7 @@ EXAMPLES = {
     "reproduce": (
         "helix-sim reproduce all --out out/paper",
         "helix-sim reproduce claims --timing gb300-trtllm",
+        "helix-sim reproduce beyond --timing gb300-sglang",
     ),
     "regress": (
         "helix-sim regress --baseline baselines",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from helix_sim.gate.regress import Verdict
     from helix_sim.output.sweep_folder import Progress
+    from helix_sim.paper.beyond import Gain
 
 from helix_sim.cli.base import (
     JsonOption,
@@ -204,12 +205,20 @@ def _print_summary(out: Console, summary: dict[str, Any], folder: Path) -> None:
 @spread
 def reproduce(
     timing: TimingOptions,
-    figure: Annotated[str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, variants or all")] = "all",
+    figure: Annotated[
+        str, typer.Argument(help="fig1, fig3, fig5, fig6, fig7, claims, all of these, variants or beyond")
+    ] = "all",
     out: OutFolder = Path("out/reproduce"),
     draws: Annotated[str | None, number_option("random timings of `variants`; 100 unless given")] = None,
+    ttl_ms: Annotated[
+        str | None, number_option("latency within which `beyond` compares, in milliseconds; 25 unless given")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours."""
+    """The Helix paper's figures redrawn, each with its data as CSV, and its claims beside ours.
+
+    `beyond`: whether KV parallelism still pays where attention is sparse, compressed or hybrid, and which op decides.
+    """
     from helix_sim.core.errors import SpecError
     from helix_sim.output.paper_files import CHOICES, redraw, stretch_text
     from helix_sim.paper.reproduce import MEASURED
@@ -217,10 +226,15 @@ def reproduce(
 
     if figure not in CHOICES:
         raise SpecError([f"{figure!r} is not one of {', '.join(CHOICES)}"])
+    if figure != "beyond":
+        refuse({"--ttl-ms": ttl_ms}, "is for reproduce beyond; leave it out")
     if figure in ("fig1", "fig3"):
         refuse({"--timing": timing.name()}, f"does not change {figure}, which no kernel enters; leave it out")
     if figure != "variants":
         refuse({"--draws": draws}, "is for reproduce variants; leave it out")
+    if figure == "beyond":
+        _reproduce_beyond(out, timing.name(), ttl_ms, as_json=as_json)
+        return
     many = size(draws, "--draws") if draws is not None else 100
     with working("searching and drawing"):
         written = redraw(figure, out, load_timing(timing.name() or "paper"), say=remark, draws=many)
@@ -245,6 +259,55 @@ def reproduce(
         measured = MEASURED[name]
         console().print(f"{name}: TensorRT-LLM measured {measured:g} on GB300 without HOP-B; ours without it {off:.3g}")
     console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
+
+
+def _reproduce_beyond(out: Path, timing: str | None, ttl_ms: str | None, *, as_json: bool) -> None:
+    from helix_sim.output.beyond_files import write_beyond
+    from helix_sim.paper.beyond import BUDGET_MS
+
+    budget_ms = number(ttl_ms, "--ttl-ms") if ttl_ms is not None else BUDGET_MS
+    written = write_beyond(out, timing=timing, budget_ms=budget_ms)
+    if as_json:
+        rows = [gain.record() for of_model in written.gains.values() for gain in of_model]
+        print_answer("reproduce", {"rows": rows, "files": list(map(str, written.files))})
+        return
+    setting = written.searches[0].plan.setting
+    console().print(
+        f"{setting.machine.name}, {setting.timing.name}, within {budget_ms:g} ms a token. gain: tokens/s/GPU with KV "
+        "shards over without; faster: tokens/s/user at no less throughput; decides: the op that moves most of a "
+        "token's GPU time, over all of it without"
+    )
+    for found in written.searches:
+        index = ["index"] if found.plan.model.has_indexer else []
+        table = new_table(
+            "context", *index, ">gain", ">80 %", ">faster", "with", "decides", title=found.plan.model.name
+        )
+        for gain in written.gains[found.sweep.name]:
+            table.add_row(*_gain_row(gain, indexed=bool(index)))
+        show(console(), table)
+    console().print(f"files in {out}: {', '.join(path.name for path in written.files)}")
+
+
+def _gain_row(gain: Gain, *, indexed: bool) -> list[str]:
+    """Context, index cache, gain with its interval, speedup, widths and the deciding op of one gain, as texts."""
+    from helix_sim.core.units import format_size
+
+    step, ends, decider = gain.sharded or gain.faster, gain.interval, gain.decider()
+    index = []
+    if indexed:
+        shards = int(step.layout.index_kvp) if step and gain.family == "kvp-shards" else 1
+        index = [f"{shards} shards" if shards > 1 else "copies"]
+    widths = ("tpa", "kvp", "dp", "pp")
+    of = [f"{name}{getattr(step.layout, name)}" for name in widths if getattr(step.layout, name) > 1] if step else []
+    return [
+        format_size(gain.context),
+        *index,
+        gain.verdict if gain.ratio is None else f"{gain.ratio:.2f}",
+        f"{ends[0]:.2f}-{ends[1]:.2f}" if ends else "",
+        f"{gain.interactivity:.2f}" if gain.interactivity else "-",
+        " ".join(of),
+        f"{decider[0].partition('[')[0]} {decider[1]:+.0%}" if decider else "",
+    ]
 
 
 # --- regress ---------------------------------------------------------------------------------------------------------

@@ -184,7 +184,8 @@ def _memory_to_fill(planned: Plan, rows: Sequence[Row]) -> float:
     """The most that weights, KV cache and activations may fill of a GPU of these rows' layouts [B]."""
     if not rows:
         return planned.machine.memory_bytes
-    step = evaluate_step(planned.setting, stacked([row.layout for row in rows]), max(planned.sweep.contexts))
+    contexts = np.array([row.context for row in rows])  # the fullest stage is another at another context
+    step = evaluate_step(planned.setting, stacked([row.layout for row in rows]), contexts)
     return float(np.max(step.memory.fillable))
 
 

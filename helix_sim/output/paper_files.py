@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-CHOICES = (*reproduce.FIGURES, "claims", "variants", "all")
+CHOICES = (*reproduce.FIGURES, "claims", "all", "variants", "beyond")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from helix_sim.search.sweep import SweepResult
 if TYPE_CHECKING:
     import pandas as pd
 
+    from helix_sim.paper.beyond import Gain
     from helix_sim.silicon.fit import Fitted
 
 STYLE: Any = {
@@ -215,14 +216,14 @@ def pareto_axes(axes: Axes, title: str, against: str = "tokens_per_s_gpu") -> No
     """Name and scale the axes of a Pareto plot."""
     axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel=DRAWN[against])
     axes.set_title(plot_text(title))
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes)
     axes.tick_params(which="both", labelsize=8)
     axes.margins(x=0.26, y=0.08)
 
 
-def _plain_log_ticks(axes: Axes) -> None:
-    """Numbers without powers of ten on log axes, at 1, 2 and 5."""
-    for axis in (axes.xaxis, axes.yaxis):
+def plain_log_ticks(axes: Axes, *, across: bool = True) -> None:
+    """Numbers without powers of ten on log axes, at 1, 2 and 5; on the vertical one alone unless `across`."""
+    for axis in (axes.xaxis, axes.yaxis) if across else (axes.yaxis,):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
 
@@ -427,6 +428,90 @@ def _frontiers(panels: list[Any], machines: list[str], budgets_ms: list[float], 
             axes.legend(fontsize=9.5, loc="upper left" if against in COSTS else "lower left", framealpha=0.85,
                         frameon=True, edgecolor="none")  # fmt: skip
     return figure
+
+
+# --- Beyond the paper ------------------------------------------------------------------------------------------------
+
+
+BEYOND_CURVES = {
+    "no-kvp": ("no KVP", COLOURS["baseline"]),
+    "kvp": ("KVP", COLOURS["helix"]),
+    "kvp-copies": ("KVP, index copied", COLOURS["tp"]),
+    "kvp-shards": ("KVP, index sharded", COLOURS["helix"]),
+}
+"""Labels and colours of the sweeps' families."""
+
+
+def beyond_frontiers(searches: Sequence[SweepResult], budget_ms: float) -> Figure:
+    """Frontiers with their intervals: a row a context, a column a model, a dotted line at the latency of the table."""
+    contexts = searches[0].sweep.contexts
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(
+            len(contexts), len(searches), figsize=(2.75 * len(searches), 2.5 * len(contexts)), layout="constrained",
+            sharex=True, sharey="col", squeeze=False,
+        )  # fmt: skip
+        for column, found in zip(all_axes.T, searches, strict=True):
+            for axes, context in zip(column, contexts, strict=True):
+                for name in found.sweep.families:
+                    label, colour = BEYOND_CURVES[name]
+                    draw_frontier(axes, found.frontiers[context][name], label=label, colour=colour)
+                axes.axvline(1e3 / budget_ms, color="#888888", linewidth=0.8, linestyle=":")
+                axes.set(xscale="log", yscale="log")
+                plain_log_ticks(axes)
+                axes.tick_params(which="both", labelsize=7)
+            column[0].set_title(plot_text(found.plan.model.name))
+            column[-1].set_xlabel("tokens/s/user", fontsize=8)
+        for row, context in zip(all_axes, contexts, strict=True):
+            row[0].set_ylabel(f"{format_size(context)} tokens\ntokens/s/GPU", fontsize=8)
+        _legend(figure, all_axes)
+        timing = searches[0].plan.timing
+        measured = ", 80 % intervals" if timing.calibration else ""
+        figure.suptitle(plot_text(f"{searches[0].plan.machine.name}, {timing.name}{measured}"), fontsize=9)
+    return figure
+
+
+def beyond_gains(searches: Sequence[SweepResult], found: Mapping[str, list[Gain]], budget_ms: float) -> Figure:
+    """Throughput with KV shards over that without, within a latency, by context: a panel a model; lines: intervals."""
+    with plt.rc_context(STYLE):
+        figure, all_axes = plt.subplots(
+            1, len(searches), figsize=(2.75 * len(searches), 3.1), layout="constrained", sharey=True, squeeze=False
+        )
+        for axes, each in zip(all_axes[0], searches, strict=True):
+            for family in dict.fromkeys(gain.family for gain in found[each.sweep.name]):
+                _draw_gains(axes, [gain for gain in found[each.sweep.name] if gain.family == family], family)
+            axes.axhline(1.0, color=BEYOND_CURVES["no-kvp"][1], linewidth=1, linestyle="--")
+            axes.set(xscale="log", yscale="log", xlabel="context (tokens)")
+            contexts = each.sweep.contexts
+            axes.set_xticks(contexts, [format_size(context) for context in contexts], fontsize=8)
+            plain_log_ticks(axes, across=False)
+            axes.tick_params(axis="x", which="minor", length=0)
+            axes.set_title(plot_text(each.plan.model.name))
+            axes.margins(x=0.12)
+        all_axes[0, 0].set_ylabel(f"tokens/s/GPU over no KVP,\nwithin {budget_ms:g} ms a token", fontsize=8)
+        _legend(figure, all_axes)
+    return figure
+
+
+def _draw_gains(axes: Axes, of_family: Sequence[Gain], family: str) -> None:
+    label, colour = BEYOND_CURVES[family]
+    known = [gain for gain in of_family if gain.ratio is not None]
+    if not known:
+        return
+    contexts = np.array([gain.context for gain in known], dtype=float)
+    ratios = np.array([gain.ratio for gain in known], dtype=float)
+    ends = np.array([gain.interval or (gain.ratio, gain.ratio) for gain in known], dtype=float)
+    axes.errorbar(
+        contexts, ratios, yerr=[ratios - ends[:, 0], ends[:, 1] - ratios], color=colour, label=label, marker="o",
+        markersize=3.5, capsize=2, elinewidth=1,
+    )  # fmt: skip
+
+
+def _legend(figure: Figure, all_axes: np.ndarray) -> None:  # type: ignore[type-arg]
+    """One legend for all panels, below them."""
+    entries: dict[str, object] = {}
+    for axes in all_axes.flat:
+        entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=len(entries), fontsize=8)  # type: ignore[arg-type]
 
 
 # --- The paper's figures ---------------------------------------------------------------------------------------------
