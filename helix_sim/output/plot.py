@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter
@@ -23,7 +25,7 @@ from matplotlib.ticker import FuncFormatter
 from helix_sim.core.escape import plot_text
 from helix_sim.core.files import appearing
 from helix_sim.core.units import format_size
-from helix_sim.search.pareto import COSTS, Frontier
+from helix_sim.search.pareto import COSTS, Frontier, merge
 from helix_sim.search.sweep import SweepResult
 
 if TYPE_CHECKING:
@@ -118,25 +120,29 @@ def draw_frontier(
     colour: str,
     marker: str | None = None,
     band: bool = True,
+    whiskers: int = 3,
     against: str = "tokens_per_s_gpu",
     **style: Any,
 ) -> None:
     """A frontier as the staircase it is: at an interactivity, the best of a point at least that fast.
 
-    band: its interval, where it has one, as a band; else as whiskers at its knees. against: the column of what is best,
-    one of DRAWN.
+    band: its interval, where it has one, as a band; else as this many whiskers at its knees. against: the column of
+    what is best, one of DRAWN.
     """
     if len(curve):
         x, y = curve.interactivity, curve.columns[against]
-        axes.step(x, y, where="pre", color=colour, label=plot_text(label), **style)
-        (draw_band if band else draw_whiskers)(axes, curve, colour, against)
+        axes.step(x, y, where="pre", color=colour, label=_lines(label), **style)
+        if band and len(curve) > 1:
+            draw_band(axes, curve, colour, against)
+        else:
+            draw_whiskers(axes, curve, colour, against, whiskers)
         if (marker and len(curve) <= 60) or len(curve) == 1:  # a staircase of one point has no line
             axes.plot(x, y, marker or "o", color=colour, markersize=2.6 if len(curve) > 1 else 5, alpha=0.8)
 
 
 def draw_band(axes: Axes, curve: Frontier, colour: str, against: str = "tokens_per_s_gpu") -> None:
     """The 80 % interval of a frontier on measured kernels: a step that is slower loses in both directions at once."""
-    if "ttl_low_s" not in curve.columns or len(curve) < 2:
+    if "ttl_low_s" not in curve.columns:
         return
     (x_fast, x_slow), (y_fast, y_slow) = _interval_ends(curve, against)
     axes.fill(
@@ -145,12 +151,12 @@ def draw_band(axes: Axes, curve: Frontier, colour: str, against: str = "tokens_p
     )  # fmt: skip
 
 
-def draw_whiskers(axes: Axes, curve: Frontier, colour: str, against: str = "tokens_per_s_gpu") -> None:
+def draw_whiskers(axes: Axes, curve: Frontier, colour: str, against: str = "tokens_per_s_gpu", count: int = 3) -> None:
     """The 80 % interval of a frontier on measured kernels at its knees, from the slower end to the faster one."""
     if "ttl_low_s" not in curve.columns:
         return
     ends = _interval_ends(curve, against)
-    for index in knees(curve):
+    for index in knees(curve, count):
         x, y = ([end[index] for end in both] for both in ends)
         axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.75, marker="|", markersize=5)
 
@@ -207,29 +213,51 @@ def label_knees(
 
 
 def _covers_another(axes: Axes, label: Annotation) -> bool:
-    """Whether a label lies over a text that was written before it."""
-    mine = label.get_window_extent()
-    return any(mine.overlaps(each.get_window_extent()) for each in axes.texts if each is not label)
+    """Whether a label lies over a text that was written before it, or over the legend."""
+    mine, legend = label.get_window_extent(), axes.get_legend()
+    others = [each for each in axes.texts if each is not label]
+    return any(mine.overlaps(each.get_window_extent()) for each in (*others, *([legend] if legend else [])))
 
 
 def pareto_axes(axes: Axes, title: str, against: str = "tokens_per_s_gpu") -> None:
     """Name and scale the axes of a Pareto plot."""
     axes.set(xscale="log", yscale="log", xlabel="interactivity (tokens/s/user)", ylabel=DRAWN[against])
-    axes.set_title(plot_text(title))
+    axes.set_title(_lines(wrapped(title, axes)))
     plain_log_ticks(axes)
     axes.tick_params(which="both", labelsize=8)
     axes.margins(x=0.26, y=0.08)
 
 
+def wrapped(title: str, axes: Axes, most_lines: int = 3) -> str:
+    """A title on as many lines as its axes are wide, and cut where even they do not hold it."""
+    figure = axes.get_figure()
+    width = axes.get_position().width * figure.get_figwidth() * 72 if figure else 500
+    size = FontProperties(size=plt.rcParams["axes.titlesize"]).get_size_in_points()
+    lines = textwrap.wrap(title, max(20, int(width / (0.64 * size)))) or [""]
+    return "\n".join(lines if len(lines) <= most_lines else [*lines[: most_lines - 1], f"{lines[most_lines - 1]} …"])
+
+
 def plain_log_ticks(axes: Axes, *, across: bool = True) -> None:
-    """Numbers without powers of ten on log axes, at 1, 2 and 5; on the vertical one alone unless `across`."""
+    """Numbers without powers of ten on log axes, at 1, 2 and 5, or at every tick where those are fewer than three.
+
+    across: the horizontal axis too; else the vertical one alone.
+    """
     for axis in (axes.xaxis, axes.yaxis) if across else (axes.yaxis,):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _, axis=axis: _minor_tick(value, axis)))
+
+
+def _minor_tick(value: float, axis: Any) -> str:
+    """What stands at a minor tick of a log axis."""
+    low, high = sorted(axis.get_view_interval())
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    usual = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    few = sum(low <= tick <= high for tick in usual) < 3
+    return f"{value:g}" if few or f"{value:e}"[0] in "25" else ""
 
 
 def pareto(result: SweepResult, context: int | None = None, against: str | None = None) -> Figure:
-    """Every family's frontier of a sweep, and the groups' in bold, layouts written at the knees.
+    """Every family's frontier of a sweep, layouts written at the knees of Helix's and of the conventional ones.
 
     against: the column that interactivity is drawn against, one of DRAWN; as the sweep says unless given.
     """
@@ -237,34 +265,73 @@ def pareto(result: SweepResult, context: int | None = None, against: str | None 
     against = against or result.sweep.against or "tokens_per_s_gpu"
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 5.0), layout="constrained")
+        looks, found = looks_of(result.sweep.families), result.frontiers[context]
         for name, family in result.sweep.families.items():
             draw_frontier(
-                axes,
-                result.frontiers[context][name],
-                label=family.title,
-                colour=COLOURS.get(name, "#888888"),
-                marker=MARKERS.get(name),
-                band=len(result.sweep.families) <= MOST_BANDS,
-                against=against,
-                alpha=0.9,
-            )
-        helix = result.group("all-helix", context) if "all-helix" in result.sweep.groups else None
-        baseline = result.group("baseline", context) if "baseline" in result.sweep.groups else None
+                axes, found[name], label=textwrap.fill(family.title, LEGEND_WIDTH), colour=looks[name][0],
+                marker=looks[name][1], band=len(found) <= MOST_BANDS, whiskers=3 if len(found) <= 4 else 2,
+                against=against, alpha=0.9,
+            )  # fmt: skip
+        if empty := [name for name, curve in found.items() if not len(curve)]:
+            text = textwrap.fill(f"no layout runs: {', '.join(empty)}", LEGEND_WIDTH)
+            axes.plot([], [], " ", label=_lines(text))
+        families = result.sweep.families.items()
+        helix = _of_group(result, context, "all-helix", [name for name, each in families if each.is_helix])
+        baseline = _of_group(result, context, "baseline", [name for name, each in families if each.is_conventional])
+        if not len(helix) and not len(baseline):
+            baseline = merge(found.values(), "all")
         pareto_axes(axes, pareto_title(result, context), against)
-        if helix is not None and len(helix):
-            label_knees(axes, helix, COLOURS["helix"], 4, baseline, against)
-        if baseline is not None and len(baseline):
-            label_knees(axes, baseline, COLOURS["baseline"], 3, helix, against)
         measured = ", with 80 % intervals" if result.plan.timing.calibration else ""
-        about = plot_text(f"timing: {result.plan.timing.name}{measured}")
-        axes.legend(
-            fontsize=8,
-            loc="upper left" if against in COSTS else "lower left",
-            title=about,
-            title_fontsize=8,
-            alignment="left",
-        )
+        _place_legend(axes, plot_text(f"timing: {result.plan.timing.name}{measured}"), found.values(), against)
+        label_knees(axes, helix, COLOURS["helix"], 4, baseline, against)
+        label_knees(axes, baseline, COLOURS["baseline"], 3, helix, against)
     return figure
+
+
+LEGEND_WIDTH = 44
+"""Characters of a line in a legend."""
+
+
+def _lines(text: str) -> str:
+    """Lines of any text, each as matplotlib shows it."""
+    return "\n".join(map(plot_text, text.split("\n")))
+
+
+def looks_of(families: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each family by name; those of one's own have what the shipped ones leave."""
+    names = list(families)
+    taken = {COLOURS[name] for name in names if name in COLOURS}
+    free = cycle([each for each in (*COLOURS.values(), "#8C564B", "#17202A") if each not in taken])
+    marks = cycle(dict.fromkeys(MARKERS.values()))
+    return {name: (COLOURS[name], MARKERS[name]) if name in COLOURS else (next(free), next(marks)) for name in names}
+
+
+def _staircase(axes: Axes, curve: Frontier, against: str) -> Any:
+    """Places along the drawn line of a frontier, dense enough that none crosses a legend unseen [pixels]."""
+    x, y = (np.repeat(each, 2) for each in (curve.interactivity, curve.columns[against]))
+    corners = axes.transData.transform(np.column_stack([x[:-1], y[1:]]) if len(curve) > 1 else np.column_stack([x, y]))
+    along = np.linspace(0, 1, 16)[:, None, None]
+    return (corners[:-1] * (1 - along) + corners[1:] * along).reshape(-1, 2)
+
+
+def _place_legend(axes: Axes, title: str, curves: Iterable[Frontier], against: str) -> None:
+    """The legend in the corner that the curves leave free, or that fewest of their points lie in."""
+    drawn = [_staircase(axes, each, against) for each in curves if len(each)]
+    points = np.concatenate(drawn) if drawn else np.zeros((0, 2))
+
+    def covered(place: Any) -> int:
+        box = axes.legend(fontsize=8, loc=place, title=title, title_fontsize=8, alignment="left").get_window_extent()
+        return int(((points >= box.min) & (points <= box.max)).all(axis=1).sum())
+
+    corners = ("upper left", "lower right") if against in COSTS else ("lower left", "upper right")
+    covered(min(corners, key=covered))
+
+
+def _of_group(result: SweepResult, context: int, group: str, families: Iterable[str]) -> Frontier:
+    """The frontier of a group, which are these families where the sweep has none of that name."""
+    if group in result.sweep.groups:
+        return result.group(group, context)
+    return merge((result.frontiers[context][name] for name in families), group)
 
 
 def pareto_title(result: SweepResult, context: int) -> str:

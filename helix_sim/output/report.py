@@ -155,11 +155,13 @@ def _drawn_against(machine: Machine) -> Iterator[dict[str, Any]]:
 
 def _looks(result: SweepResult, name: str) -> dict[str, Any]:
     """Title, colours and marker of a family, or of a group of families."""
-    from helix_sim.output.plot import COLOURS, MARKERS
+    from helix_sim.output.plot import COLOURS, MARKERS, looks_of
 
+    looks = looks_of(result.sweep.families)
     family = result.sweep.families.get(name)
     members = result.sweep.groups.get(name, [])
-    colour = COLOURS.get(name) or COLOURS.get(members[0] if members else "", "#888888")
+    own = looks.get(name) or looks[members[0]]
+    colour = COLOURS.get(name, own[0])
     titles = [result.sweep.families[member].title for member in members]
     return {
         "name": name,
@@ -167,7 +169,7 @@ def _looks(result: SweepResult, name: str) -> dict[str, Any]:
         "members": titles,
         "colour": colour,
         "dark": lightened(colour),
-        "symbol": SYMBOLS[MARKERS.get(name, "o")],
+        "symbol": SYMBOLS[MARKERS.get(name, own[1])],
         "group": family is None,
     }
 

@@ -73,12 +73,12 @@ class Frontier(Shown):
     @property
     def interactivity(self) -> npt.NDArray[Any]:
         """Tokens/s/user of each point, rising."""
-        return self.columns["tokens_per_s_user"]
+        return self.columns.get("tokens_per_s_user", np.zeros(0))
 
     @property
     def throughput(self) -> npt.NDArray[Any]:
         """Tokens/s/GPU of each point, falling."""
-        return self.columns["tokens_per_s_gpu"]
+        return self.columns.get("tokens_per_s_gpu", np.zeros(0))
 
     def index_at(self, interactivity: Any) -> Any:
         """The point with the best throughput among those at least that interactive; len(self) where there is none."""

@@ -116,8 +116,8 @@ def run_sweep(
     base = _as_file(load_sweep(sweep)) if sweep is not None else _whole_domain(model, machine)
     made = parse(Sweep, base | names | _as_lists(parts), "run_sweep")
     if "description" not in parts:  # what a file says of its own sweep is not true of another
-        contexts = ", ".join(map(format_size, made.contexts))
-        made = made.model_copy(update={"description": f"{made.model} at {contexts} tokens on {made.machine}"})
+        only = f" at {format_size(made.contexts[0])} tokens" if len(made.contexts) == 1 else ""
+        made = made.model_copy(update={"description": f"{made.model}{only} on {made.machine}"})
     return run_plan(plan(made, records))
 
 

@@ -210,12 +210,12 @@ def drafting_doubt(rows: pd.DataFrame) -> pd.DataFrame:
     finds it where it is faster than memory allows.
     """
     groups = rows.groupby(list(ALIKE), sort=False, dropna=False)
-    found = rows[["tpot_s"]].assign(alike=groups["tpot_s"].transform("size") - 1, seems_drafted=False)
+    seems_drafted = pd.Series(data=False, index=rows.index)
     for _, part in groups:
         fewer = part["effective_batch"].to_numpy()[:, None] >= part["effective_batch"].to_numpy()
         slower = part["tpot_s"].to_numpy()[:, None] * LEAST_GAIN < part["tpot_s"].to_numpy()
-        found.loc[part.index, "seems_drafted"] = (fewer & slower).any(axis=1)
-    return found[["alike", "seems_drafted"]]
+        seems_drafted[part.index[(fewer & slower).any(axis=1)]] = True
+    return pd.DataFrame({"alike": groups["tpot_s"].transform("size") - 1, "seems_drafted": seems_drafted})
 
 
 def _kept_out(table: pd.DataFrame) -> pd.DataFrame:

@@ -78,3 +78,58 @@ def test_a_title_is_what_the_sweeps_file_says() -> None:
     context = named.sweep.contexts[0]
     assert plot.pareto_title(named, context) == "DeepSeek-R1 on GB200 NVL72 with TensorRT-LLM's measured kernels"
     assert plot.pareto_title(made, 8000) == "llama-3.1-8b at 8K tokens on h100-hgx"
+    both = run_sweep(model="llama-3.1-8b", machine="h100-hgx", contexts=["8K", "1K"], families="tp", gpus=1, chunks=[1])
+    assert plot.pareto_title(both, 1000) == "llama-3.1-8b on h100-hgx, 1K tokens"
+
+
+def test_a_long_title_is_on_several_lines_within_its_picture() -> None:
+    with plt.rc_context(plot.STYLE):
+        figure, axes = plt.subplots(figsize=(7.6, 5.0), layout="constrained")
+        plot.draw_frontier(axes, CROSSED[0], label="x", colour="blue")
+        plot.pareto_axes(axes, "a description that goes on and on " * 4)
+        figure.canvas.draw()
+        title = axes.title if axes.title.get_text() else axes._left_title
+        right, text = title.get_window_extent().x1, title.get_text()
+        plt.close(figure)
+    assert text.count("\n") == 2
+    assert right <= figure.bbox.x1
+
+
+def test_families_of_ones_own_have_colours_and_markers_of_their_own() -> None:
+    looks = plot.looks_of(["tp", "mine", "yours", "theirs"])
+    assert looks["tp"] == (plot.COLOURS["tp"], plot.MARKERS["tp"])
+    assert len({colour for colour, _ in looks.values()}) == 4
+    assert len({mark for _, mark in list(looks.values())[1:]}) == 3
+
+
+def test_families_without_a_layout_are_in_the_legend_and_a_single_family_has_labels() -> None:
+    found = run_sweep(model="llama-3.1-8b", machine="h100-hgx", contexts="8K", families=["medha", "tp-ep"], gpus=8)
+    figure = plot.pareto(found)
+    (axes,) = figure.axes
+    entries = [text.get_text() for text in axes.get_legend().get_texts()]
+    plt.close(figure)
+    assert entries == [found.sweep.families["medha"].title, "no layout runs: tp-ep"]
+    assert axes.texts
+
+
+def test_the_legend_lies_on_no_curve() -> None:
+    low = curve("low", [1, 10], [9, 0.1])
+    figure, axes = plt.subplots()
+    plot.draw_frontier(axes, low, label="low", colour="blue")
+    axes.set(xscale="log", yscale="log")
+    plot._place_legend(axes, "timing", [low], "tokens_per_s_gpu")
+    inside = axes.get_legend().get_window_extent()
+    points = plot._staircase(axes, low, "tokens_per_s_gpu")
+    plt.close(figure)
+    assert not ((points >= inside.min) & (points <= inside.max)).all(axis=1).any()
+
+
+@pytest.mark.parametrize(("ends", "least"), [((3.1, 4.9), 1), ((20, 900), 4), ((0.88, 0.92), 2)])
+def test_a_log_axis_of_any_range_has_numbers(ends: tuple[float, float], least: int) -> None:
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], ends)
+    plot.pareto_axes(axes, "")
+    figure.canvas.draw()
+    numbers = [text.get_text() for which in ("major", "minor") for text in axes.yaxis.get_ticklabels(which=which)]
+    plt.close(figure)
+    assert len([text for text in numbers if text]) >= least
