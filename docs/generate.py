@@ -747,10 +747,10 @@ def mutants(_: str) -> str:
         (f"`{each['path'].removeprefix('helix_sim/')}`", f"`{each['where']}`", f"`{each['change']}`", each["why"])
         for each in yaml.safe_load((folder / "equal.yaml").read_text(encoding="utf-8"))
     ]
-    share = 100 * total["killed"] / (total["mutants"] - total["equal"])
+    command, _, score = head.removeprefix("# ").partition(": ")
     return "\n\n".join(
         [
-            f"Printed by `{head.removeprefix('# ')}`. Killed, of those that differ: {share:.1f} %.",
+            f"`{command}`: {score}.",
             table(("file", *(f">{name}" for name in counts)), rows),
             "### No different",
             table(("file", "where", "change", "why nothing can tell"), equal),
