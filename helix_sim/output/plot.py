@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -231,7 +232,7 @@ def pareto_axes(axes: Axes, title: str, against: str = "tokens_per_s_gpu") -> No
 def wrapped(title: str, axes: Axes, most_lines: int = 3) -> str:
     """A title on as many lines as its axes are wide, and cut where even they do not hold it."""
     figure = axes.get_figure()
-    width = axes.get_position().width * figure.get_figwidth() * 72 if figure else 500
+    width = axes.get_position().width * figure.bbox.width / figure.dpi * 72 if figure else 500
     size = FontProperties(size=plt.rcParams["axes.titlesize"]).get_size_in_points()
     lines = textwrap.wrap(title, max(20, int(width / (0.64 * size)))) or [""]
     return "\n".join(lines if len(lines) <= most_lines else [*lines[: most_lines - 1], f"{lines[most_lines - 1]} …"])
@@ -573,12 +574,12 @@ def _draw_gains(axes: Axes, of_family: Sequence[Gain], family: str) -> None:
     )  # fmt: skip
 
 
-def _legend(figure: Figure, all_axes: np.ndarray) -> None:  # type: ignore[type-arg]
+def _legend(figure: Figure, all_axes: npt.NDArray[Any]) -> None:
     """One legend for all panels, below them."""
-    entries: dict[str, object] = {}
+    entries: dict[str, Any] = {}
     for axes in all_axes.flat:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=len(entries), fontsize=8)  # type: ignore[arg-type]
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=len(entries), fontsize=8)
 
 
 # --- The paper's figures ---------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def drafting_doubt(rows: pd.DataFrame) -> pd.DataFrame:
     for _, part in groups:
         fewer = part["effective_batch"].to_numpy()[:, None] >= part["effective_batch"].to_numpy()
         slower = part["tpot_s"].to_numpy()[:, None] * LEAST_GAIN < part["tpot_s"].to_numpy()
-        seems_drafted[part.index[(fewer & slower).any(axis=1)]] = True
+        seems_drafted[part.index[np.flatnonzero((fewer & slower).any(axis=1))]] = True
     return pd.DataFrame({"alike": groups["tpot_s"].transform("size") - 1, "seems_drafted": seems_drafted})
 
 
