@@ -11,6 +11,7 @@ and KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machi
 
 Start here:
     load_model, load_machine, load_timing, load_sweep    a shipped name, or the path of your own YAML file
+    load_draft(name)                                     what drafts tokens, for decode_step(…, draft=…)
     decode_step(model, machine, layout, context)         one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
     setting_of(model, machine), Setting.scaled(knob, x)  a setting made once, and its knobs
     evaluate(setting, frame)                             a DataFrame of layouts in; times, memory and reasons out
@@ -61,8 +62,9 @@ if TYPE_CHECKING:
     from helix_sim.search.sweep import SweepResult, run_sweep
     from helix_sim.specs.catalogue import check, machines, models
     from helix_sim.specs.comparison import Comparison
+    from helix_sim.specs.draft import Draft
     from helix_sim.specs.import_hf import import_file as import_hf
-    from helix_sim.specs.load import check_file, load_machine, load_model, load_sweep, load_timing, shipped
+    from helix_sim.specs.load import check_file, load_draft, load_machine, load_model, load_sweep, load_timing, shipped
     from helix_sim.specs.machine import Machine
     from helix_sim.specs.model import Model
     from helix_sim.specs.precision import Precision
@@ -140,9 +142,11 @@ _HOME = {
         "machines",
         "models",
     ),
+    "specs.draft": ("Draft",),
     "specs.import_hf": ("import_hf",),
     "specs.load": (
         "check_file",
+        "load_draft",
         "load_machine",
         "load_model",
         "load_sweep",
@@ -179,6 +183,7 @@ __all__ = [
     "KNOBS",
     "Capacity",
     "Comparison",
+    "Draft",
     "Exit",
     "Explanation",
     "Frontier",
@@ -211,6 +216,7 @@ __all__ = [
     "frontier_sensitivity",
     "import_hf",
     "json_schema",
+    "load_draft",
     "load_machine",
     "load_model",
     "load_sweep",
@@ -248,4 +254,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What tab completion shows: the public names alone."""
+    return sorted({*__all__, "__version__", "__doc__"})

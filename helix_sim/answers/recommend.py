@@ -25,6 +25,7 @@ import numpy as np
 from helix_sim import __version__
 from helix_sim.answers.explain import answer_record, known, uncertainty_record
 from helix_sim.answers.fleet import Fleet
+from helix_sim.core.display import Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import ceil_div
@@ -569,7 +570,7 @@ class Stacked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
+class Recommendation(Shown):
     """The answer: the best layouts of different attention groups, the best of each family, or what to relax if none.
 
     relaxations: by how far the limit must move, the least first; empty, too, where no single limit is enough. stacked:
