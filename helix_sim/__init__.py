@@ -11,7 +11,7 @@ and KV parallelism (Helix) with its overlap HOP-B, on Blackwell and Hopper machi
 
 Start here:
     load_model, load_machine, load_timing, load_sweep    a shipped name, or the path of your own YAML file
-    load_draft                                           likewise what drafts; decode_step(…, draft=…) takes it
+    load_draft(name)                                     what drafts tokens, for decode_step(…, draft=…)
     decode_step(model, machine, layout, context)         one layout: .ttl_s, .tokens_per_s_user, .to_frame() of ops
     setting_of(model, machine), Setting.scaled(knob, x)  a setting made once, and its knobs
     evaluate(setting, frame)                             a DataFrame of layouts in; times, memory and reasons out
@@ -68,15 +68,7 @@ if TYPE_CHECKING:
     from helix_sim.specs.comparison import Comparison
     from helix_sim.specs.draft import Draft
     from helix_sim.specs.import_hf import import_file as import_hf
-    from helix_sim.specs.load import (
-        check_file,
-        load_draft,
-        load_machine,
-        load_model,
-        load_sweep,
-        load_timing,
-        shipped,
-    )
+    from helix_sim.specs.load import check_file, load_draft, load_machine, load_model, load_sweep, load_timing, shipped
     from helix_sim.specs.machine import Machine
     from helix_sim.specs.model import Model
     from helix_sim.specs.precision import Precision
@@ -276,4 +268,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+    """What tab completion shows: the public names alone."""
+    return sorted({*__all__, "__version__", "__doc__"})

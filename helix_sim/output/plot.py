@@ -231,8 +231,7 @@ def pareto_axes(axes: Axes, title: str, against: str = "tokens_per_s_gpu") -> No
 
 def wrapped(title: str, axes: Axes, most_lines: int = 3) -> str:
     """A title on as many lines as its axes are wide, and cut where even they do not hold it."""
-    figure = axes.get_figure()
-    width = axes.get_position().width * figure.bbox.width / figure.dpi * 72 if figure else 500
+    width = axes.get_window_extent().width * 72 / axes.figure.dpi
     size = FontProperties(size=plt.rcParams["axes.titlesize"]).get_size_in_points()
     lines = textwrap.wrap(title, max(20, int(width / (0.64 * size)))) or [""]
     return "\n".join(lines if len(lines) <= most_lines else [*lines[: most_lines - 1], f"{lines[most_lines - 1]} …"])
