@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -158,11 +159,23 @@ def compare(comparison: Comparison, on_search: Callable[[int, int, str], None] =
     for done, (model, name, machine, timing) in enumerate(wanted):
         on_search(done, len(wanted), f"{model} on {name}, {timing}")
         searches.append(_search(comparison, model, name, machine, timing))
+    called = _called(searches)
     for model in comparison.models:
         for machine_name in comparison.machines:
             mine = [found for found in searches if (found.sweep.model, found.sweep.machine) == (model, machine_name)]
-            cells += _cells(comparison, mine)
-    return Compared(comparison=comparison, cells=cells, searches=searches, remarks=_remarks(cells, searches))
+            cells += _cells(comparison, mine, called)
+    return Compared(comparison=comparison, cells=cells, searches=searches, remarks=_remarks(cells, searches, called))
+
+
+def _called(searches: Sequence[SweepResult]) -> dict[str, str]:
+    """What rows call each model, machine and timing, by how it was given: its name, unless another has the same."""
+    names = {
+        getattr(found.sweep, kind): getattr(found.plan, kind).name
+        for found in searches
+        for kind in ("model", "machine", "timing")
+    }
+    times = Counter(names.values())
+    return {given: name if times[name] == 1 else given for given, name in names.items()}
 
 
 def timings_of(machine: Machine, name: str) -> list[str]:
@@ -224,23 +237,23 @@ def _search(comparison: Comparison, model: str, name: str, machine: Machine, tim
 # --- Cells -----------------------------------------------------------------------------------------------------------
 
 
-def _cells(comparison: Comparison, searches: Sequence[SweepResult]) -> list[Cell]:
+def _cells(comparison: Comparison, searches: Sequence[SweepResult], called: Mapping[str, str]) -> list[Cell]:
     """Cells of one model on one machine: of the timings that `auto` stands for, the one with the best throughput."""
     cells = []
     machine = searches[0].plan.machine
     for context, budget, asked in itertools.product(comparison.contexts, comparison.ttl_ms, comparison.timings):
         names = timings_of(machine, asked)
-        tried = [_cell(found, context, budget) for found in searches if found.sweep.timing in names]
+        tried = [_cell(found, context, budget, called) for found in searches if found.sweep.timing in names]
         cells.append(max(tried, key=lambda cell: float(cell.step.tokens_per_s_gpu) if cell.step else 0.0))
     return cells
 
 
-def _cell(found: SweepResult, context: int, budget_ms: float) -> Cell:
+def _cell(found: SweepResult, context: int, budget_ms: float, called: Mapping[str, str]) -> Cell:
     planned = found.plan
     asked = {
-        "model": planned.model.name,
-        "machine": planned.machine.name,
-        "timing": planned.timing.name,
+        "model": called[planned.sweep.model],
+        "machine": called[planned.sweep.machine],
+        "timing": called[planned.sweep.timing],
         "formats": str(planned.setting.precision),
         "context": context,
         "ttl_budget_ms": budget_ms,
@@ -283,15 +296,15 @@ def _why_none(found: SweepResult, curves: dict[str, Frontier]) -> str:
 # --- What differs, what surprises ------------------------------------------------------------------------------------
 
 
-def _remarks(cells: Sequence[Cell], searches: Sequence[SweepResult]) -> list[str]:
+def _remarks(cells: Sequence[Cell], searches: Sequence[SweepResult], called: Mapping[str, str]) -> list[str]:
     remarks = []
-    for model in dict.fromkeys(found.plan.model.name for found in searches):
-        formats = {found.plan.machine.name: str(found.plan.setting.precision) for found in searches
-                   if found.plan.model.name == model}  # fmt: skip
+    for model in dict.fromkeys(called[found.sweep.model] for found in searches):
+        formats = {called[found.sweep.machine]: str(found.plan.setting.precision) for found in searches
+                   if called[found.sweep.model] == model}  # fmt: skip
         if len(set(formats.values())) > 1:
             each = "; ".join(f"{machine}: {text}" for machine, text in formats.items())
             remarks.append(f"{model} is not in the same formats on every machine, as they compute: {each}")
-    machines = {found.plan.machine.name: found.plan.machine for found in searches}
+    machines = {called[found.sweep.machine]: found.plan.machine for found in searches}
     if unpriced := [name for name, machine in machines.items() if machine.usd_per_gpu_hour is None]:
         remarks.append(f"no price is known of {', '.join(unpriced)}: give --usd-per-gpu-hour MACHINE=USD")
     if priced := [f"{name} {machine.price_in_words}" for name, machine in machines.items() if machine.usd_per_gpu_hour]:
@@ -307,7 +320,8 @@ def surprise(slower: Cell, faster: Cell) -> str:
     a, b = slower.step, faster.step
     if a is None or b is None or any(slower.asked[name] != faster.asked[name] for name in same):
         return ""
-    if a.machine.name == b.machine.name or not _better(a.machine, b.machine):
+    here, there = slower.asked["machine"], faster.asked["machine"]
+    if here == there or not _better(a.machine, b.machine):
         return ""
     lost = 1 - float(a.tokens_per_s_gpu / b.tokens_per_s_gpu)
     if lost < 0.01:
@@ -317,7 +331,7 @@ def surprise(slower: Cell, faster: Cell) -> str:
     op = max(rows, key=lambda name: rows[name]["seconds"] - others.get(name, {"seconds": 0.0})["seconds"])
     more = (rows[op]["seconds"] - others.get(op, {"seconds": 0.0})["seconds"]) * 1e6
     where = f"{slower.asked['model']} at {slower.asked['context']:,} tokens within {slower.asked['ttl_budget_ms']:g} ms"
-    head = f"{a.machine.name} gives {lost:.1%} less than {b.machine.name} on {where}"
+    head = f"{here} gives {lost:.1%} less than {there} on {where}"
     if more <= 0:
         return f"{head}: the layout that is best there does not run or start here, where it would be as fast"
     return f"{head}: on the same layout {op} takes {more:.0f} µs more, {_measured_by(moved, op)}"

@@ -81,8 +81,8 @@ def kv_tokens(step: Step) -> int:
 
 
 def known(value: float) -> float | None:
-    """A number as plain data, none where it is not known (NaN)."""
-    return None if math.isnan(value) else float(value)
+    """A number as plain data, none where it is not known (NaN) or no number (infinite)."""
+    return float(value) if math.isfinite(value) else None
 
 
 def routing_of(step: Step) -> dict[str, str]:

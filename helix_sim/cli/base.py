@@ -304,11 +304,12 @@ def size(text: str, option: str) -> int:
 
 
 def number(text: str, option: str) -> float:
-    """A finite number above zero; SpecError with the option's name in front otherwise."""
+    """A number above zero that arithmetic survives; SpecError with the option's name in front otherwise."""
     from math import isfinite, nan
 
     from helix_sim.core.errors import SpecError
     from helix_sim.core.text import said
+    from helix_sim.specs.values import LIMIT
 
     try:
         found = float(text) if re.fullmatch(r"[0-9.eE+-]+", text) else nan
@@ -316,6 +317,8 @@ def number(text: str, option: str) -> float:
         found = nan
     if not isfinite(found) or found <= 0:
         raise SpecError([f"{option}: {said(text)} is not a number above 0"])
+    if not 1 / LIMIT <= found <= LIMIT:
+        raise SpecError([f"{option}: {said(text)} is not from {1 / LIMIT:g} to {LIMIT:g}"])
     return found
 
 

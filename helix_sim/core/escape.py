@@ -6,6 +6,7 @@ and breaks no file. A character that cannot be shown is written as Python writes
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -81,6 +82,15 @@ def shell_word(text: object) -> str:
 def _shell_bytes(char: str) -> str:
     """A character as bash writes its UTF-8 bytes; half of a pair, which has none, as a question mark."""
     return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", "replace") if byte)
+
+
+def kubernetes_word(text: object) -> str:
+    """A word of a container's command, arguments or environment, in which Kubernetes puts variables for $(NAME).
+
+    >>> print(kubernetes_word("$(HOME)/$x"))
+    $$(HOME)/$$x
+    """
+    return str(text).replace("$", "$$")
 
 
 def json_text(content: Any, *, ascii_only: bool = False, default: Callable[[Any], Any] | None = None,
@@ -166,6 +176,15 @@ def markdown_code(text: object) -> str:
     raw = terminal_line(text).replace("|", "\\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", raw)), default=0))
     return f"{fence}{raw}{fence}" if len(fence) == 1 else f"{fence} {raw} {fence}"
+
+
+def html_text(text: object) -> str:
+    """A text on one line of a page or a notebook: no markup, and no mathematics between dollars, which MathJax reads.
+
+    >>> print(html_text("<b>\\x1b"), html_text("$x$"))
+    &lt;b&gt;\\x1b <span>$</span>x<span>$</span>
+    """
+    return html.escape(terminal_line(text)).replace("$", "<span>$</span>")
 
 
 def html_data(content: Any) -> Any:

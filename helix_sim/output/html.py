@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from functools import singledispatch
-from html import escape
 from typing import Any
 
 from helix_sim.answers.compare import Compared
 from helix_sim.answers.explain import Explanation
 from helix_sim.answers.recommendation import Recommendation
 from helix_sim.core.display import Rows
+from helix_sim.core.escape import html_text, terminal_lines
 from helix_sim.core.units import GIGA, format_size
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.sweep import SweepResult
@@ -26,7 +27,7 @@ MOST_ROWS = 60
 @singledispatch
 def html_of(shown: object) -> str:
     """An object as HTML: a table or a plot where there is one for its type, its repr otherwise."""
-    return f"<pre>{escape(repr(shown))}</pre>"
+    return f"<pre>{html.escape(terminal_lines(repr(shown)))}</pre>"
 
 
 @html_of.register
@@ -44,7 +45,7 @@ def _(shown: Setting) -> str:
 @html_of.register
 def _(shown: Step) -> str:
     if any(getattr(value, "ndim", 0) for value in (shown.ttl_s, shown.context)):
-        return f"<pre>{escape(repr(shown))}</pre>"
+        return f"<pre>{html.escape(terminal_lines(repr(shown)))}</pre>"
     names = ("op", "binds", "µs", "hidden µs", "share", "GFLOP", "weights MB", "KV MB", "links MB")
     scales = {"seconds": 1e6, "hidden_s": 1e6, "share": 1, "flops": 1e-9}
     scales |= dict.fromkeys(("weight_bytes", "kv_bytes", "link_bytes"), 1e-6)
@@ -65,7 +66,7 @@ def _(shown: Step) -> str:
 @html_of.register
 def _(shown: Frontier) -> str:
     if not len(shown):
-        return f"<p>{escape(shown.name)}: no layout runs</p>"
+        return f"<p>{html_text(shown.name)}: no layout runs</p>"
     from helix_sim.output.plot import one_frontier, svg_text
 
     return svg_text(one_frontier(shown))
@@ -143,12 +144,12 @@ def _values(place: str, value: Any, unit: str) -> Iterator[tuple[str, Any, str, 
 
 def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]], below: str = "") -> str:
     """A table of any text, of which each cell is escaped."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(f"<th>{html_text(name)}</th>" for name in names)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows[:MOST_ROWS])
     more = f"<p>and {len(rows) - MOST_ROWS} rows more</p>" if len(rows) > MOST_ROWS else ""
-    caption = f"<p><b>{escape(title)}</b></p>"
-    return f"{caption}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}<p>{escape(below)}</p>"
+    caption = f"<p><b>{html_text(title)}</b></p>"
+    return f"{caption}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}<p>{html_text(below)}</p>"
 
 
 def _cell(value: Any) -> str:
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return html_text(f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from helix_sim.core.escape import comment, shell_word, yaml_text
+from helix_sim.core.escape import comment, kubernetes_word, shell_word, yaml_text
 from helix_sim.output.launch_options import Draft, Launched
 
 FILE = "engine.yaml"
@@ -51,8 +51,8 @@ def dynamo_text(launched: Launched, draft: Draft, checkpoint: str) -> str:
         "name": "main",
         "image": f"{dynamo.image}:CHOOSE_A_VERSION",
         "command": ["python3", "-m", dynamo.module],
-        "args": args,
-        "env": [{"name": name, "value": value} for name, value in draft.environment.items()],
+        "args": [kubernetes_word(word) for word in args],
+        "env": [{"name": name, "value": kubernetes_word(value)} for name, value in draft.environment.items()],
         "resources": {"requests": {"nvidia.com/gpu": gpus}, "limits": {"nvidia.com/gpu": gpus}},
     }
     pod: dict[str, Any] = {"containers": [container]}

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from helix_sim.core.text import is_path
 from helix_sim.specs.sweep import AGAINST, Against, BatchRange, Gpus
-from helix_sim.specs.values import Count, Name, Number, Record, Size, Text
+from helix_sim.specs.values import LIMIT, Count, Name, Number, Record, Size, Text
 
 
 class Comparison(Record):
@@ -28,7 +28,7 @@ class Comparison(Record):
     contexts: Annotated[list[Size], Field(min_length=1)] = Field(
         description="tokens in each request's KV cache [list of tokens]"
     )
-    ttl_ms: Annotated[list[Annotated[Number, Field(gt=0)]], Field(min_length=1)] = Field(
+    ttl_ms: Annotated[list[Annotated[Number, Field(ge=1 / LIMIT, le=LIMIT)]], Field(min_length=1)] = Field(
         description="latency budgets of a token [list of ms]"
     )
     timings: Annotated[list[Text], Field(min_length=1)] = Field(
@@ -55,7 +55,7 @@ class Comparison(Record):
     chunks: Annotated[list[Count | Literal["batch"]], Field(min_length=1)] = Field(
         default=[1, 4, "batch"], description="HOP-B pieces of the batch that families with hop_b try [list]"
     )
-    usd_per_gpu_hour: dict[Text, Annotated[Number, Field(gt=0)]] = Field(
+    usd_per_gpu_hour: dict[Text, Annotated[Number, Field(gt=0, le=LIMIT)]] = Field(
         default={}, description="prices by machine, in place of the machines' own [mapping, USD/hour]"
     )
     against: Against | None = Field(default=None, description=AGAINST)

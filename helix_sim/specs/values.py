@@ -201,10 +201,14 @@ VALUE = "the number, in the unit that the key's name ends in [number]"
 SOURCE = "where it comes from: datasheet, measured or assumed, then which, with the URL of a public one [text]"
 
 
+MOST, LEAST = 1e15, 1e-15
+"""Of a quantity that is read, in whatever unit, none aside: products and ratios of a few of them are numbers still."""
+
+
 class Quantity(Record):
     """A number and where it comes from: `datasheet: …`, `measured: …` or `assumed: …`."""
 
-    value: Annotated[Number, Field(ge=0)] = Field(description=VALUE)
+    value: Annotated[Number, Field(ge=0, le=MOST)] = Field(description=VALUE)
     source: Source = Field(description=SOURCE)
 
     def scale(self, factor: float) -> Self:
@@ -218,13 +222,13 @@ class Quantity(Record):
 class Positive(Quantity):
     """A quantity above zero."""
 
-    value: Annotated[Number, Field(gt=0)] = Field(description=VALUE)
+    value: Annotated[Number, Field(gt=0, ge=LEAST, le=MOST)] = Field(description=VALUE)
 
 
 class Share(Quantity):
     """A share of a datasheet rate that is reached, in (0, 1]."""
 
-    value: Annotated[Number, Field(gt=0, le=1)] = Field(description="of the datasheet's rate [share]")
+    value: Annotated[Number, Field(gt=0, ge=LEAST, le=1)] = Field(description="of the datasheet's rate [share]")
 
 
 class Fraction(Quantity):

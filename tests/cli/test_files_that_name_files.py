@@ -132,3 +132,12 @@ def test_a_folder_whose_inputs_are_none_is_a_sentence(inputs: Any, tmp_path: Pat
     (tmp_path / "summary.json").write_text(json.dumps({"inputs": inputs}))
     found = CliRunner().invoke(app, ["explain", f"{tmp_path}:0"])
     assert isinstance(found.exception, SpecError)
+
+
+def test_machines_that_share_a_name_are_told_apart_in_a_comparison(folder: Path) -> None:
+    change(folder / "box.yaml", "memory_GB: {value: 85", "memory_GB: {value: 40")
+    both = ["--machine", str(folder / "box.yaml"), "--machine", "h100-hgx"]
+    words = ["compare", "--model", "llama-3.1-8b", *both, "--context", "8K", "--ttl-ms", "50", "--family", "tp"]
+    rows = answer(*words, "--timing", "paper")["rows"]
+    assert [row["machine"] for row in rows] == [str(folder / "box.yaml"), "h100-hgx"]
+    assert rows[0]["users"] < rows[1]["users"]

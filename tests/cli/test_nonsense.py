@@ -64,6 +64,22 @@ def test_what_is_no_finite_number_above_0_is_refused_by_each_option(text: str) -
     assert "is not a number above 0" in problems("import-hf", "x", "--published-parameters", text)
 
 
+@pytest.mark.parametrize("text", ["1e13", "1e308", "1e-13", "5e-324"])
+def test_a_number_that_arithmetic_does_not_survive_is_refused_by_each_option(text: str) -> None:
+    of_search = ["recommend", *OF_8B, "--gpus", "2", "--family", "tp", "--context", "8K"]
+    for words in ([*of_search, "--ttl-ms"], [*of_search, "--tokens-per-second"], ["regress", "--rtol"],
+                  ["explain", *OF_8B, "--context", "8K", "--usd-per-gpu-hour"],
+                  [*of_search, "--ttl-ms", "50", "--usd-per-gpu-hour"]):  # fmt: skip
+        assert f"{words[-1]}: '{text}' is not from 1e-12 to 1e+12" in problems(*words, text)
+
+
+def test_a_quantity_that_arithmetic_does_not_survive_is_refused(tmp_path: Path) -> None:
+    for field in ("usd_per_gpu_hour", "hbm_bandwidth_GBps", "memory_GB"):
+        value = {"value": 1e308, "source": "assumed: more than there is"}
+        machine = changed("hardware_profiles", "h100-hgx", tmp_path, **{field: value})
+        assert f"{field}.value: 1e+308 must be at most" in problems("check", machine)
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "1:30", "", "١", "1e3"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     assert "is not a size" in problems("explain", *OF_8B, "--batch", text)

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from helix_sim.answers.compare import compare
 from helix_sim.cli import app, base, steps
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import terminal_line, text_of_cell, xml_text
@@ -33,11 +34,14 @@ from helix_sim.core.layout import Layout
 from helix_sim.core.units import MEGA
 from helix_sim.gate import baseline, regress
 from helix_sim.output import gate_files, plot, report, sweep_folder
+from helix_sim.output.comparison_files import write_comparison
 from helix_sim.output.export import STACKS, export
+from helix_sim.output.html import html_of
 from helix_sim.output.trace import trace
 from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Picked
 from helix_sim.search.sweep import run_sweep
+from helix_sim.specs.comparison import Comparison
 from helix_sim.specs.load import data_folder, load_sweep, parse
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import BatchRange, GpuRange, Sweep
@@ -74,6 +78,26 @@ def test_a_launch_file_runs_nothing_of_a_name(stack, name, checkpoint, tmp_path_
             text = text.replace("\0", "")  # bash has no such byte
             assert started_by(written.text, folder) == [text.encode("utf-8", "replace")]
             assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@settings(max_examples=20, deadline=None)
+@given(name=UTF_8, checkpoint=UTF_8.filter(bool))
+def test_a_deployment_says_a_name_as_it_is(stack, name, checkpoint):
+    written = export(renamed(name), to="dynamo", stack=stack, checkpoint=checkpoint)
+    assert is_harmless(written.text, keep="\n")
+    graph = list(yaml.safe_load_all(written.text))[-1]
+    assert re.fullmatch("[a-z0-9]([a-z0-9-]*[a-z0-9])?", graph["metadata"]["name"])
+    container = graph["spec"]["components"][1]["podTemplate"]["spec"]["containers"][0]
+    assert checkpoint in [expanded(word) for word in container["args"]]
+    written = export(renamed(name), to="srt-slurm", stack=stack, checkpoint=checkpoint)
+    assert is_harmless(written.text, keep="\n")
+    assert yaml.safe_load(written.text)["model"]["path"] == checkpoint
+
+
+def expanded(word):
+    """A word as Kubernetes gives it to a container that has no variables: $$ is $, and $(NAME) stands for something."""
+    return re.sub(r"\$\$|\$\([^)]*\)", lambda found: "$" if found[0] == "$$" else "a variable", word)
 
 
 def started_by(script, folder):
@@ -202,6 +226,42 @@ def test_a_gates_verdict_shows_a_name_in_every_form(name, tmp_path_factory):
     assert json.loads((folder / "regress.json").read_text())["sweeps"][0]["sweep"] == name
     assert is_harmless((folder / "regress.json").read_text() + (folder / "regress.md").read_text(), keep="\n")
     assert any(same(text, name) for path in folder.glob("*.svg") for text in read_svg(path))
+
+
+COMPARED = compare(
+    Comparison.model_validate(
+        {"kind": "comparison", "models": ["llama-3.1-8b"], "machines": ["h100-hgx"], "contexts": [8000], "ttl_ms": [50],
+         "timings": ["paper"], "families": ["tp"], "gpus": [1]}
+    )
+)  # fmt: skip
+
+
+@settings(max_examples=5, deadline=None)
+@given(name=UTF_8.filter(bool))
+def test_a_comparisons_files_show_a_name_as_it_is(name, tmp_path_factory):
+    openpyxl = pytest.importorskip("openpyxl")
+    folder = tmp_path_factory.mktemp("comparison")
+    cells = [replace(cell, asked=cell.asked | {"machine": name}, why_none=name) for cell in COMPARED.cells]
+    searches = [replace(COMPARED.searches[0], plan=sweep_renamed(name).plan)]
+    write_comparison(replace(COMPARED, cells=cells, searches=searches, remarks=[name]), folder)
+    assert is_harmless((folder / "comparison.csv").read_bytes().decode(), keep="\n")
+    assert is_harmless((folder / "comparison.json").read_text(), keep="\n")
+    book = openpyxl.load_workbook(folder / "comparison.xlsx")
+    shown = [cell for sheet in book for row in sheet.iter_rows() for cell in row if cell.value is not None]
+    assert not [cell for cell in shown if cell.data_type in "fe"]
+    assert name in [text_of_cell(cell.value) for cell in shown if isinstance(cell.value, str)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=UTF_8.filter(bool))
+def test_a_notebook_shows_a_name_as_text(name):
+    step = renamed(name)
+    for shown in (step.model, step.setting, step):
+        page = html_of(shown)
+        parts = ElementTree.fromstring(f"<div>{page}</div>")
+        assert is_harmless(page, keep="\n")
+        assert any(same(part, name) for part in parts.itertext()) or same("".join(parts.itertext()), name)
+        assert not [text for text in parts.itertext() if text.count("$") > 1]
 
 
 @settings(max_examples=5, deadline=None)
