@@ -611,7 +611,7 @@ def _arguments(function: Any) -> str:
 
 
 def _by(command: str) -> str:
-    from helix_sim import __version__
+    from helix_sim.core.version import __version__
 
     return f"Printed by `{command}`, helix-sim {__version__}, {datetime.date.today().isoformat()}."
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim import __version__
 from helix_sim.core.display import Shown
 from helix_sim.core.version import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit

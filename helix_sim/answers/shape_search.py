@@ -75,7 +75,7 @@ def _shape_of(planned: Plan, columns: Columns) -> Any:
     for index, family in enumerate(planned.sweep.families):
         shapes, batches, chunks = planned.sizes(family)
         mine = columns["family"] == index
-        shape[mine] = before + (columns["id"][mine] - planned.first_id(0, family)) // (batches * chunks)
+        shape[mine] = before + (columns["id"][mine] - planned.first_ids[index]) // (batches * chunks)
         before += shapes
     return shape
 

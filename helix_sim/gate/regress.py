@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from helix_sim import __version__
 from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.version import __version__

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from helix_sim import __version__
 from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import comment

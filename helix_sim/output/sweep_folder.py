@@ -116,7 +116,7 @@ def write_sweep(
     planned = plan(sweep)
     drawn = against_of(sweep, against, planned.machine.at_price(usd_per_gpu_hour))
     executor = chosen(executor, planned, every_point)
-    size = layouts_per_block or (LAYOUTS // 4 if every_point else LAYOUTS)
+    size = layouts_per_block or (LAYOUTS // 16 if every_point else LAYOUTS)
     with told(out), Journal(out, planned, points=every_point, layouts=size) as journal:
         complete = journal.begin(resume=resume)
         if complete is not None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from helix_sim import __version__
 from helix_sim.core.display import Named
 from helix_sim.core.errors import SpecError
 from helix_sim.core.version import __version__

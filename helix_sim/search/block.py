@@ -42,6 +42,9 @@ ALIKE = range(4)
 CELLS = 2**16
 """Shapes times batches that are added up at a time: enough to amortise numpy's calls, few enough to stay in cache."""
 
+ATTENTION_CELLS = 2**17
+"""Widths times batches, chunk counts and contexts at which attention is evaluated at a time, where that is several."""
+
 Ints = npt.NDArray[np.intp]
 Seconds = npt.NDArray[np.float64]
 
@@ -59,7 +62,7 @@ def evaluate_block(
     kept = Kept(admitted, on_points, within_s)
     for some in timed_slices(admitted, longest=len(planned.hop_b_chunks) if on_points else 1):
         kept.add(some)
-    frontiers = with_error_bars(planned, kept.frontiers)
+    frontiers = with_error_bars(planned, kept.frontiers())
     return Evaluated(layouts=layouts_of(planned, block), frontiers=frontiers, dropped=admitted.dropped())
 
 
@@ -177,10 +180,18 @@ class Rows:
         """The batch sizes of a range of the plan's list."""
         return self.plan.batches[slice(*span)]
 
-    def chunks(self, hop_b: bool, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Chunk counts (c, 1, b) of families with or without HOP-B."""
+    def chunks(self, hop_b: bool, batch: npt.NDArray[Any]) -> Any:
+        """Chunk counts (c, 1, b) of families with or without HOP-B; 1 where that is the only one."""
         axis = self.plan.hop_b_chunks if hop_b else [1]
+        if axis == [1]:
+            return 1
         return np.stack([batch if count == "batch" else np.full_like(batch, int(count)) for count in axis])[:, None]
+
+    def chunks_at(self, rows: Ints, batch: Ints, chunk: Ints) -> npt.NDArray[np.int64]:
+        """Chunk counts of layouts, by places of rows, batches in the plan's list, and chunk counts in their axis."""
+        axis = [0 if count == "batch" else int(count) for count in self.plan.hop_b_chunks]
+        found = np.where(self.hop_b[rows], np.array(axis, dtype=np.int64)[chunk], 1)
+        return np.where(found, found, self.plan.batches[batch])
 
     def step_input(self, rows: Any, context: Column, batch: Column = 1) -> StepInput:
         """One decode step of some rows' shapes, a column entry each."""
@@ -207,15 +218,14 @@ class Admitted:
     def __init__(self, rows: Rows) -> None:
         self.rows, planned = rows, rows.plan
         x = Layout(batch=rows.shapes["microbatches"], **rows.shapes)  # of one request each, which no batch is short of
-        self.flags = {
-            index: np.broadcast_to(reasons_against(planned, x, context), rows.row.shape)
-            for index, context in rows.contexts.items()
-        }
+        flags = reasons_against(planned, x, np.array(list(rows.contexts.values()))[:, None])
+        flags = np.broadcast_to(flags, (len(rows.contexts), len(rows.row)))
+        self.flags = dict(zip(rows.contexts, flags, strict=True))
         able = np.flatnonzero(np.any([flags == 0 for flags in self.flags.values()], axis=0))
         self.weights = np.zeros((len(rows.stages), len(rows.row)))
         if able.size:
             self.weights[:, able] = self._weights(able)
-        self.fits = {index: self._fits(flags == 0, rows.contexts[index]) for index, flags in self.flags.items()}
+        self.fits = dict(zip(rows.contexts, self._fits(flags == 0), strict=True))
         self.most = np.max(list(self.fits.values()), axis=0)
         self.chunk_flags = {
             (hop_b, kind): self._chunk_flags(alike[0], hop_b)
@@ -235,16 +245,17 @@ class Admitted:
         tables = op_tables(self.rows.step_input(rows, self.rows.plan.sweep.contexts[0]))
         return np.stack([resident_weights(tables, at_rows(stage, rows)) for stage in self.rows.stages])
 
-    def _fits(self, able: npt.NDArray[Any], context: int) -> Ints:
-        """How many batch sizes of the list each row has memory for, by bisection: memory only grows with the batch."""
-        rows, batches = np.flatnonzero(able), self.rows.plan.batches
+    def _fits(self, able: npt.NDArray[Any]) -> Ints:
+        """How many batch sizes of the list (context, n) have memory, by bisection: memory only grows with the batch."""
+        (place, rows), batches = np.nonzero(able), self.rows.plan.batches
+        context = np.array(list(self.rows.contexts.values()))[place]
         low, high = np.zeros(len(rows), dtype=np.intp), np.full(len(rows), len(batches), dtype=np.intp)
         while (low < high).any():
             middle = np.minimum((low + high) // 2, len(batches) - 1)
             fits = memory_reason(self.memory(rows, batches[middle], context)) == 0
             low, high = np.where(fits & (low < high), middle + 1, low), np.where(fits, high, np.minimum(middle, high))
-        found = np.zeros(len(able), dtype=np.intp)
-        found[rows] = low
+        found = np.zeros(able.shape, dtype=np.intp)
+        found[place, rows] = low
         return found
 
     def _chunk_flags(self, row: int, hop_b: bool) -> npt.NDArray[Any]:
@@ -253,7 +264,7 @@ class Admitted:
         shape = {axis: column[row] for axis, column in self.rows.shapes.items()}
         x = Layout(batch=batch, chunks=self.rows.chunks(hop_b, batch), **shape)
         context = next(self.rows.contexts[index] for index, flags in self.flags.items() if flags[row] == 0)
-        return np.asarray(reasons_against(self.rows.plan, x, context))[:, 0]
+        return np.asarray(reasons_against(self.rows.plan, x, context)).reshape(-1, len(batch))
 
     def dropped(self) -> Dropped:
         """Every context's dropped layouts by family and first reason."""
@@ -293,20 +304,33 @@ def reasons_against(planned: Plan, x: Layout, context: Column) -> Any:
 class Level:
     """The stages of some rows that have the same layers of attention: seconds are times · attention + rest.
 
-    rows: places in the slice, or all of them. attention: seconds (c, k, b) at its k distinct widths, infinite where a
-    chunk count cannot be; place: where each row finds its own among those; times: how often it runs, (n, 1). rest:
-    seconds (n, b) of all else on the busiest of these stages.
+    rows: places in the slice. attention: seconds (c, k, b), of several contexts (m, c, k, b), at its k distinct widths,
+    infinite where a chunk count cannot be; place: where each row finds its own among those; times: how often it runs,
+    (n, 1). rest: seconds (n, b) of all else on the busiest of these stages.
     """
 
-    rows: Any
+    rows: Ints
     attention: Seconds
     place: Ints
     times: Any
     rest: Seconds
 
+    def at(self, attention: Seconds, runs: npt.NDArray[np.bool_]) -> Level:
+        """The same with the attention of one of several contexts, of the rows that run there."""
+        if runs.all():
+            return replace(self, attention=attention)
+        own = runs[self.rows]
+        return Level(
+            rows=(np.cumsum(runs) - 1)[self.rows[own]],
+            attention=attention,
+            place=self.place[own],
+            times=self.times[own],
+            rest=self.rest[own],
+        )
+
     def seconds(self, attention: Seconds) -> Any:
         """Seconds of a stage, (n, b) or, with chunks, (c, n, b)."""
-        found: Any = attention[..., self.place, :]
+        found: Any = attention.take(self.place, axis=-2)
         found *= self.times
         found += self.rest
         return found
@@ -328,10 +352,15 @@ class Slice:
     stages: npt.NDArray[Any]
     accepted: npt.NDArray[Any]
 
+    @property
+    def attend_alike(self) -> bool:
+        """Whether all levels have the same attention, which differs in how often it runs alone."""
+        return all(level.attention is self.levels[0].attention for level in self.levels)
+
     def ttl_s(self, fastest: bool) -> Any:
         """TTL (c, n, b) by chunk count, or (n, b) of the fastest; infinite where a layout does not run."""
         # one kind of attention: what is fastest for it is fastest for every stage
-        alike = all(level.attention is self.levels[0].attention for level in self.levels)
+        alike = self.attend_alike
         first, *others = (
             (level, level.seconds(level.attention.min(axis=0) if fastest and alike else level.attention))
             for level in self.levels
@@ -344,15 +373,14 @@ class Slice:
         ttl *= self.stages[:, None]
         if (self.accepted != 1).any():
             ttl /= self.accepted[:, None]
-        beyond = np.arange(*self.span) >= self.fits[:, None]
-        if beyond.any():
-            ttl[..., beyond] = np.inf
+        if self.fits.min() < self.span[1]:
+            np.copyto(ttl, np.inf, where=np.arange(*self.span) >= self.fits[:, None])
         return ttl
 
     def chunk_at(self, place: Ints, column: Ints) -> Ints:
         """The fastest chunk count of some rows, each at a batch; the first of equals."""
         first = self.levels[0]
-        if all(level.attention is first.attention for level in self.levels):
+        if self.attend_alike:
             return np.asarray(first.attention[:, first.place[place], column].argmin(axis=0))
         found: Any = -np.inf
         for level in self.levels:
@@ -369,29 +397,32 @@ class Slice:
 class Rest:
     """All of a stage but its attention, for the stages of some rows that have the same layers of that.
 
-    rows: places among the rows asked for. counts: layers (n,) of each kind of attention. seconds: (n, b).
+    place: of each row asked for among those that have such a stage; -1 of others. counts: layers (n,) of each kind of
+    attention. seconds: (n, b).
     """
 
-    rows: Ints
+    place: Ints
     counts: dict[tuple[str, str], Any]
     seconds: Seconds
 
 
 def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
     """Every slice of batches of a block at every context; `longest`: chunk counts that are kept at once."""
-    rows = admitted.rows
+    rows, contexts = admitted.rows, list(admitted.rows.contexts)
     first, stop = rows.block.batches
     while first < stop and (some := np.flatnonzero(admitted.most > first)).size:
         last = min(first + max(CELLS // some.size // longest, 16), stop)
-        for index, context in rows.contexts.items():
-            if index == rows.block.contexts[0] or rows.plan.setting.drafter:
-                rests = _rests(rows, some, (first, last), context)
+        together = [[index] for index in contexts] if rows.plan.setting.drafter else [contexts]
+        for indices in together:
+            rests = _rests(rows, some, (first, last), rows.contexts[indices[0]])
             for hop_b in (False, True):
-                mine = (admitted.fits[index][some] > first) & (rows.hop_b[some] == hop_b)
-                if (here := np.flatnonzero(mine & ~rows.turns[some])).size:
-                    yield _slice(admitted, index, hop_b, some, here, (first, last), rests)
-                if (here := np.flatnonzero(mine & rows.turns[some])).size:
-                    yield _slice_of_turns(admitted, index, hop_b, some[here], (first, last))
+                here = np.flatnonzero(rows.hop_b[some] == hop_b)
+                turns = rows.turns[some[here]]
+                yield from _slices(admitted, indices, hop_b, some, here[~turns], (first, last), rests)
+                for index in indices if turns.any() else ():
+                    mine = some[here[turns]]
+                    if (mine := mine[admitted.fits[index][mine] > first]).size:
+                        yield _slice_of_turns(admitted, index, hop_b, mine, (first, last))
         first = last
 
 
@@ -409,51 +440,101 @@ def _rests(rows: Rows, some: Ints, span: tuple[int, int], context: int) -> list[
     for stage, level in zip(rows.stages, levels, strict=True):
         here = np.flatnonzero(level >= 0)
         counts = at_rows(stage, some[here])
-        seconds: Any = host
+        seconds: Any = np.full((len(here), len(batch)), float(host))
         for key, part in parts.items():
             if counts[key].any():
-                seconds = seconds + counts[key][:, None] * part.seconds[part.place[here]]
+                own = part.seconds.take(part.place[here], axis=0)
+                own *= counts[key][:, None]
+                seconds += own
         for number, most in enumerate(busiest):
             its = level[here] == number
-            most[here[its]] = np.maximum(most[here[its]], np.broadcast_to(seconds, (len(here), len(batch)))[its])
-    found = [Rest(rows=np.arange(len(some)), counts=at_rows(rows.attention_at[0], some), seconds=busiest[0])]
+            most[here[its]] = np.maximum(most[here[its]], seconds[its])
+    found = [Rest(place=np.arange(len(some)), counts=at_rows(rows.attention_at[0], some), seconds=busiest[0])]
     for counts, most in zip(rows.attention_at[1:], busiest[1:], strict=False):
         # a stage with no more of any kind of attention than the first, and no more of all else, is never the busiest
         fewer = np.all([counts[key] <= first for key, first in rows.attention_at[0].items()], axis=0)[some]
         here = np.flatnonzero((most > np.where(fewer[:, None], busiest[0], -np.inf)).any(axis=1))
         if here.size:
-            found.append(Rest(rows=here, counts=at_rows(counts, some[here]), seconds=most[here]))
+            place = np.full(len(some), -1)
+            place[here] = np.arange(len(here))
+            found.append(Rest(place=place, counts=at_rows(counts, some[here]), seconds=most[here]))
     return found
 
 
-def _slice(
-    admitted: Admitted, index: int, hop_b: bool, some: Ints, mine: Ints, span: tuple[int, int], rests: list[Rest]
-) -> Slice:
-    """Attention of rows with or without HOP-B at a context, for every chunk count, beside the rest of their step.
+def _slices(
+    admitted: Admitted,
+    indices: list[int],
+    hop_b: bool,
+    some: Ints,
+    here: Ints,
+    span: tuple[int, int],
+    rests: list[Rest],
+) -> Iterator[Slice]:
+    """Slices of rows with or without HOP-B at some contexts, as many of which are evaluated at a time as are cheap.
 
-    mine: places of the rows among `some`, which the rests are of.
+    here: places of the rows among `some`, which the rests are of.
     """
     rows, batch = admitted.rows, admitted.rows.batches(span)
-    own = some[mine]
-    parts = _attention(rows, own, batch, rows.contexts[index], rows.chunks(hop_b, batch))
+    chunks = rows.chunks(hop_b, batch)
+    while indices:
+        mine = here[admitted.fits[indices[0]][some[here]] > span[0]]
+        widths = len(distinct((rows.shapes["tpa"][some[mine]], rows.shapes["kvp"][some[mine]]))[0])
+        count = max(ATTENTION_CELLS // (max(widths, 1) * np.size(chunks + batch)), 1)
+        group, indices = indices[:count], indices[count:]
+        fits = np.stack([admitted.fits[index][some[here]] > span[0] for index in group])
+        if not fits.any():
+            continue
+        mine = here[fits.any(axis=0)]
+        levels = list(_attended(admitted, group, hop_b, some, mine, span, rests))
+        for number, index in enumerate(group):
+            runs = admitted.fits[index][some[mine]] > span[0]
+            if not runs.any():
+                continue
+            own = some[mine[runs]]
+            here_at = {id(level.attention): level.attention[number] for level in levels}
+            yield Slice(
+                context=index,
+                rows=own,
+                span=span,
+                levels=tuple(
+                    level.at(here_at[id(level.attention)], runs) for level in levels if runs[level.rows].any()
+                ),
+                fits=admitted.fits[index][own],
+                stages=rows.shapes["pp"][own],
+                accepted=rows.accepted[own],
+            )
+
+
+def _attended(
+    admitted: Admitted,
+    indices: list[int],
+    hop_b: bool,
+    some: Ints,
+    mine: Ints,
+    span: tuple[int, int],
+    rests: list[Rest],
+) -> Iterator[Level]:
+    """Attention of rows at some contexts, for every chunk count, beside each rest of their step that they have."""
+    rows, own = admitted.rows, some[mine]
+    parts = _attention(rows, own, rows.batches(span), [rows.contexts[index] for index in indices], hop_b)
     here = slice(*(edge - rows.block.batches[0] for edge in span))
+    refused = {kind: np.where(flags[:, here] == 0, 0.0, np.inf) for (of, kind), flags in admitted.chunk_flags.items()
+               if of == hop_b}  # fmt: skip
 
     def possible(seconds: Any, widths: Ints) -> Any:
-        """Seconds at some rows' widths, infinite where a chunk count cannot be."""
-        seconds = np.array(seconds)
-        for kind in ALIKE:
-            alike = rows.alike[widths] == kind
-            if alike.any():
-                flags = admitted.chunk_flags[hop_b, kind][:, None, here]
-                seconds[:, alike] = np.where(flags == 0, seconds[:, alike], np.inf)
-        return seconds
+        """Seconds (m, c, k, b) at some rows' widths, infinite where a chunk count cannot be."""
+        kinds, place = np.unique(rows.alike[widths], return_inverse=True)
+        if not any(refused[kind].any() for kind in kinds.tolist()):
+            return seconds
+        return seconds + np.stack([refused[kind] for kind in kinds.tolist()], axis=1).take(place, axis=1)
 
-    levels: list[Level] = []
     alone = possible(parts[0][1].seconds, own[parts[0][1].first]) if len(parts) == 1 else None
     for rest in rests:
-        _, at, its = np.intersect1d(mine, rest.rows, assume_unique=True, return_indices=True)
+        its = rest.place[mine]
+        at = np.flatnonzero(its >= 0)
         if not at.size:
             continue
+        its = its[at]
         counts = {key: values[its] for key, values in rest.counts.items()}
         attention, place, times = alone, parts[0][1].place[at], counts[parts[0][0].key][:, None]
         if attention is None:  # kinds are added up, each as often as it runs on such a stage
@@ -463,17 +544,7 @@ def _slice(
                 for half, shared in parts
             )
             attention, times = possible(total, own[at[first]]), np.ones((len(at), 1))
-        of = at if levels else slice(None)
-        levels.append(Level(rows=of, attention=attention, place=place, times=times, rest=rest.seconds[its]))
-    return Slice(
-        context=index,
-        rows=own,
-        span=span,
-        levels=tuple(levels),
-        fits=admitted.fits[index][own],
-        stages=rows.shapes["pp"][own],
-        accepted=rows.accepted[own],
-    )
+        yield Level(rows=at, attention=attention, place=place, times=times, rest=rest.seconds.take(its, axis=0))
 
 
 def _slice_of_turns(admitted: Admitted, index: int, hop_b: bool, own: Ints, span: tuple[int, int]) -> Slice:
@@ -501,8 +572,8 @@ def _slice_of_turns(admitted: Admitted, index: int, hop_b: bool, own: Ints, span
     kinds, place = np.unique(rows.alike[own], return_inverse=True)
     flags = np.stack([admitted.chunk_flags[hop_b, kind][:, here] for kind in kinds.tolist()], axis=1)
     level = Level(
-        rows=slice(None), attention=np.where(flags == 0, 0.0, np.inf), place=place, times=np.ones((len(own), 1)),
-        rest=np.broadcast_to(busiest, (len(own), len(batch))),
+        rows=np.arange(len(own)), attention=np.where(flags == 0, 0.0, np.inf), place=place,
+        times=np.ones((len(own), 1)), rest=np.broadcast_to(busiest, (len(own), len(batch))),
     )  # fmt: skip
     return Slice(
         context=index, rows=own, span=span, levels=(level,), fits=admitted.fits[index][own], stages=shapes["pp"],
@@ -520,10 +591,11 @@ def _op_seconds(setting: Setting, half: Half, shapes: Shapes, batch: Any, contex
     }
 
 
-def _attention(rows: Rows, some: Ints, batch: Any, context: int, chunks: Any) -> list[tuple[Half, Shared]]:
-    """Seconds of each kind of attention at its distinct widths."""
+def _attention(rows: Rows, some: Ints, batch: Any, contexts: list[int], hop_b: bool) -> list[tuple[Half, Shared]]:
+    """Seconds (m, c, k, b) of each kind of attention at m contexts and c chunk counts, at its k distinct widths."""
     shapes = {axis: column[some] for axis, column in rows.shapes.items()}
     kinds = [half for half in rows.halves if half.half == "attention"]
+    context, chunks = np.array(contexts).reshape(-1, 1, 1, 1), rows.chunks(hop_b, batch)
     return [(half, shared_seconds(rows.plan.setting, half, shapes, batch, context, chunks)) for half in kinds]
 
 
@@ -541,9 +613,26 @@ class Kept:
     def __init__(self, admitted: Admitted, on_points: OnPoints | None, within_s: float) -> None:
         self.admitted, self.rows, self.on_points = admitted, admitted.rows, on_points
         self.longest_s = min(within_s, np.finfo(float).max)  # what does not run has an infinite TTL
-        self.frontiers: Frontiers = {
-            context: {name: Frontier(name=name, columns={}) for name in self.rows.names}
-            for context in self.rows.contexts.values()
+        self._best = {
+            index: {name: Frontier(name=name, columns={}) for name in self.rows.names} for index in self.rows.contexts
+        }
+
+    def frontiers(self) -> Frontiers:
+        """A frontier for each context and family, whose columns are found for all their points in one call."""
+        found = [each.columns for families in self._best.values() for each in families.values() if len(each)]
+        places = {name: np.concatenate([each[name] for each in found]) for name in found[0]} if found else {}
+        parts = np.cumsum([len(each["id"]) for each in found])[:-1]
+        columns = (
+            {name: iter(np.split(column, parts)) for name, column in self._columns(**places).items()} if found else {}
+        )
+        return {
+            self.rows.contexts[index]: {
+                name: Frontier(
+                    name=name, columns={key: next(part) for key, part in columns.items()} if len(each) else {}
+                )
+                for name, each in families.items()
+            }
+            for index, families in self._best.items()
         }
 
     def add(self, some: Slice) -> None:
@@ -554,7 +643,7 @@ class Kept:
         x = 1 / lowest
         y = rows.batches(some.span) / rows.group[some.rows[starts], None] / lowest
         families = rows.family[some.rows[starts]]
-        here = self.frontiers[rows.contexts[some.context]]
+        here = self._best[some.context]
         for family in np.unique(families):
             name, mine = rows.names[family], slice(*np.searchsorted(families, [family, family + 1]))
             left = (lowest[mine] < np.inf) & (y[mine] >= (here[name].attained(x[mine]) if len(here[name]) else 0))
@@ -562,41 +651,53 @@ class Kept:
             best = pareto_order(x[mine][left], y[mine][left], lowest[mine][left])
             if best.size:
                 points = self._points(some, ttl, np.append(starts, len(ttl)), mine.start + group[best], column[best])
+                points |= {"tokens_per_s_user": x[mine][left][best], "tokens_per_s_gpu": y[mine][left][best]}
                 here[name] = merge([here[name], frontier(points, name)], name)
         if self.on_points:
             ttl = some.ttl_s(fastest=False)
             chunk, place, column = np.nonzero(ttl <= self.longest_s)
             if chunk.size:
-                self.on_points(self._columns(some, place, column, chunk, ttl[chunk, place, column]))
+                self.on_points(self._columns(**self._places(some, place, column, chunk, ttl[chunk, place, column])))
 
     def _points(self, some: Slice, ttl: Any, edges: Any, groups: Any, columns: Any) -> Columns:
-        """Columns of the fastest row of each group at a batch (the first, of equals), at its fastest chunk count."""
+        """Places of the fastest row of each group at a batch (the first, of equals), at its fastest chunk count."""
         place = np.array(
             [
                 edges[group] + ttl[edges[group] : edges[group + 1], column].argmin()
                 for group, column in zip(groups, columns, strict=True)
             ]
         )
-        return self._columns(some, place, columns, some.chunk_at(place, columns), ttl[place, columns])
+        return self._places(some, place, columns, some.chunk_at(place, columns), ttl[place, columns])
 
-    def _columns(self, some: Slice, place: Any, column: Any, chunk: Any, seconds: Any) -> Columns:
+    def _places(self, some: Slice, place: Any, column: Any, chunk: Any, seconds: Any) -> Columns:
+        """Layouts of a slice: ids, places of contexts, rows, batches and chunk counts, TTL."""
+        row, batch = some.rows[place], some.span[0] + column
+        return {
+            "id": self.rows.plan.ids(some.context, self.rows.row[row], batch, chunk),
+            "index": np.full(len(row), some.context),
+            "row": row,
+            "batch": batch,
+            "chunk": chunk,
+            "ttl_s": seconds,
+        }
+
+    def _columns(self, *, id: Any, index: Any, row: Any, batch: Any, chunk: Any, ttl_s: Any, **_: Any) -> Columns:
         """Columns of layouts: id, widths, what a user sees, memory."""
         own, planned = self.rows, self.rows.plan
-        rows, batch, context = some.rows[place], some.span[0] + column, own.contexts[some.context]
-        chunks = own.chunks(bool(own.hop_b[rows[0]]), own.batches(some.span))[chunk, 0, column]
-        shape = {axis: values[rows] for axis, values in own.shapes.items()}
-        x = Layout(batch=planned.batches[batch], chunks=chunks, **shape)
+        context = np.array(planned.sweep.contexts, dtype=np.int64)[index]
+        shape = {axis: values[row] for axis, values in own.shapes.items()}
+        x = Layout(batch=planned.batches[batch], chunks=own.chunks_at(row, batch, chunk), **shape)
         return {
-            "id": planned.ids(some.context, own.row[rows], batch, chunk),
-            "family": own.family[rows].astype(np.int16),
-            "context": np.full(len(rows), context, dtype=np.int64),
-            **{name: np.broadcast_to(values, len(rows)) for name, values in x.columns().items()},
+            "id": id,
+            "family": own.family[row].astype(np.int16),
+            "context": context,
+            **{name: np.broadcast_to(values, len(row)) for name, values in x.columns().items()},
             "gpus": x.gpus,
             "users": x.users,
-            "ttl_s": seconds,
-            "tokens_per_s_user": 1 / seconds,
-            "tokens_per_s_gpu": x.users / x.gpus / seconds,
-            "resident_bytes": self.admitted.memory(rows, x.batch, context).resident_bytes,
+            "ttl_s": ttl_s,
+            "tokens_per_s_user": 1 / ttl_s,
+            "tokens_per_s_gpu": x.users / x.gpus / ttl_s,
+            "resident_bytes": self.admitted.memory(row, x.batch, context).resident_bytes,
         }
 
 

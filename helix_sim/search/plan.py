@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,11 +25,12 @@ from helix_sim.specs.setting import InSetting, Setting, hop_b_doubt, require_mea
 from helix_sim.specs.sweep import USUAL_DRAFTS, Sweep
 from helix_sim.specs.timing import Timing
 
-CONTEXTS, ROWS = 4, 4096
-"""Contexts and shapes in a block, at most. No result depends on them."""
+ROWS, CELLS = 4096, 2**22
+"""Shapes in a block, and shapes times batches times contexts, at most: a fraction of a second, on measured timings some
+of them. No result depends on them."""
 
-LAYOUTS = 2**24
-"""Layouts in a block unless a caller says otherwise, at most: a fraction of a second."""
+LAYOUTS = 2**26
+"""Layouts in a block unless a caller says otherwise, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Plan(InSetting):
     @property
     def layouts(self) -> int:
         """Layouts of the whole sweep, over all contexts."""
-        return len(self.sweep.contexts) * sum(int(np.prod(self.sizes(name))) for name in self.sweep.families)
+        return len(self.sweep.contexts) * int(self.first_ids[-1])
 
     @property
     def digests(self) -> dict[str, str]:
@@ -98,11 +100,11 @@ class Plan(InSetting):
             **draft,
         }
 
-    def first_id(self, context_index: int, family: str) -> int:
-        """Flat index of a family's first layout at a context."""
-        per_context = {name: int(np.prod(self.sizes(name))) for name in self.sweep.families}
-        before = list(per_context).index(family)
-        return context_index * sum(per_context.values()) + sum(list(per_context.values())[:before])
+    @property
+    def first_ids(self) -> npt.NDArray[np.int64]:
+        """Flat index of each family's first layout at the first context, then of the second context's first layout."""
+        counts = [math.prod(self.sizes(name)) for name in self.sweep.families]
+        return np.cumsum([0, *counts], dtype=np.int64)
 
     def row_families(self, rows: tuple[int, int]) -> npt.NDArray[np.intp]:
         """The family, as its place in the sweep's list, of each row of a range."""
@@ -121,23 +123,25 @@ class Plan(InSetting):
             first += len(shapes_of_family["tpa"])
         return {axis: np.concatenate(parts).astype(np.int64) for axis, parts in found.items()}
 
-    def ids(self, context_index: int, rows: Any, batch: Any, chunk: Any) -> npt.NDArray[np.int64]:
-        """Flat indices of layouts, by row, place of the batch in the list, and place of the chunk count in its axis."""
+    def ids(self, context_index: Any, rows: Any, batch: Any, chunk: Any) -> npt.NDArray[np.int64]:
+        """Flat indices of layouts, by the places of context, row and batch in their lists, of chunks in their axis."""
         names = list(self.sweep.families)
         shapes, chunks = (np.array([self.sizes(name)[axis] for name in names], dtype=np.int64) for axis in (0, 2))
         ends = np.cumsum(shapes)
         family = np.searchsorted(ends, rows, side="right")
-        first = np.array([self.first_id(context_index, name) for name in names], dtype=np.int64)
+        *first, per_context = self.first_ids
         in_family = rows - (ends - shapes)[family]
-        found: npt.NDArray[np.int64] = first[family] + (in_family * len(self.batches) + batch) * chunks[family] + chunk
+        in_context = np.array(first)[family] + (in_family * len(self.batches) + batch) * chunks[family] + chunk
+        found: npt.NDArray[np.int64] = context_index * per_context + in_context
         return found
 
     def layout_at(self, index: int) -> tuple[str, int, Layout]:
         """Family, context and layout of a flat index."""
+        *first, per_context = self.first_ids.tolist()
         for context_index, context in enumerate(self.sweep.contexts):
-            for family in self.sweep.families:
-                offset = index - self.first_id(context_index, family)
-                if 0 <= offset < np.prod(self.sizes(family)):
+            for family, before in zip(self.sweep.families, first, strict=True):
+                offset = index - context_index * per_context - before
+                if 0 <= offset < math.prod(self.sizes(family)):
                     row, batch, chunk = (int(i) for i in np.unravel_index(offset, self.sizes(family)))
                     users = int(self.batches[batch])
                     axis = self.chunk_axis(family)[chunk]
@@ -195,10 +199,10 @@ def ranges(count: int, most: int) -> list[tuple[int, int]]:
 def blocks(planned: Plan, layouts: int = LAYOUTS) -> Iterator[Block]:
     """The whole sweep in blocks of at most that many layouts, always in the same order."""
     rows = sum(planned.sizes(family)[0] for family in planned.sweep.families)
-    room = max(layouts // len(planned.hop_b_chunks), 1)
-    most_contexts = min(CONTEXTS, len(planned.sweep.contexts), room)
-    most_rows = min(ROWS, rows, max(room // most_contexts, 1))
-    most_batches = max(room // most_contexts // most_rows, 1)
+    room = max(min(layouts // len(planned.hop_b_chunks), CELLS), 1)
+    most_rows = min(ROWS, rows, room)
+    most_batches = min(len(planned.batches), max(room // most_rows, 1))
+    most_contexts = max(room // (most_rows * most_batches), 1)
     sizes = ((len(planned.sweep.contexts), most_contexts), (rows, most_rows), (len(planned.batches), most_batches))
     for contexts, span, batches in itertools.product(*(ranges(*size) for size in sizes)):
         yield Block(contexts=contexts, rows=span, batches=batches)

@@ -3,7 +3,9 @@
 Attention does not see the expert grid, the FFN does not see the context, neither sees the pipeline. So a sweep
 evaluates each kind of the model once for its distinct widths and adds: ttl_s = pp · (sum of repeats · part) on the
 busiest stage, from the ops and equations of `step`.
-Columns are shapes (n, 1), batches (b,) and HOP-B chunk counts (c, 1, b); a part is (n, b) or, with chunks, (c, n, b).
+Columns are shapes (n, 1), batches (b,), HOP-B chunk counts (c, 1, b) and contexts (m, 1, 1, 1): what an op does not see
+is no axis of its time, so that of attention over many contexts all but its core is evaluated once. A part is (n, b) or,
+of several contexts, (m, c, n, b).
 """
 
 from __future__ import annotations
@@ -36,20 +38,16 @@ class Shared:
 
 
 def part_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> Any:
-    """Seconds of one layer of a kind: its ops, less what overlap hides; ops in pieces, the long columns, last."""
+    """Seconds of one layer of a kind: its ops, less what overlap hides; columns of most axes are added last."""
     s = step_input(setting, x, context)
     ops = half.ops(s)
     times = {name: op_time(work, setting.machine, setting.timing) for name, work in ops.items()}
     hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, setting.timing)
-    whole: Any = 0.0
-    pieces: Any = 0.0
+    sums: dict[int, Any] = {}
     for name, time in times.items():
         seconds = time.seconds - hidden[name] if name in hidden else time.seconds
-        if np.ndim(ops[name].pieces):
-            pieces = pieces + seconds
-        else:
-            whole = whole + seconds
-    return whole + pieces
+        sums[np.ndim(seconds)] = sums.get(np.ndim(seconds), 0.0) + seconds
+    return sum(sums[axes] for axes in sorted(sums))
 
 
 def op_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> dict[str, Any]:
@@ -83,11 +81,11 @@ def widths_of(setting: Setting, half: Half, shapes: Shapes) -> tuple[npt.NDArray
 
 
 def shared_seconds(
-    setting: Setting, half: Half, shapes: Shapes, batch: npt.NDArray[Any], context: Column, chunks: Any = 1
+    setting: Setting, half: Half, shapes: Shapes, batch: npt.NDArray[np.int64], context: Column, chunks: Any = 1
 ) -> Shared:
     """A kind's seconds at the distinct widths that it sees among `shapes`, and places in NVLink domains."""
     first, place = widths_of(setting, half, shapes)
     x = Layout(batch=batch, chunks=chunks, **{name: column[first, None] for name, column in shapes.items()})
-    cells = np.broadcast_shapes(np.shape(chunks), (len(first), len(batch)))
+    cells = np.broadcast_shapes(np.shape(context), np.shape(chunks), (len(first), len(batch)))
     seconds = np.broadcast_to(part_seconds(setting, half, x, context), cells)
     return Shared(seconds=seconds, first=first, place=place)
