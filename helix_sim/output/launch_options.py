@@ -186,13 +186,11 @@ def _trtllm(launched: Launched, draft: Draft) -> None:
     if x.dp > 1:
         draft.options["enable_attention_dp"] = True
     if n := _drafts(step):
-        method = _method(step)
-        if method == "mtp":
-            speculative: dict[str, Any] = {"decoding_type": "MTP", "num_nextn_predict_layers": n}
-        else:
-            kind = "Eagle3" if method == "eagle3" else "DraftTarget"
-            speculative = {"decoding_type": kind, "max_draft_len": n, "speculative_model_dir": draft_checkpoint(step)}
-        draft.options["speculative_config"] = speculative
+        own = {"num_nextn_predict_layers": n}
+        trained = {"max_draft_len": n, "speculative_model_dir": draft_checkpoint(step)}
+        draft.options["speculative_config"] = {
+            "decoding_type": _method(launched), **(own if _in_checkpoint(step) else trained)
+        }  # fmt: skip
     free = step.memory.capacity - float(step.memory.weights)
     blocks = {"tokens_per_block": launched.block_tokens} if x.kvp > 1 else {}
     draft.options |= {
@@ -235,9 +233,9 @@ def _vllm(launched: Launched, draft: Draft) -> None:
         elif x.q_shards == 1:
             draft.remarks.append(f"{GATHERED}: its option to repeat it is for MLA")
     if n := _drafts(step):
-        method = {"external": "draft_model"}.get(_method(step), _method(step))
-        model = {} if method == "mtp" else {"model": draft_checkpoint(step)}
-        draft.options["--speculative-config"] = json.dumps({"method": method, **model, "num_speculative_tokens": n})
+        model = {} if _in_checkpoint(step) else {"model": draft_checkpoint(step)}
+        speculative = {"method": _method(launched), **model, "num_speculative_tokens": n}
+        draft.options["--speculative-config"] = json.dumps(speculative)
     memory = step.memory
     draft.options |= {
         "--max-num-seqs": x.batch * x.pp,
@@ -297,13 +295,14 @@ def _sglang(launched: Launched, draft: Draft) -> None:
         if not launched.mla:
             draft.remarks.append("decode context parallelism of GQA depends on the model's code and its back end")
     if n := _drafts(step):
+        block = {"--speculative-dspark-block-size": n}
+        chain = {"--speculative-num-steps": n, "--speculative-eagle-topk": 1}
         draft.options |= {
-            "--speculative-algorithm": {"mtp": "EAGLE", "eagle3": "EAGLE3"}.get(_method(step), "STANDALONE"),
-            "--speculative-num-steps": n,
-            "--speculative-eagle-topk": 1,
+            "--speculative-algorithm": _method(launched),
+            **(block if _drafts_a_block(step) else chain),
             "--speculative-num-draft-tokens": n + 1,
         }
-        if _method(step) != "mtp":
+        if not _in_checkpoint(step):
             draft.options["--speculative-draft-model-path"] = draft_checkpoint(step)
     memory = step.memory
     static = float(memory.fillable) - float(memory.activations)
@@ -327,10 +326,20 @@ def _drafts(step: Step) -> int:
     return int(step.layout.draft_tokens) if step.setting.drafter else 0
 
 
-def _method(step: Step) -> str:
-    """How the step drafts."""
-    assert step.setting.drafter is not None
-    return step.setting.drafter.draft.method
+def _method(launched: Launched) -> str:
+    """How the step drafts, by the stack's own name."""
+    assert launched.step.setting.drafter is not None
+    return launched.stack.draft_methods[launched.step.setting.drafter.draft.method]
+
+
+def _in_checkpoint(step: Step) -> bool:
+    """Whether the model's own checkpoint has what drafts."""
+    return step.setting.drafter is not None and step.setting.drafter.draft.method == "mtp"
+
+
+def _drafts_a_block(step: Step) -> bool:
+    """Whether one pass drafts all of a step's tokens."""
+    return step.setting.drafter is not None and step.setting.drafter.draft.method == "dspark"
 
 
 def draft_checkpoint(step: Step) -> str:

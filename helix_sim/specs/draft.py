@@ -126,12 +126,13 @@ class Draft(NamesFiles):
 
     A chain: each draft follows from the one before it. `mtp` is the multi-token-prediction module of a checkpoint, run
     again for each draft; `eagle3` a trained layer with a head of its own, fed with states of the model's layers;
-    `external` another model.
+    `dspark` trained layers that draft a block at once, each draft then corrected by the one before it; `external`
+    another model.
     """
 
     kind: Literal["draft"] = Field(description="what the file is: draft [name]")
     name: Name = Field(description="the draft's name [text]")
-    method: Literal["mtp", "eagle3", "external"] = Field(description="how it drafts [name]")
+    method: Literal["mtp", "eagle3", "dspark", "external"] = Field(description="how it drafts [name]")
     target: Text = Field(description="name of the model that it drafts for [name]")
     source: Text = Field(description="where its layers are described, such as the config's address [text]")
     model: Text | None = Field(
@@ -160,6 +161,11 @@ class Draft(NamesFiles):
         description="number formats of its layers, by the format of the model's weights beside which they are stored "
         "so; the model's own where none is given [mapping]",
     )
+    markov_rank: NaturalCount = Field(
+        default=0,
+        description="width between the two matrices by which dspark corrects a draft's logits from the draft before "
+        "it: vocabulary x rank, rank x vocabulary [values]",
+    )
     acceptance: Acceptance = Field(description="what of its drafts is accepted [mapping]")
     served: dict[Text, Served] = Field(
         default={}, description="how published deployments draft, by framework, such as trtllm [mapping]"
@@ -176,6 +182,8 @@ class Draft(NamesFiles):
             raise ValueError("an external draft names its model, and no other does")
         if (self.model is None) != bool(self.layers):
             raise ValueError("give layers, or the model of an external draft")
+        if (self.method == "dspark") != bool(self.markov_rank):
+            raise ValueError("dspark has a markov_rank, and no other method does")
         if self.vocab_size and not self.own_head:
             raise ValueError("vocab_size is of a head of its own: say own_head: yes, or leave it out")
         return self

@@ -168,6 +168,9 @@ class Stack(Record):
     kv: dict[NumberFormat, Support] = Field(description="KV cache formats with kernels [mapping]")
     context_override: Override = Field(description="how a longer context is allowed [mapping]")
     dispatch: Dispatch = Field(description="back end of dispatch and combine [mapping]")
+    draft_methods: dict[Literal["mtp", "eagle3", "dspark", "external"], Text] = Field(
+        description="the stack's own names of the ways to draft [mapping of names]"
+    )
     serve: Text = Field(description="the command that starts the stack, before the checkpoint's name [text]")
     options: dict[Text, Option] = Field(description="options that a launch may say, nested ones with dots [mapping]")
     dynamo: Dynamo = Field(description="the stack under NVIDIA Dynamo [mapping]")

@@ -171,6 +171,7 @@ def sweep(**changes):
         ("deepseek-r1", "deepseek-r1-mtp", "gb200-trtllm"),
         ("llama-3.1-8b", "llama-3.1-8b-eagle3", "gb200-trtllm"),
         ("qwen3.5-397b-a17b", "qwen3.5-397b-a17b-mtp", "paper"),
+        ("kimi-k2.5", "kimi-k2.5-eagle3", "paper"),
     ],
 )
 def test_every_layout_of_a_sweep_that_drafts_equals_its_step_evaluated_directly(model, draft, timing):
@@ -224,6 +225,46 @@ def test_acceptance_by_probability_is_a_sum_of_products_and_by_length_a_table():
     assert by_share.tokens(np.array([0, 1, 2, 3])).tolist() == pytest.approx([1, 1.9, 2.35, 2.575])
     table = Acceptance(lengths=[1.7, 2.2], source="assumed: an example")
     assert table.tokens(np.array([0, 1, 2])).tolist() == [1, 1.7, 2.2]
+
+
+# --- A block of drafts in one pass -----------------------------------------------------------------------------------
+
+K3 = load_model("kimi-k3")
+BLOCK = Layout(batch=4, tpa=16, ep=16)
+
+
+def blocks(n):
+    return drafting(n, BLOCK, draft=load_draft("kimi-k3-dspark"), model=K3, context=65_536)
+
+
+def test_a_block_of_drafts_is_one_pass_of_its_layers_and_a_small_correction_each():
+    few, many = blocks(2), blocks(7)
+    for step, n in ((few, 2), (many, 7)):
+        assert step.repeats["attention_core[block]"] == 5
+        assert step.repeats["head[block]"] == 1
+        assert step.repeats["markov_correction[draft]"] == n
+        rows = passes(step, "block")
+        assert rows["head"].flops == 2 * 4 * n * 7168 * 163840 / 16
+        assert rows["dense_down"].flops == 2 * 4 * (n + 1) * 7168 * 14336 / 16
+        assert passes(step, "draft")["markov_correction"].flops == 2 * 4 * 256 * 163840 / 16
+    assert "attention_core[later draft]" not in many.ops
+
+
+@pytest.mark.parametrize(
+    ("name", "beside", "published_B"),
+    [
+        # fusion, and the two matrices of the correction; the publisher counts the model's embedding
+        ("kimi-k3-dspark", 5 * 7168**2 + 2 * 256 * 163840, 3.56),
+        # head, fusion, and the doubled input of queries, keys and values; 6,149,993,396 bytes of BF16
+        ("minimax-m3-eagle3", 200064 * 6144 + 3 * 6144**2 + 6144 * (64 + 8) * 128, 3.075),
+        # head, fusion, and the doubled input of both latents; 6 GB of BF16
+        ("kimi-k2.5-eagle3", 163840 * 7168 + 3 * 7168**2 + 7168 * (1536 + 576), 3.0),
+    ],
+)
+def test_weights_of_a_trained_drafter_are_those_that_its_publisher_counts(name, beside, published_B):
+    draft = load_draft(name)
+    module = drafter_of(draft, load_model(draft.target)).module
+    assert (module.total_parameters + beside) / 1e9 == pytest.approx(published_B, rel=0.01)
 
 
 def test_more_acceptance_is_more_drafts_accepted_and_never_more_than_all():

@@ -456,6 +456,22 @@ def test_drafts_are_said_in_each_stacks_words(to, said):
     assert float(found.runs.accepted_tokens) > 1
 
 
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("trtllm", ["decoding_type: DSpark", "max_draft_len: 7", "speculative_model_dir: Inferact/Kimi-K3-DSpark"]),
+        ("vllm", ['"method": "dspark"', '"model": "Inferact/Kimi-K3-DSpark"', '"num_speculative_tokens": 7']),
+        ("sglang", ["--speculative-algorithm DSPARK", "--speculative-dspark-block-size 7", "Inferact/Kimi-K3-DSpark"]),
+    ],
+)
+def test_a_block_of_drafts_is_said_in_each_stacks_words(to, said):
+    widths = {"tpa": 8, "ep": 8, "batch": 4, "draft_tokens": 7}
+    options = Options(widths=widths, draft="kimi-k3-dspark", context=100_000)
+    text = export("kimi-k3", "gb300-nvl72", options, to=to).text
+    assert all(words in text for words in said), text
+    assert "num-steps" not in text
+
+
 @pytest.mark.parametrize("to", ["trtllm", "sglang"])
 def test_drafts_under_kv_parallelism_are_refused_where_the_stack_cannot_verify_them(to):
     widths = {"tpa": 1, "kvp": 8, "ep": 8, "batch": 4, "draft_tokens": 3}

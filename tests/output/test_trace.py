@@ -227,3 +227,13 @@ def test_a_step_that_drafts_shows_verification_and_then_each_draft_and_lasts_as_
     drawn = {piece.op for piece in path if piece.layer == "draft 2"}
     assert {"attention_core[later draft]", "head[draft]"} <= drawn
     assert not any("first draft" in op for op in drawn)
+
+
+def test_a_block_of_drafts_is_drawn_as_one_pass_and_its_corrections():
+    x = Layout(batch=4, tpa=8, ep=8, draft_tokens=3)
+    slices = timeline(decode_step("kimi-k3", "gb300-nvl72", x, 65_536, draft="kimi-k3-dspark"))
+    path = [piece for piece in slices if piece.track == "critical path"]
+    drawn = [{piece.op for piece in path if piece.layer == f"draft {number}"} for number in (1, 2, 3)]
+    assert {"attention_core[block]", "head[block]", "markov_correction[draft]"} <= drawn[0]
+    assert drawn[1] == drawn[2] == {"markov_correction[draft]", "logits_gather[draft]", "sampling[draft]"}
+    assert sum(piece.op == "attention_core[block]" for piece in path) == 5
