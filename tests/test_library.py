@@ -173,7 +173,8 @@ def answers(folder):
 
 LLAMA_CONFIG = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "vocab_size": 128256, "num_key_value_heads": 8, "intermediate_size": 14336, "hidden_act": "silu", "torch_dtype": "bfloat16",
+    "vocab_size": 128256, "num_key_value_heads": 8, "intermediate_size": 14336, "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
     "tie_word_embeddings": False, "architectures": ["LlamaForCausalLM"], "rope_theta": 500000.0,
     "max_position_embeddings": 131072,
 }  # fmt: skip

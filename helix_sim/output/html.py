@@ -94,7 +94,7 @@ def _(shown: Rows) -> str:
 
 @html_of.register
 def _(shown: Compared) -> str:
-    remarks = "".join(f"<p>{escape(text)}</p>" for text in shown.remarks)
+    remarks = "".join(f"<p>{html_text(text)}</p>" for text in shown.remarks)
     return html_of(shown.rows()) + remarks
 
 
@@ -106,7 +106,7 @@ def _(shown: Explanation) -> str:
 @html_of.register
 def _(shown: Recommendation) -> str:
     if not shown.choices:
-        return f"<pre>{escape(repr(shown))}</pre>"
+        return f"<pre>{html.escape(terminal_lines(repr(shown)))}</pre>"
     names = (*("layout", "widths", "GPUs", "users", "TTL ms", "tokens/s/GPU"),
              *("lost", "$/M tokens", "J/token", "stopped by", "starts on"))  # fmt: skip
     rows = [

@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter
 
-from helix_sim.core.escape import plot_text
+from helix_sim.core.escape import plot_text, terminal_line
 from helix_sim.core.files import appearing
 from helix_sim.core.units import format_size
 from helix_sim.search.pareto import COSTS, Frontier, merge
@@ -233,7 +233,7 @@ def wrapped(title: str, axes: Axes, most_lines: int = 3) -> str:
     """A title on as many lines as its axes are wide, and cut where even they do not hold it."""
     width = axes.get_window_extent().width * 72 / axes.figure.dpi
     size = FontProperties(size=plt.rcParams["axes.titlesize"]).get_size_in_points()
-    lines = textwrap.wrap(title, max(20, int(width / (0.64 * size)))) or [""]
+    lines = textwrap.wrap(terminal_line(title), max(20, int(width / (0.64 * size)))) or [""]
     return "\n".join(lines if len(lines) <= most_lines else [*lines[: most_lines - 1], f"{lines[most_lines - 1]} …"])
 
 
