@@ -848,6 +848,8 @@ def answer(command: str) -> str:
         if asked_width is not None:
             os.environ["COLUMNS"] = asked_width
         sys.argv = argv
+    if "Traceback (most recent call last)" in everything.getvalue():
+        raise RuntimeError(f"{command} is a fault:\n{everything.getvalue()}")
     if target:
         Path(target).write_text(out.getvalue(), encoding="utf-8")
     return "\n".join(line.rstrip() for line in everything.getvalue().splitlines()).strip("\n")

@@ -242,7 +242,9 @@ def test_a_comparisons_files_show_a_name_as_it_is(name, tmp_path_factory):
     openpyxl = pytest.importorskip("openpyxl")
     folder = tmp_path_factory.mktemp("comparison")
     cells = [replace(cell, asked=cell.asked | {"machine": name}, why_none=name) for cell in COMPARED.cells]
-    searches = [replace(COMPARED.searches[0], plan=sweep_renamed(name).plan)]
+    (search,) = COMPARED.searches
+    machine = search.plan.machine.model_copy(update={"name": name})
+    searches = [replace(search, plan=replace(search.plan, setting=replace(search.plan.setting, machine=machine)))]
     write_comparison(replace(COMPARED, cells=cells, searches=searches, remarks=[name]), folder)
     assert is_harmless((folder / "comparison.csv").read_bytes().decode(), keep="\n")
     assert is_harmless((folder / "comparison.json").read_text(), keep="\n")
