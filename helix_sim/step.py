@@ -528,7 +528,8 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
         hidden = hidden_times(half, ops, times, half.input(s).layout.chunks, timing)
         all_times.append((half, times))
         all_hidden[half.key] = hidden
-        exposed[half.key] = {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
+        if split:
+            exposed[half.key] = {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
     turns = {
         each.key: layer_turns(each, exposed[each.attention.key], exposed[each.ffn.key], s.layout.microbatches, timing)
         for each in split
@@ -539,8 +540,10 @@ def evaluate_step(setting: Setting, layout: Layout, context: Column, query_token
     stages = heavy_stages(setting.model, s.layout.pp, layers=bool(split))
     stages = with_drafts(stages, setting.drafter, s.layout.draft_tokens)
     timed = tuple(split_stage(stage, split, s.layout.microbatches) for stage in stages)
-    alone = {half.key: exposed_seconds(times, all_hidden[half.key]) for half, times in all_times[: len(whole)]}
-    busiest = largest_stage(timed, [stage_seconds(stage, alone, host_s, turns) for stage in timed])
+    busiest = timed[0]
+    if len(timed) > 1:
+        alone = {half.key: exposed_seconds(times, all_hidden[half.key]) for half, times in all_times[: len(whole)]}
+        busiest = largest_stage(timed, [stage_seconds(stage, alone, host_s, turns) for stage in timed])
     for key, more in _hidden_per_execution(split, turns, busiest, s.layout.microbatches).items():
         all_hidden[key] |= more
     return Step(

@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from helix_sim.core.numeric import Column, ceil_div, floor_div, larger, smaller
+from helix_sim.core.numeric import Column, ceil_div, chosen, floor_div, larger, smaller
 from helix_sim.core.recorded import called_whole
 
 
@@ -118,17 +119,28 @@ def narrowest_piece(width: Column, blocks: Column, domain: int) -> Any:
     cut = (width * blocks > domain) & (step > 0)
     if cut is False or not np.any(cut):
         return whole
-    if cut is True:
-        return _narrowest_of_one(float(width), float(blocks), domain)
-    found = np.array(np.broadcast_to(whole, np.shape(cut)), dtype=float)
-    steps, counts = (np.broadcast_to(size, np.shape(cut))[cut] * 1.0 for size in (step, blocks))
-    found[cut] = np.minimum(_nearest_end(steps, counts, domain), found[cut])
-    return found[()]
+    steps, counts = chosen(cut, step, 1), smaller(blocks, domain)  # more blocks end where these did
+    if domain > MOST_TABLED:
+        low, count = np.broadcast_arrays(steps, counts)
+        nearest = _nearest_end(low * 1.0, count * 1.0, domain)
+    elif cut is True:
+        nearest = float(_nearest_ends(domain)[int(steps), int(counts)])
+    else:
+        nearest = _nearest_ends(domain)[steps.astype(np.intp), np.asarray(counts, dtype=np.intp)]
+    return chosen(cut, smaller(nearest, whole), whole)
 
 
-@lru_cache(maxsize=8192)
-def _narrowest_of_one(width: float, blocks: float, domain: int) -> float:
-    return float(narrowest_piece(np.array([width]), blocks, domain)[0])
+MOST_TABLED = 256
+"""Ranks of an NVLink domain up to which `_nearest_end` is looked up: 65 thousand numbers, racks have fewer."""
+
+
+@lru_cache(maxsize=16)
+def _nearest_ends(domain: int) -> npt.NDArray[np.float64]:
+    """`_nearest_end` of blocks that end 1, 2, … ranks further (row), of as many as there are ranks at most (column)."""
+    steps, counts = np.meshgrid(np.arange(1.0, domain), np.arange(1.0, domain + 1), indexing="ij")
+    table = np.full((domain, domain + 1), float(domain))
+    table[1:, 1:] = _nearest_end(steps, counts, domain)
+    return table
 
 
 def _nearest_end(low: Any, count: Any, domain: int) -> Any:

@@ -56,8 +56,8 @@ def largest(*terms: Column) -> Any:
     """
     found: Any = 0.0
     for term in terms:
-        if not is_nothing(term):
-            found = term if is_nothing(found) else larger(found, term)
+        if not _is_nothing(term):
+            found = term if _is_nothing(found) else larger(found, term)
     return found
 
 
@@ -69,12 +69,12 @@ def total(*terms: Column) -> Any:
     """
     found: Any = 0
     for term in terms:
-        if not is_nothing(term):
-            found = term if is_nothing(found) else found + term
+        if not _is_nothing(term):
+            found = term if _is_nothing(found) else found + term
     return found
 
 
-def is_nothing(term: Column) -> bool:
+def _is_nothing(term: Column) -> bool:
     """Whether a term is one number, and zero."""
     return isinstance(term, NUMBERS) and term == 0
 

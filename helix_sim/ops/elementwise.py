@@ -14,7 +14,7 @@ def memory_pass(op_class: str, *, moved_bytes: Column, rows: Column, kernels: Co
 
 def row_norm(s: StepInput, *, width: Column, tensors: int = 1, kernels: Column = 1) -> Work:
     """RMSNorm: reads and writes each of `tensors` rows of that width."""
-    moved = 2 * tensors * s.tokens * width * s.activation_bytes
+    moved = 2 * tensors * s.activation_bytes * width * s.tokens
     return memory_pass("elementwise", moved_bytes=moved, rows=s.tokens, kernels=kernels)
 
 
@@ -30,4 +30,4 @@ def hidden_norm(s: StepInput) -> Work:
 
 def gated_activation(s: StepInput, rows: Column, width: Column, op_class: str = "pointwise", read: int = 2) -> Work:
     """SiLU(gate)·up: two rows of that width read, one written; where nothing gates, `read` 1: one row of up alone."""
-    return memory_pass(op_class, moved_bytes=(read + 1) * rows * width * s.activation_bytes, rows=rows)
+    return memory_pass(op_class, moved_bytes=(read + 1) * s.activation_bytes * width * rows, rows=rows)

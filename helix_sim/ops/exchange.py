@@ -80,7 +80,7 @@ def group_all_reduce(s: StepInput) -> Work:
 
     Token groups stand side by side as far as their places in NVLink domains go, also where shards between them idle.
     """
-    payload = s.tokens * s.model.hidden_size * s.wire_bytes
+    payload = s.model.hidden_size * s.wire_bytes * s.tokens
     collective = all_reduce(payload, s.layout.token_group, s.layout.attention_groups)
     return Work(op_class="all-reduce", kernels=0, collective=collective, rows=s.tokens)
 
@@ -93,7 +93,7 @@ def spread_to_shards(s: StepInput) -> Work:
     shard in turn, it would cost the owner KVP - 1 times as much.
     """
     x = s.layout
-    payload = s.tokens * s.model.hidden_size * s.wire_bytes
+    payload = s.model.hidden_size * s.wire_bytes * s.tokens
     return sent(
         "broadcast",
         "broadcast",

@@ -37,9 +37,9 @@ def matmul(
     """[rows, inner] x [inner, outer], `copies` times with different weights: 2·m·k·n FLOP, weights read once."""
     return Work(
         op_class=op_class,
-        flops=2 * copies * rows * inner * outer,
+        flops=2 * copies * inner * outer * rows,
         weight_bytes=copies * inner * outer * s.precision.bytes_of(weights),
-        activation_bytes=copies * rows * (inner + outer) * s.activation_bytes,
+        activation_bytes=s.activation_bytes * copies * (inner + outer) * rows,
         math=s.precision.format_of(math),
         weights=s.precision.format_of(weights),
         rows=rows,
@@ -60,10 +60,10 @@ def grouped_matmul(
     expert_bytes = inner * outer * s.precision.bytes_of("routed_weights")
     return Work(
         op_class="grouped-gemm",
-        flops=2 * pairs * inner * outer,
+        flops=2 * inner * outer * pairs,
         weight_bytes=read * expert_bytes,
         idle_weight_bytes=(held - read) * expert_bytes,
-        activation_bytes=pairs * (inner + outer) * s.activation_bytes,
+        activation_bytes=s.activation_bytes * (inner + outer) * pairs,
         math=s.precision.format_of("routed_math"),
         weights=s.precision.format_of("routed_weights"),
         rows=pairs,

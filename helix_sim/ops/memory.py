@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from helix_sim.core.layout import Layout
-from helix_sim.core.numeric import Column, chosen, is_nothing, larger, total
+from helix_sim.core.numeric import Column, chosen, larger, total
 from helix_sim.core.units import GIBI, GIGA, MEBI
 from helix_sim.core.work import Work
 from helix_sim.ops.drafts import draft_cache
@@ -82,12 +82,11 @@ def kv_tokens_that_fit(memory: Memory, layout: Layout, context: Column) -> Any:
 def resident_weights(tables: Iterable[tuple[Half, Mapping[str, Work]]], stage: Stage) -> Any:
     """Bytes of weights on a GPU of a stage: what the ops read in a step, and the experts and tables they do not."""
     held = (
-        (stage[half.key], work.resident_weight_bytes)
+        (stage[half.key], (work.resident_weight_bytes for name, work in ops.items() if name not in half.elsewhere))
         for half, ops in tables
-        for name, work in ops.items()
-        if half.holds and name not in half.elsewhere
+        if half.holds
     )
-    return total(*(0 if is_nothing(size) else count * size for count, size in held))
+    return total(*(count * total(*sizes) for count, sizes in held))
 
 
 def memory_of(

@@ -166,37 +166,48 @@ def _checked(given: Columns, rows: int) -> Columns:
 
 
 def _evaluated(setting: Setting, columns: Columns) -> dict[str, npt.NDArray[Any]]:
-    """Some rows: all of them evaluated, and blanked where they cannot be."""
-    x = Layout(**{name: columns[name] for name in AXES})
-    context = columns["context"]
-    flags = np.array(np.broadcast_to(shape_reasons(setting.model, setting.machine, x, context), context.shape))
-    sound = flags == 0
-    # what is impossible is evaluated as the smallest layout, and blanked: cheaper than cutting every column
-    safe = x if sound.all() else Layout(**{name: np.where(sound, columns[name], NONE.get(name, 1)) for name in AXES})
-    step = evaluate_step(setting, safe, context, columns["query_tokens"])
-    memory, resident = step.memory, step.memory.resident_bytes
-    flags |= sound * memory_reason(memory)
-    runs, nan = flags == 0, np.nan
+    """Some rows: those evaluated that can be, and blank where they cannot."""
+    rows, sizes = len(columns["context"]), {name: _alike(column) for name, column in columns.items()}
+    x = Layout(**{name: sizes[name] for name in AXES})
+    flags = np.array(np.broadcast_to(shape_reasons(setting.model, setting.machine, x, sizes["context"]), rows))
+    sound = np.flatnonzero(flags == 0)
+    if len(sound) < rows:
+        sizes = {name: size[sound] if isinstance(size, np.ndarray) else size for name, size in sizes.items()}
+    safe = Layout(**{name: sizes[name] for name in AXES})
+    step = evaluate_step(setting, safe, sizes["context"], sizes["query_tokens"])
+
+    def spread(values: Any, blank: Any = np.nan) -> npt.NDArray[Any]:
+        found = np.full(rows, blank)
+        found[sound] = values
+        return found
+
+    memory = step.memory
+    flags[sound] = memory_reason(memory)
+    runs, ttl_s = flags == 0, spread(step.ttl_s)
+    ttl_s[~runs] = np.nan
     measured: dict[str, Any] = {}
     if setting.timing.calibration is not None:
-        low, high = step.ttl_interval_s
-        extrapolated = np.logical_and(step.rests_on_extrapolation, runs)
-        measured = {"ttl_low_s": np.where(runs, low, nan), "ttl_high_s": np.where(runs, high, nan)}
-        measured |= {"extrapolated": extrapolated}
-    ttl_s = np.where(runs, step.ttl_s, nan)
+        low, high = (np.where(runs, spread(end), np.nan) for end in step.ttl_interval_s)
+        extrapolated = spread(step.rests_on_extrapolation, False) & runs
+        measured = {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": extrapolated}
     return {
-        "gpus": x.gpus,
-        "users": x.users,
+        "gpus": np.broadcast_to(x.gpus, rows),
+        "users": np.broadcast_to(x.users, rows),
         "ttl_s": ttl_s,
         "tokens_per_s_user": columns["query_tokens"] / ttl_s,
         "tokens_per_s_gpu": columns["query_tokens"] * x.users / x.gpus / ttl_s,
         **measured,
-        "weights_bytes": np.where(sound, memory.weights, nan),
-        "kv_cache_bytes": np.where(sound, memory.kv_cache, nan),
-        "activation_bytes": np.where(sound, memory.activations, nan),
-        "resident_bytes": np.where(sound, resident, nan),
+        "weights_bytes": spread(memory.weights),
+        "kv_cache_bytes": spread(memory.kv_cache),
+        "activation_bytes": spread(memory.activations),
+        "resident_bytes": spread(memory.resident_bytes),
         "flags": flags,
     }
+
+
+def _alike(column: npt.NDArray[Any]) -> Any:
+    """A column, or the one number that it has in every row: what a frame leaves out costs no column of ones."""
+    return int(column[0]) if len(column) and (column == column[0]).all() else column
 
 
 def _names(flags: npt.NDArray[Any]) -> pd.Categorical[str]:

@@ -82,7 +82,7 @@ def smallest_piece(width: int, blocks: int, domain: int) -> int:
     return min(b - a for ends in cuts for a, b in itertools.pairwise(ends))
 
 
-@pytest.mark.parametrize("domain", [1, 4, 8, 9, 72])
+@pytest.mark.parametrize("domain", [1, 4, 8, 9, 72, 300])
 def test_the_smallest_piece_is_the_one_that_laying_all_blocks_out_finds(domain):
     width, blocks = np.meshgrid(np.arange(1, 90), np.arange(1, 16))
     laid = np.vectorize(smallest_piece)(width, blocks, domain)
