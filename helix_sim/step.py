@@ -146,20 +146,12 @@ def layer_turns(
     layer: SplitLayer, attention: Mapping[str, Any], ffn: Mapping[str, Any], microbatches: Column, timing: Timing
 ) -> LayerTurns:
     """What microbatches take in a layer where they take turns, from the seconds of one's ops by their names."""
-    before, own = list(attention), list(ffn)
-    core, sent, back = before.index(layer.attention.kind.core), own.index("dispatch"), own.index("combine")
-    between = own[sent + 1 : back]
-
-    def over(times: Mapping[str, Any], names: list[str]) -> Any:
-        return sum((times[name] for name in names), 0.0)
-
+    seconds = {layer.attention.key: attention, layer.ffn.key: ffn}
     times = LayerTimes(
-        prepare=over(attention, before[:core]) + over(ffn, own[back + 1 :]),
-        attend=over(attention, before[core:]) + over(ffn, own[:sent]),
-        shared=over(ffn, [name for name in between if name.startswith("shared_")]),
-        experts=over(ffn, [name for name in between if not name.startswith("shared_")]),
-        dispatch=ffn["dispatch"],
-        combine=ffn["combine"],
+        **{
+            part: sum((seconds[half.key][op] for half, op in ops), 0.0)
+            for part, ops in layer.parts(attention, ffn).items()
+        }
     )
     hidden = hidden_by_turns(times, timing.microbatch_order)
     return LayerTurns(seconds=microbatches * (times.seconds - hidden.dispatch - hidden.combine), hidden=hidden)

@@ -34,6 +34,29 @@ class SplitLayer:
         """("layer", names): what a stage counts it under."""
         return "layer", ", ".join(self.whole)
 
+    def parts(self, attention: Iterable[str], ffn: Iterable[str]) -> dict[str, list[tuple[Half, str]]]:
+        """The layer's ops, each with its half, by what can run behind what: by the names of `LayerTimes`' fields.
+
+        attention, ffn: names of the ops of both halves, in order.
+        """
+        before, own = list(attention), list(ffn)
+        core, sent, back = before.index(self.attention.kind.core), own.index("dispatch"), own.index("combine")
+        first, last = ([(self.attention, op) for op in ops] for ops in (before[:core], before[core:]))
+        begun, between, after = ([(self.ffn, op) for op in own[a:b]] for a, b in _cuts(sent, back, len(own)))
+        return {
+            "prepare": first + after,
+            "attend": last + begun,
+            "shared": [each for each in between if each[1].startswith("shared_")],
+            "experts": [each for each in between if not each[1].startswith("shared_")],
+            "dispatch": [(self.ffn, "dispatch")],
+            "combine": [(self.ffn, "combine")],
+        }
+
+
+def _cuts(sent: int, back: int, end: int) -> list[tuple[int, int]]:
+    """Before the dispatch, between it and the combine, and after."""
+    return [(0, sent), (sent + 1, back), (back + 1, end)]
+
 
 def _one_microbatch(s: StepInput) -> StepInput:
     x = s.layout

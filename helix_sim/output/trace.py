@@ -8,6 +8,11 @@ yields. Drafts follow the end of the model that verifies those of the step befor
 
 Every stage is drawn with its own layers, and with the model's ends where it has them. As many batches as stages are in
 flight, so a batch's turn at any stage lasts as long as at the busiest one: what a stage takes less is drawn as a wait.
+
+Where two microbatches take turns, each has a track of its own for what the GPU computes of it; their exchanges have one
+together, and are on the critical path as far as the GPU waits for them. Layers that split the batch are drawn kind by
+kind, each kind as one run. What a layer leaves to do behind its combine is drawn before its projections, where it is
+timed.
 """
 
 from __future__ import annotations
@@ -18,16 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from helix_sim.core.display import Named
-from helix_sim.core.errors import SpecError
 from helix_sim.core.version import __version__
 from helix_sim.ops.drafts import pass_of
 from helix_sim.ops.layers import Half
+from helix_sim.ops.microbatches import SplitLayer, split_layers
 from helix_sim.ops.stages import stage_layers
+from helix_sim.output.turns import ORDERS
 from helix_sim.search.layout_source import Options, Picked, pick
 from helix_sim.step import Step
 from helix_sim.timing.roofline import piece_time
 
-TRACKS = ("layers", "critical path", "compute", "compute beside", "communication")
+MICROBATCHES = ("microbatch 1", "microbatch 2")
+TRACKS = (
+    *("layers", "critical path", "compute", *MICROBATCHES, "compute beside"),
+    *("communication", "dispatch and combine"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +67,15 @@ def trace(
 
 
 def timeline(step: Step) -> list[Slice]:
-    """Every slice of one step of one layout, stage after stage; SpecError where microbatches take turns."""
-    if step.layout.microbatches > 1:
-        raise SpecError(["microbatches that take turns are not drawn; set --microbatches to 1, or see `explain`"])
+    """Every slice of one step of one layout, stage after stage."""
     slices: list[Slice] = []
     now, turn = 0.0, float(step.step_s) / int(step.layout.pp)
     for stage in range(int(step.layout.pp)):
         for layer, ops in _sections(step, stage):
             begun = now
-            for piece in _section(step, ops, now):
-                slices.append(replace(piece, stage=stage, layer=layer))
+            drawn = _in_turns(step, ops, now) if isinstance(ops, SplitRun) else _section(step, ops, now)
+            for piece in drawn:
+                slices.append(replace(piece, stage=stage, layer=piece.layer or layer))
                 now = max(now, piece.end_s) if piece.track == "critical path" else now
             if now > begun:
                 slices.append(Slice(name=layer, track="layers", start_s=begun, end_s=now, stage=stage))
@@ -77,18 +86,35 @@ def timeline(step: Step) -> list[Slice]:
     return slices
 
 
-def _sections(step: Step, stage: int) -> Iterator[tuple[str, list[tuple[Half, str]]]]:
+Ops = list[tuple[Half, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRun:
+    """Layers of a kind in which two microbatches take turns: their numbers, and the (half, op) of each part of one."""
+
+    numbers: list[int]
+    parts: dict[str, Ops]
+
+
+def _sections(step: Step, stage: int) -> Iterator[tuple[str, Ops | SplitRun]]:
     """Title and (kind, op) of each part of a stage, in order: the model's beginning, its layers, the model's end."""
     own = {half.key: (half, _beside_each_other(half, list(ops))) for half, ops in step.kinds}
     stages = stage_layers(step.model, int(step.layout.pp))
     first = sum(map(len, stages[:stage])) + 1
 
-    def end(*names: str) -> list[tuple[Half, str]]:
+    def end(*names: str) -> Ops:
         return [(half, op) for half, ops in (own["ends", name] for name in names) for op in ops]
 
     if stage == 0:
         yield "beginning", end("opening")
+    split = {each.whole: each for each in split_layers(step.model)} if step.layout.microbatches > 1 else {}
     for number, layer in enumerate(stages[stage], first):
+        if layer in split:
+            numbers = [each for each, other in enumerate(stages[stage], first) if other == layer]
+            if number == numbers[0]:
+                yield _run_title(split[layer], numbers), _split_run(step, split[layer], numbers)
+            continue
         halves = [own[of] for of in zip(("attention", "ffn"), layer, strict=True)]
         title = halves[1][0].kind.title + "".join(half.suffix for half, _ in halves)
         yield f"layer {number} ({title})", [(half, op) for half, inside in halves for op in inside]
@@ -102,6 +128,41 @@ def _sections(step: Step, stage: int) -> Iterator[tuple[str, list[tuple[Half, st
     for number in range(1, int(step.layout.draft_tokens) + 1):
         sections = pass_of(step.setting.drafter, number)
         yield f"draft {number}", [(half, op) for key in sections for half, ops in (own[key],) for op in ops]
+
+
+def _run_title(layer: SplitLayer, numbers: list[int]) -> str:
+    named = f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {numbers[0]} to {numbers[-1]}"
+    return f"{named} ({', '.join(layer.whole)}; two microbatches)"
+
+
+def _split_run(step: Step, layer: SplitLayer, numbers: list[int]) -> SplitRun:
+    own = {half.key: [name.removesuffix(half.suffix) for name in names] for half, names in step.kinds}
+    parts = layer.parts(own[layer.attention.key], own[layer.ffn.key])
+    named = {part: [(half, half.op_name(op)) for half, op in ops] for part, ops in parts.items()}
+    return SplitRun(numbers=numbers, parts=named)
+
+
+def _in_turns(step: Step, run: SplitRun, now: float) -> Iterator[Slice]:
+    """The slices of a run of layers: both microbatches' compute, their exchanges, and what the GPU waits for."""
+    arrives: dict[tuple[str, int], float] = {}
+    link = now
+    for turn in ORDERS[step.timing.microbatch_order](len(run.numbers)):
+        layer = f"layer {run.numbers[turn.layer]}, microbatch {turn.microbatch + 1}"
+        if turn.does == "compute":
+            for piece in _section(step, run.parts[turn.part], now):
+                track = MICROBATCHES[turn.microbatch] if piece.track == "compute" else piece.track
+                yield replace(piece, track=track, layer=layer)
+                now = max(now, piece.end_s) if piece.track == "critical path" else now
+            continue
+        [(_, op)] = run.parts[turn.part]
+        if turn.does == "send":
+            begun = max(now, link)
+            link = arrives[turn.part, turn.microbatch] = begun + _seconds(step, op)
+            if link > begun:
+                yield Slice(name=op, op=op, track="dispatch and combine", start_s=begun, end_s=link, layer=layer)
+        elif (arrived := arrives[turn.part, turn.microbatch]) > now:
+            yield Slice(name=op, op=op, track="critical path", start_s=now, end_s=arrived, layer=layer)
+            now = arrived
 
 
 def _beside_each_other(half: Half, names: list[str]) -> list[str]:
@@ -123,7 +184,7 @@ ACTIVATIONS = (("shared_activation", "routed_activation"),)
 """Drawn beside each other, like the products around them."""
 
 
-def _section(step: Step, ops: list[tuple[Half, str]], now: float) -> Iterator[Slice]:
+def _section(step: Step, ops: Ops, now: float) -> Iterator[Slice]:
     """The slices of ops that follow each other from `now` on: on the critical path, and on their streams."""
     for half, name in ops:
         seconds, hidden = _seconds(step, name), _hidden(step, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from helix_sim.cli import app
 from helix_sim.core.layout import Layout
+from helix_sim.ops.microbatches import split_layers, split_stage
 from helix_sim.output.trace import TRACKS, Slice, chrome_trace, timeline
 from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_machine, load_model, load_timing
@@ -43,6 +44,15 @@ STEPS = [
     pytest.param(step_of("deepseek-r1", kvp=4, dp=4, ep=16, batch=8, timing="ideal"), id="groups, ideal timing"),
     pytest.param(step_of("deepseek-r1", kvp=4, pp=3, ep=4, batch=2), id="three stages"),
     pytest.param(step_of("llama-3.1-8b", batch=1), id="one GPU"),
+    pytest.param(step_of("deepseek-r1", context=4096, dp=32, ep=32, batch=48, microbatches=2), id="in turns"),
+    pytest.param(
+        step_of("deepseek-r1", "gb200-vllm", context=4096, dp=16, tpa=2, ep=32, batch=64, microbatches=2),
+        id="in turns, attention whole",
+    ),
+    pytest.param(
+        step_of("deepseek-r1", "gb200-sglang", context=4096, dp=16, kvp=2, ep=32, batch=64, microbatches=2),
+        id="in turns, KVP",
+    ),
 ]
 
 
@@ -85,7 +95,9 @@ def assert_is_timeline_of(step: Step) -> None:
 def executions(step: Step) -> dict[str, int]:
     """How often each op runs on all stages together: once a layer, the ends once, between stages and on each."""
     pp = int(step.layout.pp)
-    often = step.model.kind_counts | {("ends", "opening"): 1, ("ends", "closing"): 1, ("ends", "handover"): pp - 1}
+    counts = step.model.kind_counts | Counter(("layer", ", ".join(layer)) for layer in step.model.layer_list)
+    counts = split_stage(counts, split_layers(step.model), int(step.layout.microbatches))
+    often = counts | {("ends", "opening"): 1, ("ends", "closing"): 1, ("ends", "handover"): pp - 1}
     return {"host": pp} | {op: often[half.key] for half, ops in step.kinds for op in ops}
 
 
@@ -111,6 +123,20 @@ def test_every_layout_that_runs_has_such_a_timeline(
     except LayoutError:
         return
     assert_is_timeline_of(step)
+
+
+def test_both_microbatches_are_seen_and_a_dispatch_runs_behind_the_other_ones_attention() -> None:
+    step = step_of("deepseek-r1", "gb200-sglang", context=4096, dp=32, ep=32, batch=128, microbatches=2)
+    slices = timeline(step)
+    cores = [[p for p in on_track(slices, f"microbatch {n}") if p.op == "attention_core[half]"] for n in (1, 2)]
+    assert len(cores[0]) == len(cores[1]) == 58
+    sent = [p for p in on_track(slices, "dispatch and combine") if p.op == "dispatch[half]"]
+    assert len(sent) == 116
+    first, behind = sent[0], on_track(slices, "microbatch 2")[0]
+    assert behind.start_s < first.end_s
+    assert {p.layer for p in (first, behind)} == {"layer 4, microbatch 1", "layer 4, microbatch 2"}
+    slower = timeline(step_of("deepseek-r1", "gb200-sglang", context=4096, dp=32, ep=32, batch=128))
+    assert not [p for p in slower if p.track.startswith("microbatch")]
 
 
 def test_hop_b_is_seen_chunk_by_chunk() -> None:

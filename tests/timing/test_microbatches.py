@@ -12,7 +12,6 @@ from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.numeric import ceil_div
 from helix_sim.feasibility import Reason, sentences, shape_reasons
 from helix_sim.output.export import export
-from helix_sim.output.trace import chrome_trace
 from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
 from helix_sim.search.sweep import run_plan
@@ -256,8 +255,3 @@ def test_microbatches_are_exported_on_the_back_end_that_has_them(stack, flag, ba
 def test_tensorrt_llm_has_no_microbatches():
     with pytest.raises(SpecError, match="does not split a batch of decoding"):
         export(step(R1, context=4096, batch=16, dp=64, ep=64, microbatches=2), to="trtllm")
-
-
-def test_a_trace_of_microbatches_is_refused_with_what_to_do():
-    with pytest.raises(SpecError, match="microbatches to 1"):
-        chrome_trace(step(R1, context=4096, batch=16, dp=64, ep=64, microbatches=2))
