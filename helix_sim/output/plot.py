@@ -508,6 +508,9 @@ BEYOND_CURVES = {
 }
 """Labels and colours of the sweeps' families."""
 
+MOST_TICKS = 6
+"""Contexts that a narrow panel has room to name; of more, every other."""
+
 
 def beyond_frontiers(searches: Sequence[SweepResult], budget_ms: float) -> Figure:
     """Frontiers with their intervals: a row a context, a column a model, a dotted line at the latency of the table."""
@@ -548,8 +551,8 @@ def beyond_gains(searches: Sequence[SweepResult], found: Mapping[str, list[Gain]
                 _draw_gains(axes, [gain for gain in found[each.sweep.name] if gain.family == family], family)
             axes.axhline(1.0, color=BEYOND_CURVES["no-kvp"][1], linewidth=1, linestyle="--")
             axes.set(xscale="log", yscale="log", xlabel="context (tokens)")
-            contexts = each.sweep.contexts
-            axes.set_xticks(contexts, [format_size(context) for context in contexts], fontsize=8)
+            shown = each.sweep.contexts[:: 1 + len(each.sweep.contexts) // MOST_TICKS]
+            axes.set_xticks(shown, [format_size(context) for context in shown], fontsize=8)
             plain_log_ticks(axes, across=False)
             axes.tick_params(axis="x", which="minor", length=0)
             axes.set_title(plot_text(each.plan.model.name))
