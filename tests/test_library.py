@@ -1,10 +1,17 @@
 """The library as a researcher uses it: names for records, changed assumptions, searches in memory, tables."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 import helix_sim as hs
+from helix_sim.answers.sensitivity import parse_change
+from helix_sim.cli import app
+from helix_sim.gate.regress import Verdict
+from helix_sim.output.calibration import Servings
 
 LLAMA, GB200 = "llama-3.1-405b", "gb200-nvl72"
 X = {"batch": 8, "tpa": 8, "kvp": 8}
@@ -132,15 +139,81 @@ def test_a_notebook_shows_text_as_text():
     assert "&lt;script&gt;" in model._repr_html_()
 
 
-def test_answers_are_short_in_a_terminal():
-    asked = hs.Request(model="llama-3.1-8b", machine="h100-hgx", mix=hs.parse_mix("64K"), ttl_s=0.01, gpus=(1, 4))
+def answers(folder):
+    """What each verb of the library returns, by verb; those that take a GPU or minutes are made by hand."""
+    model, machine = "llama-3.1-8b", "h100-hgx"
+    options = hs.Options(context=64_000, widths={"tpa": 2, "batch": 4}, timing="h100-trtllm")
+    asked = hs.Request(model=model, machine=machine, mix=hs.parse_mix("64K"), ttl_s=0.01, gpus=(1, 4))
     question = hs.Comparison(
-        kind="comparison", models=["llama-3.1-8b"], machines=["h100-hgx"], contexts=[64_000], ttl_ms=[10.0],
-        timings=["paper"], families=["tp"],
+        kind="comparison", models=[model], machines=[machine], contexts=[64_000], ttl_ms=[10.0], timings=["paper"],
+        families=["tp"],
     )  # fmt: skip
-    for each in (hs.recommend(asked), hs.explain(LLAMA, GB200, hs.Options(widths={"tpa": 8})), hs.compare(question)):
-        assert len(repr(each)) < 500, type(each)
-        assert repr(each).startswith("<")
+    picked = hs.pick(model, machine, options)
+    sweep = hs.run_sweep(model=model, machine=machine, contexts="64K", families=["tp"], gpus=(1, 2), chunks=[1])
+    config = folder / "config.json"
+    config.write_text(json.dumps(LLAMA_CONFIG))
+    changes = [parse_change("hbm_bandwidth=2x", sweep.plan)]
+    return {
+        "pick": picked, "explain": hs.explain(picked), "capacity": hs.capacity(picked), "trace": hs.trace(picked),
+        "sensitivity": hs.sensitivity(picked), "export": hs.export(picked, to="vllm"), "recommend": hs.recommend(asked),
+        "compare": hs.compare(question), "rows": hs.compare(question).rows(), "run_sweep": sweep, "plan": sweep.plan,
+        "frontier": sweep.group("tp"), "frontier_sensitivity": hs.frontier_sensitivity(sweep.plan),
+        "what_if": hs.what_if(sweep.plan, changes), "models": hs.models(), "machines": hs.machines(),
+        "import_hf": hs.import_hf(config), "check": hs.check([config])[0], "reproduce": hs.reproduce(
+            "fig1", folder, hs.load_timing("paper")), "KNOBS": hs.KNOBS, "Request": asked, "Options": options,
+        "Comparison": question, "Draft": hs.load_draft("deepseek-r1-mtp"), "Sweep": sweep.sweep,
+        "Layout": hs.Layout(batch=list(range(1, 2000))), "Precision": picked.step.setting.precision,
+        "Model": hs.load_model("kimi-k3"), "Machine": hs.load_machine(machine), "Timing": picked.step.timing,
+        "Setting": picked.step.setting, "Step": picked.step, "memory": picked.step.memory,
+        "verdict": Verdict(sweep="x" * 99, title="x" * 99, date="", rtol=1e-6, curves_only=False,
+                           curves=[sweep.group("tp")] * 9, terms=[], counts=[], inputs=[]),
+        "calibration": Servings(tables={"errors": pd.DataFrame({"a": range(99)})}, files=[folder] * 9),
+    }  # fmt: skip
+
+
+LLAMA_CONFIG = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "vocab_size": 128256, "num_key_value_heads": 8, "intermediate_size": 14336, "hidden_act": "silu",
+    "torch_dtype": "bfloat16", "tie_word_embeddings": False, "architectures": ["LlamaForCausalLM"],
+    "rope_theta": 500000.0, "max_position_embeddings": 131072,
+}  # fmt: skip
+
+
+def test_whatever_the_library_returns_is_short_in_a_terminal_and_drawn_in_a_notebook(tmp_path):
+    found = answers(tmp_path)
+    long = {name: len(repr(each)) for name, each in found.items() if len(repr(each)) >= 500}
+    assert long == {}
+    assert not [name for name, each in found.items() if "object at 0x" in repr(each) or "\n" in repr(each)]
+    for name in ("explain", "recommend", "compare", "rows", "models", "machines"):
+        assert "<table>" in found[name]._repr_html_(), name
+
+
+def test_every_verb_is_a_call_of_the_library():
+    calls = {"sweep": ["run_sweep", "write_sweep"], "report": ["write_report"], "import-hf": ["import_hf"],
+             "schema": ["json_schema"], "calibrate": ["calibrate_silicon", "calibrate_gpu"],
+             "validate": ["validate_kernels", "validate_servings", "validate_measurements"]}  # fmt: skip
+    commands = {name: each for name, each in typer.main.get_command(app).commands.items() if not each.hidden}
+    for verb in commands:
+        for name in calls.get(verb, [verb]):
+            assert name in hs.__all__, verb
+            assert callable(getattr(hs, name))
+            assert name in hs.__doc__, f"{name} is not in help(helix_sim)"
+
+
+def test_tab_completion_shows_the_public_names_alone():
+    assert {name for name in dir(hs) if not name.startswith("__")} == set(hs.__all__)
+    assert all(getattr(hs, name) is not None for name in dir(hs))
+
+
+def test_a_draft_is_loaded_changed_and_decodes():
+    draft = hs.load_draft("deepseek-r1-mtp")
+    x = hs.Layout(batch=8, kvp=8, ep=8, draft_tokens=2)
+    by_record, by_name = (
+        hs.decode_step("deepseek-r1", GB200, x, "128K", draft=each).ttl_s for each in (draft, "deepseek-r1-mtp")
+    )
+    assert by_record == by_name
+    with pytest.raises(hs.SpecError, match="did you mean deepseek-r1-mtp"):
+        hs.load_draft("deepseek-r1-mpt")
 
 
 def test_an_id_of_hugging_face_gets_the_nearest_model_and_how_to_read_its_config():

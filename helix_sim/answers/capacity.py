@@ -10,6 +10,7 @@ from typing import Any
 from helix_sim import feasibility
 from helix_sim.answers.explain import answer_record, kv_tokens
 from helix_sim.answers.request import Mix
+from helix_sim.core.display import Short
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.ops.memory import Memory
@@ -43,8 +44,8 @@ class Alternative:
         return {"change": self.change, "kind": self.kind, "kv_tokens": self.kv_tokens}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Capacity(Short):
     """What a layout has room for.
 
     step: the layout with the requests that were asked about, or with one short one where those do not fit. mix: their

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helix_sim.answers.explain import known
+from helix_sim.core.display import Rows, Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import GIGA
@@ -85,7 +86,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class Compared(Shown):
     """A comparison's cells in order, the searches behind them, and sentences on what differs or surprises."""
 
     comparison: Comparison
@@ -97,12 +98,12 @@ class Compared:
         found = sum(cell.step is not None for cell in self.cells)
         return f"<Compared: {len(self.cells)} cells, {found} of them with a layout, from {len(self.searches)} searches>"
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Rows:
         """A row of plain data for each cell, every row with every column."""
         rows = [cell.record() for cell in self.cells]
         longest_first: list[dict[str, Any]] = sorted(rows, key=lambda row: -len(row))
         columns = list(dict.fromkeys(itertools.chain.from_iterable(longest_first)))
-        return [{column: row.get(column) for column in columns} for row in rows]
+        return Rows({column: row.get(column) for column in columns} for row in rows)
 
     @property
     def against(self) -> str:

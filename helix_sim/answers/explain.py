@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.display import Shown
 from helix_sim.core.version import __version__
 from helix_sim.ops.memory import kv_tokens_that_fit
 from helix_sim.search.identity import Input
@@ -141,7 +142,7 @@ def uncertainty_record(step: Step) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(Shown):
     """A layout taken apart: `picked.step` has each op's work and time, the memory, the latency and the throughput."""
 
     picked: Picked

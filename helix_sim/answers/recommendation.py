@@ -10,6 +10,7 @@ import numpy as np
 
 from helix_sim.answers.explain import answer_record, known, uncertainty_record
 from helix_sim.answers.request import Mix, Request
+from helix_sim.core.display import Shown
 from helix_sim.core.layout import Layout
 from helix_sim.core.version import __version__
 from helix_sim.search.identity import Input
@@ -215,7 +216,7 @@ class Stacked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
+class Recommendation(Shown):
     """The answer: the best layouts of different attention groups, the best of each family, or what to relax if none.
 
     relaxations: by how far the limit must move, the least first; empty, too, where no single limit is enough. stacked:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from helix_sim.answers.explain import answer_record
+from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.core.units import format_size, parse_size
@@ -158,8 +159,8 @@ def _slope(high: Point | None, low: Point | None, of: str) -> float:
     return float(np.log(high[of] / low[of]) / (2 * np.log(1 + COARSE)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sensitivity(Short):
     """What limits a layout, or the best of a search.
 
     of: what it is of, in words. panels: what the two elasticities are of. ttl_s, tokens_per_s_gpu: where it stands now;
@@ -266,8 +267,8 @@ def _now(planned: Plan, knob: str) -> float:
     return planned.setting.value_of(knob)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WhatIf:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class WhatIf(Short):
     """A search before and after changes; `kept` is the layouts of before, run after: None where they no longer fit.
 
     ttl_s: the TTL within which the best throughput is taken, if any.

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.version import __version__
 from helix_sim.gate import baseline as stored
@@ -124,8 +125,8 @@ class InputChange:
     what: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Verdict(Short):
     """A sweep against its baseline."""
 
     sweep: str
@@ -163,8 +164,8 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Update(Short):
     """A baseline that was written, or was right already, and how today's curves compare with what it held."""
 
     path: Path

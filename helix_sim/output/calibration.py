@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.files import appearing, write_csv, write_text
 
@@ -22,8 +23,8 @@ T = TypeVar("T")
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Calibration(Short):
     """A timing as fitted, and the files that hold it: its YAML, and measured against modelled as a picture."""
 
     made: Calibrated
@@ -126,8 +127,8 @@ def validate_kernels(system: str, framework: str) -> pd.DataFrame:
     return _with_tables(lambda: kernels(system, framework))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Servings:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Servings(Short):
     """Decode steps of measured servings beside ours: tables of errors by name, and the files with every row."""
 
     tables: dict[str, pd.DataFrame]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.escape import comment
 from helix_sim.core.layout import Layout
@@ -45,8 +46,8 @@ TARGETS = (*STACKS, *DEPLOYMENTS)
 WIDTHS = ("tpa", "kvp", "dp", "pp", "tpf", "ep")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Launch(Short):
     """A launch configuration: the text of the file, its options, and the step that the stack will run.
 
     to: the stack, or the orchestrator whose file it is. environment: variables that the stack must find. runs: the step

@@ -8,6 +8,10 @@ from functools import singledispatch
 from html import escape
 from typing import Any
 
+from helix_sim.answers.compare import Compared
+from helix_sim.answers.explain import Explanation
+from helix_sim.answers.recommendation import Recommendation
+from helix_sim.core.display import Rows
 from helix_sim.core.units import GIGA, format_size
 from helix_sim.search.pareto import Frontier
 from helix_sim.search.sweep import SweepResult
@@ -79,6 +83,39 @@ def _(shown: SweepResult) -> str:
             dropped[reason] = dropped.get(reason, 0) + count
     table = _table(f"{shown.layouts:,} layouts, of which dropped", ("reason", "layouts"), list(dropped.items()))
     return "".join([*drawn, table])
+
+
+@html_of.register
+def _(shown: Rows) -> str:
+    names = list(dict.fromkeys(name for row in shown for name in row))
+    return _table("", names, [[row.get(name, "") for name in names] for row in shown])
+
+
+@html_of.register
+def _(shown: Compared) -> str:
+    remarks = "".join(f"<p>{escape(text)}</p>" for text in shown.remarks)
+    return html_of(shown.rows()) + remarks
+
+
+@html_of.register
+def _(shown: Explanation) -> str:
+    return html_of(shown.step)
+
+
+@html_of.register
+def _(shown: Recommendation) -> str:
+    if not shown.choices:
+        return f"<pre>{escape(repr(shown))}</pre>"
+    names = (*("layout", "widths", "GPUs", "users", "TTL ms", "tokens/s/GPU"),
+             *("lost", "$/M tokens", "J/token", "stopped by", "starts on"))  # fmt: skip
+    rows = [
+        (each.title, str(each.step.layout), int(each.step.layout.gpus), int(each.step.layout.users),
+         float(each.step.ttl_s) * 1e3, float(each.step.tokens_per_s_gpu), each.throughput_lost,
+         float(each.step.usd_per_million_tokens), float(each.step.joules_per_token), each.stopped_by,
+         ", ".join(each.stacks))
+        for each in shown.choices
+    ]  # fmt: skip
+    return _table(repr(shown).strip("<>"), names, rows)
 
 
 def _fields(record: Record, path: str = "") -> Iterator[tuple[str, Any, str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helix_sim.core.display import Short
 from helix_sim.core.escape import markdown_code
 from helix_sim.core.files import write_csv, write_json, write_text
 from helix_sim.paper import reproduce
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 CHOICES = (*reproduce.FIGURES, "claims", "all", "variants", "beyond")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Redrawn:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Redrawn(Short):
     """What was written, and the claims if they were asked for."""
 
     files: list[Path]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from helix_sim.core.display import Named
 from helix_sim.core.errors import SpecError
 from helix_sim.core.version import __version__
 from helix_sim.ops.drafts import pass_of
@@ -49,7 +50,7 @@ def trace(
 
     layout, machine, options: as `helix_sim.search.layout_source.pick` takes them.
     """
-    return chrome_trace(pick(layout, machine, options).step)
+    return Named(chrome_trace(pick(layout, machine, options).step))
 
 
 # --- The timeline ----------------------------------------------------------------------------------------------------

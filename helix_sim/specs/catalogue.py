@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helix_sim.core.display import Rows, Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.units import GIGA
 from helix_sim.specs.load import check_content, load_machine, load_model, read_yaml, shipped
@@ -15,18 +16,18 @@ from helix_sim.specs.older_words import older_words
 from helix_sim.specs.values import Positive, Record
 
 
-def models() -> list[dict[str, Any]]:
+def models() -> Rows:
     """The shipped models, a record each: parameters computed and published [1e9], layers, KV cache per token."""
-    return [_model_row(name) for name in shipped("model")]
+    return Rows(_model_row(name) for name in shipped("model"))
 
 
-def machines() -> list[dict[str, Any]]:
+def machines() -> Rows:
     """The shipped machines, a record each: rates [GB/s, TFLOP/s], memory [GB], GPUs of the NVLink domain."""
-    return [_machine_row(name) for name in shipped("machine")]
+    return Rows(_machine_row(name) for name in shipped("machine"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Checked(Short):
     """A file and what it holds, or what is wrong with it; remarks are sentences on what should be written otherwise."""
 
     path: Path

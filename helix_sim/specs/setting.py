@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from helix_sim.core.display import Shown
+from helix_sim.core.display import Named, Shown
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.specs.drafter import Drafter
@@ -36,46 +36,48 @@ class Knob:
     """Whether it is a rate or a latency: a step's elasticities to all of these sum to minus and plus one together."""
 
 
-KNOBS: dict[str, Knob] = {
-    "hbm_bandwidth": Knob(meaning="HBM bandwidth", unit="GB/s", machine=("hbm_bandwidth_GBps",)),
-    "hbm_capacity": Knob(meaning="memory of a GPU", unit="GB", machine=("memory_GB",), takes_time=False),
-    "nvlink_bandwidth": Knob(
-        meaning="NVLink bandwidth in one direction", unit="GB/s", machine=("nvlink_per_direction_GBps",)
-    ),
-    "network_bandwidth": Knob(
-        meaning="scale-out bandwidth in one direction", unit="GB/s", machine=("network_per_direction_GBps",)
-    ),
-    "math_rate": Knob(
-        meaning="dense tensor-core rates, all formats",
-        unit="TFLOP/s",
-        machine=("bf16_dense_TFLOPs", "fp8_dense_TFLOPs", "fp4_dense_TFLOPs"),
-    ),
-    "kernel_latency": Knob(
-        meaning="every time inside a kernel that no rate explains: launches, dependent steps, waves",
-        unit="µs",
-        latency="kernel",
-        constant=("kernel", "latency_us"),
-    ),
-    "collective_latency": Knob(
-        meaning="latency of a collective inside an NVLink domain",
-        unit="µs",
-        latency="collective",
-        constant=("collective", "latency_us"),
-    ),
-    "network_latency": Knob(
-        meaning="latency of a collective's phase between NVLink domains",
-        unit="µs",
-        latency="network",
-        constant=("collective", "network_latency_us"),
-    ),
-    "host_overhead": Knob(
-        meaning="what a step takes outside of its kernels",
-        unit="µs",
-        latency="host",
-        constant=("calibration", "step_overhead_us"),
-    ),
-    "acceptance": Knob(meaning="drafts of a step that are accepted", unit="drafts", takes_time=False),
-}
+KNOBS: Named[Knob] = Named(
+    {
+        "hbm_bandwidth": Knob(meaning="HBM bandwidth", unit="GB/s", machine=("hbm_bandwidth_GBps",)),
+        "hbm_capacity": Knob(meaning="memory of a GPU", unit="GB", machine=("memory_GB",), takes_time=False),
+        "nvlink_bandwidth": Knob(
+            meaning="NVLink bandwidth in one direction", unit="GB/s", machine=("nvlink_per_direction_GBps",)
+        ),
+        "network_bandwidth": Knob(
+            meaning="scale-out bandwidth in one direction", unit="GB/s", machine=("network_per_direction_GBps",)
+        ),
+        "math_rate": Knob(
+            meaning="dense tensor-core rates, all formats",
+            unit="TFLOP/s",
+            machine=("bf16_dense_TFLOPs", "fp8_dense_TFLOPs", "fp4_dense_TFLOPs"),
+        ),
+        "kernel_latency": Knob(
+            meaning="every time inside a kernel that no rate explains: launches, dependent steps, waves",
+            unit="µs",
+            latency="kernel",
+            constant=("kernel", "latency_us"),
+        ),
+        "collective_latency": Knob(
+            meaning="latency of a collective inside an NVLink domain",
+            unit="µs",
+            latency="collective",
+            constant=("collective", "latency_us"),
+        ),
+        "network_latency": Knob(
+            meaning="latency of a collective's phase between NVLink domains",
+            unit="µs",
+            latency="network",
+            constant=("collective", "network_latency_us"),
+        ),
+        "host_overhead": Knob(
+            meaning="what a step takes outside of its kernels",
+            unit="µs",
+            latency="host",
+            constant=("calibration", "step_overhead_us"),
+        ),
+        "acceptance": Knob(meaning="drafts of a step that are accepted", unit="drafts", takes_time=False),
+    }
+)
 """Every knob of a setting by name; a layout's own (context, batch) are turned on the layout."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from helix_sim.core.display import Short
 from helix_sim.core.errors import SpecError
 from helix_sim.core.text import said
 from helix_sim.specs.import_hf.fields import Config, Fields, decoder_config, short
@@ -38,8 +39,8 @@ MOST_CONFIG_BYTES = 2**24
 """Of a config: those of mixed precision name every module, in some three million bytes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Imported(Short):
     """A model read from a config: the record, the text of its file, and what was found out on the way.
 
     named_B: billions of parameters that the publisher or, failing that, the name says (said_by tells which).
