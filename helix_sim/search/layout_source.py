@@ -166,7 +166,10 @@ def _picked(source: _Source, options: Options) -> Picked:
         drafter=drafter_of(draft, source.model) if draft else None,
     )
     query_tokens = options.query_tokens or source.query_tokens
-    step = checked_step(setting, _widths(source.widths, given), context, query_tokens)
+    layout = _widths(source.widths, given)
+    if options.draft and "draft_tokens" not in given and not layout.draft_tokens:
+        raise SpecError(["--draft says what drafts, and --draft-tokens how many of them: give both, or neither"])
+    step = checked_step(setting, layout, context, query_tokens)
     longest = context if options.context else source.longest_context
     overlap = hop_b_doubt(source.timing) if step.layout.chunks > 1 else None
     on_chunks = f"HOP-B in {step.layout.chunks} chunks was asked for: {overlap}" if overlap else None
