@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from helix_sim.core.units import parse_size
     from helix_sim.gate.regress import regress
     from helix_sim.gate.regress import update as update_baselines
+    from helix_sim.one_layout import LayoutError
     from helix_sim.output.beyond_files import write_beyond as reproduce_beyond
     from helix_sim.output.calibration import (
         calibrate_gpu,
@@ -76,9 +77,10 @@ if TYPE_CHECKING:
     from helix_sim.specs.setting import KNOBS, Setting
     from helix_sim.specs.sweep import Sweep
     from helix_sim.specs.timing import Timing
-    from helix_sim.step import LayoutError, Step, setting_of
+    from helix_sim.step import Step, setting_of
 
 _HOME = {
+    "one_layout": ("LayoutError",),
     "answers.capacity": (
         "Capacity",
         "capacity",
@@ -167,7 +169,6 @@ _HOME = {
     "specs.sweep": ("Sweep",),
     "specs.timing": ("Timing",),
     "step": (
-        "LayoutError",
         "Step",
         "setting_of",
     ),

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from helix_sim import feasibility
 from helix_sim.core.display import Shown
-from helix_sim.core.errors import SpecError
 from helix_sim.core.kept import kept_for_records, kept_property
-from helix_sim.core.layout import AXES, NONE, Layout
+from helix_sim.core.layout import Layout
 from helix_sim.core.numeric import Column, larger, smaller
-from helix_sim.core.recorded import Tape
-from helix_sim.core.text import said
 from helix_sim.core.units import FORMAT_BITS
 from helix_sim.core.work import Work
 from helix_sim.ops.drafts import draft_counts, draft_halves, with_drafts
@@ -28,7 +24,7 @@ from helix_sim.ops.stages import Stage, heavy_stages, largest_stage
 from helix_sim.ops.step_input import StepInput
 from helix_sim.specs.attention import MlaAttention
 from helix_sim.specs.draft import Draft
-from helix_sim.specs.drafter import draft_problems, drafter_of
+from helix_sim.specs.drafter import drafter_of
 from helix_sim.specs.load import load_draft, load_machine, load_model, load_timing
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
@@ -36,7 +32,6 @@ from helix_sim.specs.precision import Precision, StoredFormats, narrowest_precis
 from helix_sim.specs.public_tables import ServedMemory
 from helix_sim.specs.setting import InSetting, Setting, require_measured_here
 from helix_sim.specs.timing import Timing
-from helix_sim.specs.values import LIMIT
 from helix_sim.timing.overlap import (
     HiddenExchanges,
     LayerTimes,
@@ -171,6 +166,19 @@ def _hidden_per_execution(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recalled:
+    """What a step can still tell that was made of recorded equations: a function of the numbers that it was made of."""
+
+    tell: Callable[..., tuple[Any, ...]]
+    numbers: tuple[float, ...]
+
+    @kept_property
+    def doubts(self) -> tuple[Any, ...]:
+        """Seconds by which the step may be shorter and longer, and whether it rests on extrapolation."""
+        return self.tell(*self.numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step(InSetting, Shown):
     """One step of one layout, or of a column of them: per-op work and time, memory, what a user sees.
 
@@ -179,7 +187,7 @@ class Step(InSetting, Shown):
     it yields several tokens, and its TTL is that of one of them: ttl_s = step_s / accepted_tokens. `stage` counts the
     layers of the busiest stage. `kinds` has each kind of the model with the names of its ops in the step.
 
-    A step that a `Recording` made knows its seconds; its ops, memory and what else is a field here are evaluated when
+    A step of recorded equations knows its seconds; its ops, memory and what else is a field here are evaluated when
     one of them is first asked for.
     """
 
@@ -347,113 +355,7 @@ class Step(InSetting, Shown):
 DEFERRED = tuple(
     field.name for field in fields(Step) if field.name not in ("setting", "layout", "context", "query_tokens")
 )
-"""Fields of a step that a `Recording` leaves for later."""
-
-
-# --- One layout after another ----------------------------------------------------------------------------------------
-
-DIRECT = 40
-"""Layouts of a setting that are evaluated before its equations are recorded, which takes about as long."""
-
-MOST_RECORDED = 64
-"""Recordings of a setting that are kept at most; then all of them are forgotten."""
-
-USED = ("batch", "tpa", "kvp", "dp", "tpf", "ep", "chunks")
-"""Axes that recorded arithmetic is given as numbers, with the context; chunks where a layout has them."""
-
-OTHERS = tuple(name for name in AXES if name not in USED)
-"""Axes whose values are written into recorded arithmetic: each has few, and most layouts do not use most of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """A setting's equations as the straight lines of arithmetic that they left behind, for layouts alike in OTHERS.
-
-    flags: of the values of USED and the context, the reasons that need no memory count. step: of the same, memory's
-    flag, the step's seconds, and what `doubts` is given beside them. doubts: both ends of the step's spread, and
-    whether it rests on extrapolation.
-    """
-
-    flags: Callable[..., tuple[Any, ...]]
-    step: Callable[..., tuple[Any, ...]]
-    doubts: Callable[..., tuple[Any, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recalled:
-    """What a recorded step can still tell from the numbers that it was made of."""
-
-    recording: Recording
-    numbers: tuple[float, ...]
-
-    @kept_property
-    def doubts(self) -> tuple[Any, ...]:
-        """Seconds by which a step may be shorter and longer, and whether it rests on extrapolation."""
-        return self.recording.doubts(*self.numbers)
-
-
-def record(setting: Setting, layout: Layout, query_tokens: int = 1) -> Recording:
-    """The equations of a setting, recorded for layouts that have OTHERS, and whether there are chunks, in common."""
-    tape = Tape()
-    inputs = [tape.input() for _ in (*USED, "context")]
-    context: Any
-    *widths, context = inputs
-    sizes = dict(zip(USED, widths, strict=True))
-    x = replace(layout, **(sizes if layout.chunks > 1 else sizes | {"chunks": 1}))
-    flags = (feasibility.shape_reasons(setting.model, setting.machine, x, context),)
-    step = evaluate_step(setting, x, context, query_tokens)
-    told = (feasibility.memory_reason(step.memory), step.step_s)
-    doubts = (*step.spread_s, step.rests_on_extrapolation)
-    shared = tape.shared(inputs, told, doubts)
-    return Recording(
-        flags=tape.function(inputs, flags),
-        step=tape.function(inputs, (*told, *shared)),
-        doubts=tape.function([*inputs, *shared], doubts),
-    )
-
-
-@kept_for_records
-def _recordings(*setting: Any) -> dict[Any, Any]:
-    """What is kept for a setting's records: by the axes in common, how many layouts there were, then a Recording."""
-    return {}
-
-
-def _recording(setting: Setting, layout: Layout, query_tokens: int) -> Recording | None:
-    """The recording for a layout, where a setting has had enough of the kind to be worth it."""
-    known = _recordings(setting.model, setting.machine, setting.timing, setting.precision, setting.drafter)
-    key = query_tokens, layout.chunks > 1, *(getattr(layout, name) for name in OTHERS)
-    found = known.get(key, 0)
-    if isinstance(found, Recording):
-        return found
-    if found < DIRECT:
-        known[key] = found + 1
-        return None
-    if len(known) >= MOST_RECORDED:
-        known.clear()
-    made = known[key] = record(setting, layout, query_tokens)
-    return made
-
-
-def _recalled_step(
-    recording: Recording, setting: Setting, layout: Layout, context: int, query_tokens: int
-) -> Step | None:
-    """The step of a layout by its recording; None where it cannot run."""
-    sizes = *(float(getattr(layout, name)) for name in USED), float(context)
-    if recording.flags(*sizes)[0]:
-        return None
-    flag, step_s, *shared = recording.step(*sizes)
-    if flag:
-        return None
-    step = object.__new__(Step)
-    step.__dict__.update(
-        setting=setting,
-        layout=layout,
-        context=context,
-        query_tokens=query_tokens,
-        step_s=step_s,
-        recalled=Recalled(recording=recording, numbers=(*sizes, *shared)),
-    )
-    return step
+"""Fields of a step that recorded equations leave for later."""
 
 
 def op_rows(step: Step) -> list[dict[str, Any]]:
@@ -625,10 +527,6 @@ def _attention_math(model: Model, machine: Machine, kv: str) -> str:
     return "fp8" if narrow_cache and latent and in_fp8 else "bf16"
 
 
-class LayoutError(SpecError):
-    """A layout that cannot run, with a sentence for each reason."""
-
-
 def setting_of(
     model: Model | str | Path,
     machine: Machine | str | Path,
@@ -653,33 +551,3 @@ def setting_of(
 
 
 _drafter_of = kept_for_records(drafter_of)
-
-
-def checked_step(setting: Setting, layout: Layout, context: int, query_tokens: int = 1) -> Step:
-    """One step of one layout in a setting; raises LayoutError with every reason where it cannot run."""
-    sizes = {**layout.columns(), "context": context, "query_tokens": query_tokens}
-    problems = [
-        f"{name} is {said(value)}; it must be a whole number from {NONE.get(name, 1)} to 10^12"
-        for name, value in sizes.items()
-        if isinstance(value, bool) or not isinstance(value, int) or not NONE.get(name, 1) <= value <= LIMIT
-    ]
-    problems = problems or draft_problems(setting.drafter, setting.model, layout.draft_tokens)
-    if not problems and layout.draft_tokens and query_tokens != 1:
-        problems = [f"draft_tokens {layout.draft_tokens} are new tokens already: leave query_tokens at 1"]
-    if not problems and query_tokens > context:
-        problems = [
-            f"query_tokens {query_tokens} is more than the context of {context}, which the new tokens are part of"
-        ]
-    if problems:
-        raise LayoutError(problems)
-    recording = _recording(setting, layout, query_tokens)
-    if recording and (quick := _recalled_step(recording, setting, layout, context, query_tokens)):
-        return quick
-    flags = int(feasibility.shape_reasons(setting.model, setting.machine, layout, context))
-    if flags:
-        raise LayoutError(feasibility.sentences(flags, setting.model, setting.machine, layout, context))
-    step = evaluate_step(setting, layout, context, query_tokens)
-    flags = int(feasibility.memory_reason(step.memory))
-    if flags:
-        raise LayoutError(feasibility.sentences(flags, setting.model, setting.machine, layout, context, step.memory))
-    return step

@@ -18,7 +18,7 @@ ORDER = [
     {"answers", "gate", "paper"},
     {"silicon"},
     {"search"},
-    {"stacks"},
+    {"stacks", "one_layout"},
     {"step", "feasibility"},
     {"timing"},
     {"ops"},
@@ -28,7 +28,7 @@ ORDER = [
 """Folders, and modules beside them, from the top down; each imports from its own row or below."""
 
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
-EQUATIONS = {"core", "specs", "ops", "timing", "feasibility", "step"}
+EQUATIONS = {"core", "specs", "ops", "timing", "feasibility", "step", "one_layout"}
 
 
 def files() -> list[Path]:

@@ -3,8 +3,8 @@
 import pytest
 from cases import LLAMA, R1, step
 
+from helix_sim.one_layout import LayoutError
 from helix_sim.specs.load import load_machine, load_model
-from helix_sim.step import LayoutError
 
 
 @pytest.mark.parametrize(

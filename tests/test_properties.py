@@ -6,13 +6,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helix_sim.core.layout import Layout
+from helix_sim.one_layout import LayoutError
 from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_machine, load_timing, shipped
 from helix_sim.specs.machine import Machine
 from helix_sim.specs.model import Model
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
-from helix_sim.step import LayoutError, evaluate_step
+from helix_sim.step import evaluate_step
 
 TIMINGS = {name: load_timing(name) for name in ("ideal", "paper")}
 MACHINES = {name: load_machine(name) for name in shipped("machine")}

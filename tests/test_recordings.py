@@ -8,8 +8,9 @@ from cases import GB200, LLAMA, MILLION, PAPER, R1
 from helix_sim import feasibility
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
+from helix_sim.one_layout import DIRECT, USED, LayoutError, checked_step, record
 from helix_sim.specs.load import load_draft, load_timing, shipped
-from helix_sim.step import DIRECT, USED, LayoutError, checked_step, evaluate_step, record, setting_of
+from helix_sim.step import evaluate_step, setting_of
 
 DRAFTS = {load_draft(name).target: name for name in shipped("draft")}
 WIDTHS = (1, 1, 1, 2, 2, 3, 4, 5, 8, 8, 16, 24, 32, 64)

@@ -3,9 +3,10 @@
 import pytest
 from cases import GB200, IDEAL, LLAMA, PAPER, R1, decode, step
 
+from helix_sim.one_layout import LayoutError
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision
-from helix_sim.step import LayoutError, step_ops
+from helix_sim.step import step_ops
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from helix_sim.answers.request import Mix
 from helix_sim.core.display import Short
 from helix_sim.core.layout import Layout
 from helix_sim.core.units import FORMAT_BITS
+from helix_sim.one_layout import LayoutError
 from helix_sim.ops.memory import Memory
 from helix_sim.search.family import divisors
 from helix_sim.search.identity import Input
@@ -22,7 +23,7 @@ from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.stacks.rules import start_flags
 from helix_sim.stacks.stack import NAMES
-from helix_sim.step import LayoutError, Step, evaluate_step, stored_formats
+from helix_sim.step import Step, evaluate_step, stored_formats
 
 LONG_CONTEXT = 10**6
 """Tokens of a request where none are asked for, unless the model's own limit is lower, as a server's is."""

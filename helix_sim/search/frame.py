@@ -13,6 +13,7 @@ from helix_sim.core.layout import AXES, NONE, Layout
 from helix_sim.core.text import said
 from helix_sim.core.units import parse_size
 from helix_sim.feasibility import FLAGS, memory_reason, shape_reasons
+from helix_sim.one_layout import checked_step
 from helix_sim.specs.draft import Draft
 from helix_sim.specs.drafter import draft_problems
 from helix_sim.specs.machine import Machine
@@ -21,7 +22,7 @@ from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT
-from helix_sim.step import checked_step, evaluate_step, setting_of
+from helix_sim.step import evaluate_step, setting_of
 
 if TYPE_CHECKING:
     import pandas as pd

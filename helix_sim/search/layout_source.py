@@ -13,6 +13,7 @@ from typing import Any, get_args
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, LATER, NONE, Layout
 from helix_sim.core.text import is_path, said, shortened
+from helix_sim.one_layout import checked_step
 from helix_sim.search.identity import Input, changed, digest, input_of, load_unchanged, read_input, require_there
 from helix_sim.search.plan import Plan, plan
 from helix_sim.specs.draft import Draft
@@ -35,7 +36,7 @@ from helix_sim.specs.quantities import require_readable
 from helix_sim.specs.setting import Setting, hop_b_doubt, require_measured_here
 from helix_sim.specs.timing import Timing
 from helix_sim.specs.values import LIMIT, MathFormat, NumberFormat
-from helix_sim.step import Step, cache_remark, cache_with_kernels, checked_step, stored_formats
+from helix_sim.step import Step, cache_remark, cache_with_kernels, stored_formats
 
 FORMATS = tuple(Precision.model_fields)
 """Tensors and arithmetics that have a number format, by the name of their option without dashes."""

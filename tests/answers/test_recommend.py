@@ -19,13 +19,13 @@ from helix_sim.answers.recommend import recommend
 from helix_sim.answers.request import Limits, Mix, Request, parse_mix, search_plan
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
+from helix_sim.one_layout import LayoutError
 from helix_sim.output.export import export
 from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Options, pick
 from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import data_folder
 from helix_sim.specs.precision import Precision
-from helix_sim.step import LayoutError
 
 SMALL = Request(
     model="llama-3.1-8b",

@@ -8,6 +8,7 @@ import yaml
 
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
+from helix_sim.one_layout import LayoutError
 from helix_sim.ops.ends import closing_ops, opening_ops
 from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
@@ -17,7 +18,7 @@ from helix_sim.specs.drafter import drafter_of
 from helix_sim.specs.load import load_draft, load_model, load_sweep, parse, shipped
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import LayoutError, evaluate_step, setting_of, step_input
+from helix_sim.step import evaluate_step, setting_of, step_input
 
 R1 = load_model("deepseek-r1")
 MTP = load_draft("deepseek-r1-mtp")

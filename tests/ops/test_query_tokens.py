@@ -10,6 +10,7 @@ from ops.random_models import layouts, models, precisions
 
 from helix_sim.core.layout import Layout
 from helix_sim.core.work import Work
+from helix_sim.one_layout import LayoutError
 from helix_sim.ops.attention import attention_core, fullest_share, keys_seen_per_rank
 from helix_sim.ops.ends import closing_ops, opening_ops
 from helix_sim.ops.layers import KINDS
@@ -20,7 +21,7 @@ from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
-from helix_sim.step import LayoutError, evaluate_step, op_tables
+from helix_sim.step import evaluate_step, op_tables
 
 FP4 = Precision(weights="fp4", kv="fp4", math="fp4")
 R1, LLAMA = load_model("deepseek-r1"), load_model("llama-3.1-405b")

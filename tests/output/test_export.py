@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
+from helix_sim.one_layout import LayoutError
 from helix_sim.output.export import STACKS, TARGETS, Launch, export, nearest_that_starts
 from helix_sim.search.frame import decode_step
 from helix_sim.search.layout_source import Options
 from helix_sim.specs.load import load_machine, load_model
 from helix_sim.specs.precision import Precision, narrowest_precision
 from helix_sim.stacks.stack import Option, load_stack
-from helix_sim.step import LayoutError, Step
+from helix_sim.step import Step
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -283,7 +284,7 @@ def test_a_step_that_verifies_drafts_is_not_exported_without_a_draft_model() -> 
         load_model("llama-3.1-8b"), load_machine("gb200-nvl72"), Layout(batch=2), 10_000,
         precision=Precision(weights="nvfp4", kv="fp8", math="fp4"),
     )  # fmt: skip
-    from helix_sim.step import checked_step
+    from helix_sim.one_layout import checked_step
 
     verifying = checked_step(step.setting, step.layout, 10_000, 4)
     with pytest.raises(SpecError, match="draft"):

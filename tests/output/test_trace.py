@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 
 from helix_sim.cli import app
 from helix_sim.core.layout import Layout
+from helix_sim.one_layout import LayoutError
 from helix_sim.ops.microbatches import split_layers, split_stage
 from helix_sim.output.trace import TRACKS, Slice, chrome_trace, timeline
 from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_machine, load_model, load_timing
 from helix_sim.specs.precision import Precision
-from helix_sim.step import LayoutError, Step
+from helix_sim.step import Step
 from helix_sim.timing.overlap import pipelined
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.feasibility import FLAGS, Reason, memory_reason, shape_reasons
+from helix_sim.one_layout import LayoutError
 from helix_sim.search.block import evaluate_block
 from helix_sim.search.evaluated import Evaluated, Total
 from helix_sim.search.family import divisors
@@ -17,7 +18,7 @@ from helix_sim.search.shared_parts import distinct
 from helix_sim.search.sweep import run_plan, run_sweep
 from helix_sim.specs.load import load_sweep, parse, shipped
 from helix_sim.specs.sweep import Sweep
-from helix_sim.step import LayoutError, evaluate_step
+from helix_sim.step import evaluate_step
 
 SWEEPS = [name for name in shipped("sweep") if name.startswith("paper-")]
 
