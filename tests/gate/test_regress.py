@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -87,12 +86,10 @@ def points(*pairs: tuple[float, float]) -> Frontier:
 # --- The shipped baselines -------------------------------------------------------------------------------------------
 
 
-def test_shipped_frontiers_are_what_their_baselines_say_within_ten_seconds() -> None:
-    begun = time.perf_counter()
+def test_shipped_frontiers_are_what_their_baselines_say() -> None:
     verdicts = regress.regress([], BASELINES)
     assert {v.sweep for v in verdicts} >= {"paper-deepseek-r1", "paper-llama-3.1-405b"}
     assert [verdict.headline(v) for v in verdicts if not v.held] == []
-    assert time.perf_counter() - begun < 10
 
 
 def test_every_sweep_with_a_baseline_is_a_file_of_less_than_200_kB_and_names_no_folder_of_its_author() -> None:
