@@ -13,7 +13,7 @@ from helix_sim.core.errors import SpecError
 from helix_sim.core.files import write_csv, write_json, write_parquet, write_points_csv
 from helix_sim.core.units import format_size
 from helix_sim.search.evaluated import Evaluated, Total
-from helix_sim.search.executors import Task, chosen, execute
+from helix_sim.search.executors import Task, execute, require_executor
 from helix_sim.search.journal import Journal, told
 from helix_sim.search.plan import LAYOUTS, Plan, plan
 from helix_sim.search.sweep import SweepResult, result_of
@@ -105,7 +105,7 @@ def write_sweep(
     usd_per_gpu_hour: a price in place of the machine's own; it moves the column of cost alone.
     """
     planned = plan(sweep)
-    executor = chosen(executor, planned, every_point)
+    require_executor(executor)
     size = layouts_per_block or (LAYOUTS // 16 if every_point else LAYOUTS)
     with told(out), Journal(out, planned, points=every_point, layouts=size) as journal:
         complete = journal.begin(resume=resume)
