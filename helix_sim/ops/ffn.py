@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from helix_sim.core.collectives import direct
 from helix_sim.core.numeric import Column, ceil_div, larger
 from helix_sim.core.work import Work
 from helix_sim.ops.elementwise import gated_activation, memory_pass
@@ -106,11 +107,16 @@ def routed_exchange(
         op_class,
         "all-to-all",
         rank.foreign * (width or s.model.hidden_size) * value_bytes,
-        1 + (x.ffn_group - 1) * (x.dp > 1),
+        routed_group(s),
         blocks=x.pp,
         rows=s.tokens,
         needed=rank.foreign / larger(s.tokens * (x.dp - 1), 1),
     )
+
+
+def routed_group(s: StepInput) -> Any:
+    """Ranks among which tokens are dispatched: those of the FFN grid; one where there is one attention group."""
+    return 1 + (s.layout.ffn_group - 1) * (s.layout.dp > 1)
 
 
 def routed_up(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
@@ -137,7 +143,7 @@ def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 
 def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
     sizes = {"pairs": rank.pairs, "held": rank.held, "read": rank.read, "arrived": rank.arrived}
-    brought_by = routed_exchange(s, rank, "dispatch", 1).collective
+    brought_by = direct("all-to-all", 0, routed_group(s), blocks=s.layout.pp)  # of which only its places are asked
     return replace(grouped_matmul(s, **sizes, inner=inner, outer=outer), brought_by=brought_by)
 
 

@@ -15,7 +15,7 @@ from helix_sim.core.text import said
 from helix_sim.core.units import format_size
 from helix_sim.core.version import __version__
 from helix_sim.search.evaluated import Evaluated, Total
-from helix_sim.search.executors import Task, chosen, execute
+from helix_sim.search.executors import Task, execute, require_executor
 from helix_sim.search.journal import Journal, told
 from helix_sim.search.pareto import COSTS
 from helix_sim.search.plan import LAYOUTS, Plan, plan
@@ -115,7 +115,7 @@ def write_sweep(
     """
     planned = plan(sweep)
     drawn = against_of(sweep, against, planned.machine.at_price(usd_per_gpu_hour))
-    executor = chosen(executor, planned, every_point)
+    require_executor(executor)
     size = layouts_per_block or (LAYOUTS // 16 if every_point else LAYOUTS)
     with told(out), Journal(out, planned, points=every_point, layouts=size) as journal:
         complete = journal.begin(resume=resume)

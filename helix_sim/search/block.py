@@ -23,7 +23,15 @@ from helix_sim.ops.step_input import StepInput
 from helix_sim.search.evaluated import Dropped, Evaluated, Frontiers
 from helix_sim.search.pareto import Columns, Frontier, frontier, merge, pareto_order
 from helix_sim.search.plan import Block, Plan, layouts_of
-from helix_sim.search.shared_parts import Shapes, Shared, op_seconds, shared_seconds, widths_of
+from helix_sim.search.shared_parts import (
+    Shapes,
+    Shared,
+    layout_of,
+    op_seconds,
+    places_in_domains,
+    shared_seconds,
+    widths_of,
+)
 from helix_sim.specs.setting import Setting
 from helix_sim.stacks.rules import REASONS, first_reason, start_flags
 from helix_sim.step import (
@@ -120,6 +128,15 @@ class Rows:
         """Whether microbatches take turns in each row's layers with experts."""
         found: npt.NDArray[np.bool_] = self.shapes["microbatches"] > 1
         return found
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Where each row's groups lie in NVLink domains, (n,)."""
+        return places_in_domains(self.shapes, self.plan.machine.domain)
+
+    def shapes_at(self, rows: Ints) -> Shapes:
+        """The widths of some rows, and where their groups lie."""
+        return {axis: column[rows] for axis, column in {**self.shapes, "places": self.places}.items()}
 
     @cached_property
     def contexts(self) -> dict[int, int]:
@@ -429,7 +446,7 @@ def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
 def _rests(rows: Rows, some: Ints, span: tuple[int, int], context: int) -> list[Rest]:
     """Seconds of stages without their attention: drafts alone see the context. The first is of all rows."""
     setting, batch = rows.plan.setting, rows.batches(span)
-    shapes = {axis: column[some] for axis, column in rows.shapes.items()}
+    shapes = rows.shapes_at(some)
     parts = {
         half.key: shared_seconds(setting, half, shapes, batch, context)
         for half in rows.halves
@@ -554,7 +571,7 @@ def _slice_of_turns(admitted: Admitted, index: int, hop_b: bool, own: Ints, span
     """
     rows, planned = admitted.rows, admitted.rows.plan
     setting, batch, context = planned.setting, rows.batches(span), rows.contexts[index]
-    shapes = {axis: column[own] for axis, column in rows.shapes.items()}
+    shapes = rows.shapes_at(own)
     layers = split_layers(planned.model)
     parts = int(shapes.pop("microbatches")[0])  # two, of every row
     part = ceil_div(batch, parts)
@@ -583,8 +600,8 @@ def _slice_of_turns(admitted: Admitted, index: int, hop_b: bool, own: Ints, span
 
 def _op_seconds(setting: Setting, half: Half, shapes: Shapes, batch: Any, context: int) -> dict[str, Any]:
     """Seconds (n, b) of each op of a microbatch, evaluated at the distinct widths of some shapes."""
-    first, place = widths_of(setting, half, shapes)
-    x = Layout(batch=batch, **{name: column[first, None] for name, column in shapes.items()})
+    first, place = widths_of(half, shapes)
+    x = layout_of({name: column[first, None] for name, column in shapes.items()}, batch=batch)
     size = (len(first), len(batch))
     return {
         name: np.broadcast_to(seconds, size)[place] for name, seconds in op_seconds(setting, half, x, context).items()
@@ -593,7 +610,7 @@ def _op_seconds(setting: Setting, half: Half, shapes: Shapes, batch: Any, contex
 
 def _attention(rows: Rows, some: Ints, batch: Any, contexts: list[int], hop_b: bool) -> list[tuple[Half, Shared]]:
     """Seconds (m, c, k, b) of each kind of attention at m contexts and c chunk counts, at its k distinct widths."""
-    shapes = {axis: column[some] for axis, column in rows.shapes.items()}
+    shapes = rows.shapes_at(some)
     kinds = [half for half in rows.halves if half.half == "attention"]
     context, chunks = np.array(contexts).reshape(-1, 1, 1, 1), rows.chunks(hop_b, batch)
     return [(half, shared_seconds(rows.plan.setting, half, shapes, batch, context, chunks)) for half in kinds]

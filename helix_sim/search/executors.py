@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -24,8 +25,14 @@ from helix_sim.search.plan import Block, Plan
 
 EXECUTORS = ("auto", "serial", "processes", "dask")
 
-LARGE = 5 * 10**8
-"""Layouts from which on `auto` takes processes: below, starting them takes longer than they save."""
+WORTH = 10
+"""How many times longer what is left of a sweep must take than processes take to start, for `auto` to start them."""
+
+START_S = {"fork": 0.05, "spawn": 0.5}
+"""Seconds that a process takes to start: measured for one that has the plan already, and one that imports numpy."""
+
+BLOCK_S = 0.1
+"""Seconds of a block that `auto` counts on before any was evaluated: few take less."""
 
 RESTARTS = 3
 """Times in a row that workers may die without finishing a block."""
@@ -48,24 +55,39 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def chosen(executor: str, planned: Plan, points: bool) -> str:
-    """What `auto` means for a sweep: processes where there are several cores and enough to do."""
+def require_executor(executor: str) -> None:
+    """SpecError where nobody knows the executor."""
     if executor not in EXECUTORS:
         raise SpecError([f"--executor: {executor!r} is not one of {', '.join(EXECUTORS)}"])
-    if executor != "auto":
-        return executor
-    return "processes" if cores() > 1 and planned.layouts >= (LARGE // 100 if points else LARGE) else "serial"
 
 
 def execute(
     executor: str, planned: Plan, tasks: list[Task], *, workers: int | None = None, scheduler: str | None = None
 ) -> Results:
-    """Every task's outcome, in whatever order they are ready."""
+    """Every task's outcome, in whatever order they are ready.
+
+    `auto` evaluates blocks here, and hands the others to processes as soon as what is left, at the rate of those that
+    are done, takes longer than WORTH starts: at once, where blocks are many.
+    """
     if executor == "processes":
         return _processes(planned, tasks, workers or cores())
     if executor == "dask":
         return _dask(planned, tasks, workers, scheduler)
-    return ((task.index, perform(planned, task)) for task in tasks)
+    return _here(planned, tasks, (workers or cores()) if executor == "auto" else 1)
+
+
+def _here(planned: Plan, tasks: list[Task], workers: int) -> Results:
+    """Blocks one after another, as long as starting that many workers would take longer than they save."""
+    seconds = 0.0
+    start_s = workers * START_S[_start_method(tasks)]
+    for done, task in enumerate(tasks):
+        left_s = (len(tasks) - done) * (seconds / done if done else BLOCK_S)
+        if workers > 1 and done < len(tasks) - 1 and left_s > WORTH * start_s:
+            yield from _processes(planned, tasks[done:], workers)
+            return
+        begun = time.perf_counter()
+        yield task.index, perform(planned, task)
+        seconds += time.perf_counter() - begun
 
 
 def perform(planned: Plan, task: Task) -> Outcome:
@@ -104,13 +126,22 @@ def _perform_here(task: Task) -> Outcome:
     return perform(_plan_here, task)
 
 
+def _start_method(tasks: list[Task]) -> str:
+    """How processes start: as copies of this one, which is at once, on Linux unless they write Parquet files.
+
+    A copy has this process's threads stopped, which pyarrow's may not survive, nor the system libraries of macOS.
+    """
+    return "fork" if sys.platform == "linux" and not any(task.part for task in tasks) else "spawn"
+
+
 def _processes(planned: Plan, tasks: list[Task], workers: int) -> Results:
-    """A pool of spawned processes; one that dies is replaced, and its block evaluated again."""
+    """A pool of processes; one that dies is replaced, and its block evaluated again."""
+    started_as: Any = get_context(_start_method(tasks))
     left = {task.index: task for task in tasks}
     deaths = 0
     while left:
         pool = ProcessPoolExecutor(
-            min(workers, len(left)), get_context("spawn"), initializer=_start_worker, initargs=(planned, os.getpid())
+            min(workers, len(left)), started_as, initializer=_start_worker, initargs=(planned, os.getpid())
         )
         try:
             for index, outcome in _bounded(pool, list(left.values()), 2 * workers):

@@ -204,6 +204,7 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
         yield
         return
     with path.open("ab") as file:
+        os.register_at_fork(after_in_child=file.close)  # a worker that outlives this process by a moment holds no lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = path.stat().st_ino == os.fstat(file.fileno()).st_ino

@@ -25,7 +25,7 @@ from helix_sim.step import hidden_times, step_input
 from helix_sim.timing.roofline import op_time
 
 Shapes = dict[str, npt.NDArray[Any]]
-"""Columns of widths by axis, one row a shape."""
+"""Columns of widths by axis, and of where their groups lie by "places", one row a shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +58,12 @@ def op_seconds(setting: Setting, half: Half, x: Layout, context: Column) -> dict
     return {name: time.seconds - hidden.get(name, 0.0) for name, time in times.items()}
 
 
-def _places(x: Layout, domain: int) -> Column:
-    """A number for how NVLink domains of `domain` ranks cut the groups of every kind of collective.
+def places_in_domains(shapes: Shapes, domain: int) -> npt.NDArray[np.int64]:
+    """A number (n,) for how NVLink domains of `domain` ranks cut the groups of every kind of collective of shapes.
 
     It is the same where the smallest pieces are; 0 where no group is cut, and what a collective sees are its widths.
     """
+    x = Layout(**shapes)
     blocks = (
         (x.attention_group, x.attention_groups),
         (x.token_group, x.attention_groups),
@@ -71,21 +72,29 @@ def _places(x: Layout, domain: int) -> Column:
     )
     pieces = ((narrowest_piece(width, count, domain), width) for width, count in blocks)
     cut = [np.asarray(np.where(piece < width, piece, 0), dtype=np.int64) for piece, width in pieces]
-    return distinct(cut)[1]
+    return np.broadcast_to(distinct(cut)[1], np.shape(shapes["tpa"]))
 
 
-def widths_of(setting: Setting, half: Half, shapes: Shapes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The first shape of each distinct combination of what a kind sees of shapes, and the place of each among those."""
-    given = Layout(**shapes)
-    return distinct((*half.kind.sees(given), given.draft_tokens, _places(given, setting.machine.domain)))
+def widths_of(half: Half, shapes: Shapes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first shape of each distinct combination of what a kind sees of shapes, and the place of each among those.
+
+    shapes: columns of widths, and of `places_in_domains`, in a column "places".
+    """
+    given = layout_of(shapes)
+    return distinct((*half.kind.sees(given), given.draft_tokens, shapes["places"]))
+
+
+def layout_of(shapes: Shapes, **sizes: Any) -> Layout:
+    """Shapes as a layout, with other sizes of it."""
+    return Layout(**{axis: column for axis, column in shapes.items() if axis != "places"}, **sizes)
 
 
 def shared_seconds(
     setting: Setting, half: Half, shapes: Shapes, batch: npt.NDArray[np.int64], context: Column, chunks: Any = 1
 ) -> Shared:
-    """A kind's seconds at the distinct widths that it sees among `shapes`, and places in NVLink domains."""
-    first, place = widths_of(setting, half, shapes)
-    x = Layout(batch=batch, chunks=chunks, **{name: column[first, None] for name, column in shapes.items()})
+    """A kind's seconds at the distinct widths that it sees among `shapes`, which have their places in domains."""
+    first, place = widths_of(half, shapes)
+    x = layout_of({name: column[first, None] for name, column in shapes.items()}, batch=batch, chunks=chunks)
     cells = np.broadcast_shapes(np.shape(context), np.shape(chunks), (len(first), len(batch)))
     seconds = np.broadcast_to(part_seconds(setting, half, x, context), cells)
     return Shared(seconds=seconds, first=first, place=place)

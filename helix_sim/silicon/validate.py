@@ -209,6 +209,8 @@ def drafting_doubt(rows: pd.DataFrame) -> pd.DataFrame:
     beside it; seems_drafted. A whole curve of servings that all drafted passes for one that did not; `beyond_light`
     finds it where it is faster than memory allows.
     """
+    import pandas as pd
+
     groups = rows.groupby(list(ALIKE), sort=False, dropna=False)
     seems_drafted = pd.Series(data=False, index=rows.index)
     for _, part in groups:

@@ -201,8 +201,8 @@ def test_denser_batches_move_no_frontier_by_more_than_their_step():
 def test_blocks_of_any_size_find_the_same_frontier_and_the_same_points(monkeypatch):
     planned = plan(small(contexts=["1M", "200K", "3M"], gpus={"from": 1, "to": 9}))
     expected, points = run_plan(planned), rows_of(planned)
-    for block, rows, layouts, cells in [(900, 70, 2000, 50), (10**4, 100, 3000, 2**16), (10**9, 10**6, 10**9, 1)]:
-        monkeypatch.setattr("helix_sim.search.plan.CELLS", block)
+    for contexts, rows, layouts, cells in [(1, 70, 2000, 50), (2, 100, 3000, 2**16), (9, 10**6, 10**9, 1)]:
+        monkeypatch.setattr("helix_sim.search.plan.CONTEXTS", contexts)
         monkeypatch.setattr("helix_sim.search.plan.ROWS", rows)
         monkeypatch.setattr("helix_sim.search.block.CELLS", cells)
         monkeypatch.setattr("helix_sim.search.block.ATTENTION_CELLS", 20 * cells)
