@@ -107,6 +107,7 @@ def sensitivity(
 ) -> None:
     """What limits a layout or a whole frontier: percent that TTL and throughput change by for 1 % more of each knob."""
     from helix_sim.answers.sensitivity import frontier_sensitivity, parse_change, sensitivity, what_if
+    from helix_sim.search.layout_source import option
 
     text = layout.source
     of_layout = layout.machine is not None or ":" in text or text == "-" or text.endswith(".json")
@@ -117,7 +118,7 @@ def sensitivity(
             limits = sensitivity(layout.pick())
         _report_sensitivity(limits, out, as_json)
         return
-    refuse({f"--{name}": width for name, width in layout.widths().items()},
+    refuse({option(name): width for name, width in layout.widths().items()},
             "is of one layout, and a search tries them all; leave it, or --frontier and --set, out")  # fmt: skip
     refuse({"--query-tokens": layout.query_tokens}, "is of one layout, and a search decodes; leave it out")
     planned = _searched(layout, gpus_at_most, family)
@@ -145,7 +146,7 @@ def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str]
 
     if layout.machine is None:
         given = {"--context": layout.context, "--gpus-at-most": gpus_at_most, "--family": family}
-        given |= {"--formats": layout.formats}
+        given |= {"--formats": layout.formats, "--draft": layout.draft}
         refuse(given | {option(name): text for name, text in layout.format_names().items()},
                 "is said by the sweep's file; change it there")  # fmt: skip
         return plan(load_sweep(layout.source).with_timing(layout.name()))
@@ -160,6 +161,7 @@ def _searched(layout: LayoutOptions, gpus_at_most: str | None, family: list[str]
         gpus=(1, size(gpus_at_most, "--gpus-at-most")) if gpus_at_most is not None else None,
         families=tuple(family or ()),
         stack="none",
+        draft=layout.draft,
     )
     return search_plan(request)
 

@@ -20,6 +20,7 @@ from helix_sim.cli.base import (
     figure_text,
     new_table,
     print_answer,
+    refuse,
     remark,
     remark_on_costs,
     show,
@@ -59,6 +60,11 @@ def capacity(
     from helix_sim.answers.capacity import capacity
     from helix_sim.answers.request import parse_mix
 
+    if mix is not None:
+        refuse({"--context": layout.context}, "is the one context of requests, and --mix has them all; leave one out")
+    refuse({"--query-tokens": layout.query_tokens}, "is of a step's time, and this is of memory; leave it out")
+    if layout.batch is not None:
+        remark("--batch is left aside: capacity says how many requests fit")
     found = capacity(layout.source, layout.machine, layout.options(), parse_mix(mix) if mix is not None else None)
     for text in found.remarks:
         remark(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,25 @@ def test_a_bad_timing_of_a_sweep_is_that_sentence_too(verb: str, tmp_path: Path)
         ["sensitivity", "paper-llama-3.1-405b", "--weights", "fp8"],
         ["sweep", "paper-llama-3.1-405b", "--out", "x", "--scheduler", "tcp://x:1"],
         ["sweep", "paper-llama-3.1-405b", "--out", "x", "--executor", "serial", "--workers", "2"],
+        ["sweep", "paper-llama-3.1-405b", "--out", "x", "--no-plots", "--against", "joules_per_token"],
+        ["compare", "--model", HERE[0], "--machine", HERE[1], "--context", "8K", "--ttl-ms", "9", "--against", "x"],
+        ["explain", *HERE, "--draft", "llama-3.1-8b-eagle3"],
+        ["trace", *HERE, "--draft", "llama-3.1-8b-eagle3", "--out", "x"],
+        ["capacity", *HERE, "--context", "8K", "--mix", "8K:0.5,16K:0.5"],
+        ["capacity", *HERE, "--query-tokens", "4"],
+        ["export", *HERE, "--context", "8K", "--to", "vllm", "--stack", "sglang"],
+        ["recommend", *HERE, "--ttl-ms", "9", "--draft-tokens", "2"],
+        ["recommend", *HERE, "--ttl-ms", "9", "--objective", "per-gpu"],
+        ["sensitivity", *HERE, "--frontier", "--query-tokens", "2"],
+        ["sensitivity", *HERE, "--frontier", "--draft-tokens", "2"],
+        ["sensitivity", "paper-llama-3.1-405b", "--draft", "llama-3.1-8b-eagle3"],
+        ["sensitivity", "paper-llama-3.1-405b", "--context", "8K"],
+        ["reproduce", "fig1", "--timing", "ideal"],
+        ["reproduce", "fig5", "--draws", "3"],
+        ["validate", "--kernels", "--out", "x"],
+        ["validate", "--kernels", "--timing", "paper"],
+        ["validate", "--measurements", "x.csv", "--framework", "vllm"],
+        ["validate", "--measurements", "x.csv", "--peer"],
         ["regress", "--update", "--baseline", "x", "--curves-only"],
         ["validate", "--kernels", "--no-peer"],
         ["validate", "--end-to-end", "--system", "gb200"],
@@ -204,8 +224,20 @@ def test_a_bad_timing_of_a_sweep_is_that_sentence_too(verb: str, tmp_path: Path)
 def test_an_option_that_the_mode_would_ignore_is_refused(words: list[str], tmp_path: Path) -> None:
     words = [str(tmp_path / word) if word.startswith("x") else word for word in words]
     (sentence,) = problems(*words)
-    assert "leave" in sentence or "change it there" in sentence or "measures the GPU" in sentence
+    assert any(
+        way in sentence for way in ("leave", "change it there", "measures the GPU", "give both", "must be given too")
+    )
+    assert "_" not in re.findall(r"--[\w-]+", sentence)[0], sentence
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_of_a_machine_drafts_where_it_is_told_to() -> None:
+    search = ["sensitivity", *HERE, "--frontier", "--context", "8K", "--gpus-at-most", "1", "--family", "tp", "--json"]
+    drafted = json.loads(run(*search, "--draft", "llama-3.1-8b-eagle3").stdout)
+    plain = json.loads(run(*search).stdout)
+    assert "acceptance" in {row["knob"] for row in drafted["elasticities"]} - {
+        row["knob"] for row in plain["elasticities"]
+    }
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "-1", "0", "x", "1e400"])
