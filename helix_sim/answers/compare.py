@@ -114,8 +114,10 @@ class Compared(Shown):
     def curves(self) -> dict[tuple[str, int], dict[tuple[str, str], Frontier]]:
         """The frontier over all families by (model, context) and by the (machine, timing) that cells are of."""
         found: dict[tuple[str, int], dict[tuple[str, str], Frontier]] = {}
+        called = _called(self.searches)
         searches = {
-            (each.plan.model.name, each.plan.machine.name, each.plan.timing.name): each for each in self.searches
+            (called[each.sweep.model], called[each.sweep.machine], called[each.sweep.timing]): each
+            for each in self.searches
         }
         for asked in (cell.asked for cell in self.cells):
             search = searches[asked["model"], asked["machine"], asked["timing"]]

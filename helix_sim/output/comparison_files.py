@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,9 @@ def _write_workbook(path: Path, found: Compared, frame: pd.DataFrame) -> Path:
             safe = sheet.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
             safe.to_excel(book, sheet_name=name, index=False)
             book.sheets[name].freeze_panes = "A3" if name == "rows" else "A2"
+            for cell in itertools.chain.from_iterable(book.sheets[name].iter_rows()):
+                if cell.data_type == "e":  # a text such as #N/A, which openpyxl takes for an error's value
+                    cell.data_type = "s"
     return path
 
 

@@ -138,6 +138,6 @@ def test_machines_that_share_a_name_are_told_apart_in_a_comparison(folder: Path)
     change(folder / "box.yaml", "memory_GB: {value: 85", "memory_GB: {value: 40")
     both = ["--machine", str(folder / "box.yaml"), "--machine", "h100-hgx"]
     words = ["compare", "--model", "llama-3.1-8b", *both, "--context", "8K", "--ttl-ms", "50", "--family", "tp"]
-    rows = answer(*words, "--timing", "paper")["rows"]
+    rows = answer(*words, "--timing", "paper", "--out", str(folder / "out"))["rows"]
     assert [row["machine"] for row in rows] == [str(folder / "box.yaml"), "h100-hgx"]
     assert rows[0]["users"] < rows[1]["users"]

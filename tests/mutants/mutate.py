@@ -74,6 +74,9 @@ LONGEST_S = 3.0
 BUDGET_S = 20.0
 """How long a mutant's tests may take together, the quickest of them; what they let live counts as a survivor."""
 
+MOST_FILES = 12
+"""Files of tests that are collected anew for a mutant of what import runs: those with the most tests of its file."""
+
 MOST_CPU_S = 60
 """After so much of a processor's time a mutant counts as killed: it does not end."""
 
@@ -285,10 +288,14 @@ def all_mutants(paths: Sequence[str]) -> tuple[dict[str, ast.Module], list[Mutan
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """seconds: of each test. tests: of each file and line, those that run it; line 0 has those of the whole file."""
+    """seconds: of each test. tests: of each file and line, those that run it; line 0 has those of the whole file.
+
+    budget_s: how long a mutant's tests may take together.
+    """
 
     seconds: dict[str, float]
     tests: dict[str, dict[int, set[str]]]
+    budget_s: float = BUDGET_S
 
     def of(self, mutant: Mutant) -> list[str]:
         """Tests that a mutant must pass, quickest first: those that run its line, or its file where import runs it."""
@@ -296,7 +303,9 @@ class Coverage:
         found = sorted(lines.get(mutant.line) or lines.get(0, set()), key=lambda test: self.seconds[test])
         ends = itertools.accumulate(self.seconds[test] for test in found)
         return [
-            test for test, end in zip(found, ends, strict=True) if self.seconds[test] <= LONGEST_S and end <= BUDGET_S
+            test
+            for test, end in zip(found, ends, strict=True)
+            if self.seconds[test] <= LONGEST_S and end <= self.budget_s
         ]
 
 
@@ -363,7 +372,7 @@ def measure(places: Mapping[str, Path]) -> None:
         place.write_text(json.dumps({test: {"s": seconds[test], "lines": lines.get(test, {})} for test in seconds}))
 
 
-def coverage_now(*, as_it_is: bool = False) -> Coverage:
+def coverage_now(*, as_it_is: bool = False, budget_s: float = BUDGET_S) -> Coverage:
     """Which tests run which lines of the code of today. as_it_is: by the tests that were measured before, alone."""
     places = {path: kept(path) for path in test_files()}
     missing = {path: place for path, place in places.items() if not place.exists()}
@@ -372,7 +381,7 @@ def coverage_now(*, as_it_is: bool = False) -> Coverage:
             sys.exit(status)
         missing = {}
     places = {path: place for path, place in places.items() if path not in missing}
-    found = Coverage(seconds={}, tests={})
+    found = Coverage(seconds={}, tests={}, budget_s=budget_s)
     for place in places.values():
         for test, each in json.loads(place.read_text()).items():
             found.seconds[test] = each["s"]
@@ -478,6 +487,7 @@ def imported_wrong(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> No
     mutant.set()
     sys.meta_path.insert(0, Wrong(mutant.path, tree))
     importlib.import_module(mutant.path.removesuffix(".py").replace("/", "."))
+    paths = [path for path, _ in Counter(test.partition("::")[0] for test in tests).most_common(MOST_FILES)]
     place = {test: index for index, test in enumerate(tests)}
 
     class Choose:
@@ -488,7 +498,6 @@ def imported_wrong(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> No
         def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
             items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
 
-    paths = dict.fromkeys(test.partition("::")[0] for test in tests)
     sys.exit(int(pytest.main([*OPTIONS, "-x", *paths], plugins=[Choose()])))
 
 
@@ -613,11 +622,12 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=400, help="how many mutants are drawn; 0 for all")
     parser.add_argument("--seed", type=int, default=12, help="of the draw")
     parser.add_argument("--only", action="append", default=[], help="a file or a folder; may be given again")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds that a mutant's tests take at most")
     parser.add_argument("--measured", action="store_true", help="tests whose lines are known from before, alone")
     parser.add_argument("--write", action="store_true", help="keep the score for the documentation")
     given = parser.parse_args()
     warm()
-    covered = coverage_now(as_it_is=given.measured)
+    covered = coverage_now(as_it_is=given.measured, budget_s=given.budget)
     trees, found = all_mutants(files(given.only or SUBJECTS))
     chosen = random.Random(given.seed).sample(found, min(given.sample or len(found), len(found)))
     chosen.sort(key=lambda mutant: (mutant.path, mutant.line))
