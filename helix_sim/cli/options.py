@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -22,6 +23,39 @@ if TYPE_CHECKING:
     from helix_sim.specs.precision import Precision
 
 from helix_sim.cli.base import number, remark, remark_on, size
+
+DRAFTS = r"\s*(\d{1,9})(?:\.\.(\d{1,9}))?\s*"
+"""How numbers of drafts are written: one, or the first and the last of a range."""
+
+
+def draft_lengths(text: str) -> tuple[int, ...]:
+    """Drafts of a step as --draft-tokens says them, such as 2, 0,1,3 or 0..8; SpecError otherwise."""
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.text import said
+    from helix_sim.specs.draft import MOST_DRAFTS
+
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        read = re.fullmatch(DRAFTS, part)
+        first, last = (int(read[1]), int(read[2] or read[1])) if read else (0, -1)
+        if first > last or (last > MOST_DRAFTS and first < last):
+            how = f"write a whole number from 0 to {MOST_DRAFTS}, or where several are tried 0,1,3 or 0..8"
+            raise SpecError([f"--draft-tokens: {said(part)} is no number of drafts; {how}"])
+        found |= dict.fromkeys(range(first, last + 1))
+    return tuple(found)
+
+
+def one_length(text: str) -> int:
+    """Drafts of a layout's step; SpecError where several are said, or none that can be."""
+    from helix_sim.core.errors import SpecError
+    from helix_sim.core.text import said
+
+    found = draft_lengths(text)
+    if len(found) > 1:
+        tried = "recommend --draft tries several, and so does a sweep"
+        raise SpecError([f"--draft-tokens: a layout has one number of drafts, not {said(text)}; {tried}"])
+    return found[0]
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -240,12 +274,13 @@ class LayoutOptions(FormatOptions):
         """The widths that were said, by name."""
         from helix_sim.core.layout import AXES, NONE
 
-        given = {name: getattr(self, name) for name in AXES}
-        return {
+        given = {name: getattr(self, name) for name in AXES if name != "draft_tokens"}
+        found: dict[str, int | None] = {
             name: 0 if text == "0" and NONE.get(name) == 0 else size(text, f"--{name.replace('_', '-')}")
             for name, text in given.items()
             if text is not None
         }
+        return found | ({"draft_tokens": one_length(self.draft_tokens)} if self.draft_tokens is not None else {})
 
     def pick(self) -> Picked:
         """The layout, wherever it comes from; what is to be said of it goes to stderr."""

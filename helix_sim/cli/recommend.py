@@ -29,13 +29,14 @@ from helix_sim.cli.base import (
     styled,
     working,
 )
-from helix_sim.cli.options import FamilyOption, FormatOptions, MostGpusOption, PriceOption, price, spread
+from helix_sim.cli.options import FamilyOption, FormatOptions, MostGpusOption, PriceOption, draft_lengths, price, spread
 
 DraftOption = Annotated[
     str | None, typer.Option(help="what may draft: a shipped draft, such as deepseek-r1-mtp, or a YAML file")
 ]
 DraftTokensOption = Annotated[
-    str | None, typer.Option(help="drafts of a step that are tried, such as 0,1,3; 0 to 8 unless given", metavar="N,N")
+    str | None,
+    typer.Option(help="drafts of a step that are tried, such as 0,1,3 or 0..8; 0 to 8 unless given", metavar="N,N"),
 ]
 
 
@@ -101,9 +102,7 @@ def recommend(
         confidence=number(confidence, "--confidence") if confidence is not None else None,
         usd_per_gpu_hour=price(usd_per_gpu_hour),
         draft=draft,
-        draft_tokens=tuple(
-            0 if text == "0" else size(text, "--draft-tokens") for text in (draft_tokens or "").split(",") if text
-        ),
+        draft_tokens=draft_lengths(draft_tokens) if draft_tokens is not None else (),
     )
     with working("searching") as on_search:
         found = search(request, on_search)

@@ -167,9 +167,9 @@ def _print_step(out: Console, picked: Picked) -> None:
             *("   throughput ", (f"{per_gpu:.2f}", "bold"), " tokens/s/GPU"),
         )
     )
-    if step.layout.draft_tokens and step.setting.drafter:
+    if (n := step.layout.draft_tokens) and step.setting.drafter:
         out.print(
-            f"a step of {float(step.step_s) * 1e3:.3f} ms verifies {step.layout.draft_tokens} drafts of "
+            f"a step of {float(step.step_s) * 1e3:.3f} ms verifies {n} {'draft' if n == 1 else 'drafts'} of "
             f"{step.setting.drafter.draft.name} and yields {float(step.accepted_tokens):.2f} tokens on average: "
             "TTL and rates are of these"
         )

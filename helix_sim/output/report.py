@@ -116,6 +116,18 @@ def render(found: dict[str, Any], script: str) -> str:
 # --- What the page shows ---------------------------------------------------------------------------------------------
 
 
+def _accepted(planned: Plan) -> list[dict[str, Any]]:
+    """Mean tokens that a step yields, by drafts that the sweep tries, with their source; none without a draft."""
+    if (drafter := planned.setting.drafter) is None:
+        return []
+    source, of = drafter.draft.acceptance.source, f"draft {drafter.draft.name}"
+    return [
+        {"of": of, "name": f"tokens of a step, draft_tokens {n}", "value": float(drafter.tokens(n)), "source": source}
+        for n in planned.sweep.draft_counts
+        if n
+    ]
+
+
 def content(result: SweepResult, claims: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything the page shows, as plain data: curves with each point's ops, claims, dropped layouts, provenance."""
     planned, sweep = result.plan, result.sweep
@@ -139,7 +151,8 @@ def content(result: SweepResult, claims: list[dict[str, Any]]) -> dict[str, Any]
             {"of": f"{kind} {record.name}", "name": path, "value": value, "source": source}
             for kind, record in (("machine", planned.machine), ("timing", planned.timing))
             for path, value, source in sourced(record)
-        ],
+        ]
+        + _accepted(planned),
     }
 
 
@@ -285,6 +298,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
         "model": planned.model.name,
         "machine": planned.machine.name,
         "timing": f"{planned.timing.name}: {planned.timing.description}",
+        **({"draft": drafter.draft.name} if (drafter := planned.setting.drafter) else {}),
     }
     return {
         "version": __version__,

@@ -441,6 +441,7 @@ def report(judged: Judged) -> dict[str, pd.DataFrame]:
         found["all rows"] = scores(rows, [])
     if len(judged.drafting):
         found["rows that draft, by framework"] = scores(judged.drafting, ["framework", "speculation"])
+        found["how they are taken to draft"] = _taken_to_draft(judged.drafting)
     if len(pairs := judged.pairs):
         found["pairs with and without drafts"] = pairs
         found["gains of pairs"] = pd.DataFrame(
@@ -459,6 +460,33 @@ def report(judged: Judged) -> dict[str, pd.DataFrame]:
         )
     found["left out"] = pd.DataFrame([{"rows": count, "why": why} for why, count in judged.left_out.items()])
     return found | {f"worst: {title}": ops for title, ops in judged.apart.items()}
+
+
+def _taken_to_draft(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is assumed of servings that drafted, a row a model and framework: lengths, acceptance, and their source."""
+    import pandas as pd
+
+    found = []
+    for (framework, model, speculation), part in rows.groupby(["framework", "model", "speculation"], sort=True):
+        draft = _draft({"model": model, "speculation": speculation})
+        served = draft.served.get(str(framework)) if draft else None
+        if draft is None:
+            continue
+        acceptance = (served and served.acceptance) or draft.acceptance
+        large = served.large_batches if served else None
+        found.append(
+            {
+                "framework": framework,
+                "draft": draft.name,
+                "rows": len(part),
+                "draft_tokens": served.draft_tokens.value if served else 0,
+                "requests_of_large": large.requests if large else 0,
+                "draft_tokens_there": large.draft_tokens.value if large else 0,
+                "tokens_of_one": float(acceptance.tokens(1)),
+                "source": acceptance.source,
+            }
+        )
+    return pd.DataFrame(found)
 
 
 def scores(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

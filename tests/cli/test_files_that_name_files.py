@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from helix_sim.cli import app
+from helix_sim.cli.options import draft_lengths
 from helix_sim.core.errors import SpecError
 from helix_sim.search.sweep import run_sweep
 from helix_sim.specs.load import data_folder
@@ -115,6 +116,9 @@ def test_a_price_option_beside_nonsense_in_the_file_is_a_sentence(content: str, 
     ("options", "sentence"),
     [
         (["--draft", "llama-3.1-8b-eagle3", "--draft-tokens", "65"], "--draft-tokens: 65 is not a whole number from 0"),
+        (["--draft-tokens", "x"], "--draft-tokens: 'x' is no number of drafts; write a whole number from 0 to 64, or"),
+        (["--draft-tokens", "3..1"], "'3..1' is no number of drafts"),
+        (["--draft-tokens", "0..999999999"], "'0..999999999' is no number of drafts"),
         (["--draft-tokens", "2"], "--draft-tokens says how many drafts, and --draft"),
         (["--total-gpus", "1T"], "--total-gpus: 1,000,000,000,000 is more than 100,000"),
         (["--racks", "1G"], "is more than 100,000"),
@@ -141,3 +145,19 @@ def test_machines_that_share_a_name_are_told_apart_in_a_comparison(folder: Path)
     rows = answer(*words, "--timing", "paper", "--out", str(folder / "out"))["rows"]
     assert [row["machine"] for row in rows] == [str(folder / "box.yaml"), "h100-hgx"]
     assert rows[0]["users"] < rows[1]["users"]
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [("2", (2,)), ("0,1,3", (0, 1, 3)), ("0..3", (0, 1, 2, 3)), ("4, 0..1", (4, 0, 1)), ("1,1", (1,))],
+)
+def test_draft_lengths_are_a_number_a_list_or_a_range(text: str, lengths: tuple[int, ...]) -> None:
+    assert draft_lengths(text) == lengths
+
+
+@pytest.mark.parametrize("text", ["0..8", "0,1"])
+def test_a_layout_has_one_draft_length_and_a_list_is_no_thousands(text: str) -> None:
+    words = ["explain", "llama-3.1-8b", "h100-hgx", "--draft", "llama-3.1-8b-eagle3", "--draft-tokens", text]
+    found = CliRunner().invoke(app, words)
+    assert isinstance(found.exception, SpecError), found.output
+    assert f"a layout has one number of drafts, not {text!r}; recommend --draft tries several" in str(found.exception)

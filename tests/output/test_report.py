@@ -126,6 +126,22 @@ def test_every_constant_comes_with_its_source(result):
     assert {"hbm_bandwidth_GBps", "kernel.latency_us", "collective.latency_us"} <= {row["name"] for row in constants}
 
 
+def test_a_sweep_that_drafts_names_its_draft_what_it_yields_and_each_points_length(sweep):
+    drafting = {"draft": "llama-3.1-8b-eagle3", "draft_tokens": [0, 1, 3], "contexts": [128_000]}
+    found = run_sweep(sweep.model_copy(update=drafting))
+    page = report.content(found, [])
+    assert {"draft": "llama-3.1-8b-eagle3"}.items() <= {
+        each["kind"]: each["name"] for each in page["provenance"]["inputs"]
+    }.items()
+    yields = {row["name"]: row["value"] for row in page["constants"] if row["of"] == "draft llama-3.1-8b-eagle3"}
+    assert yields == {"tokens of a step, draft_tokens 1": 1.7296, "tokens of a step, draft_tokens 3": 2.6049}
+    points = page["contexts"][0]["curves"]["helix"]
+    assert max(points["draft_tokens"]) > 0
+    for i, ttl_ms in enumerate(points["ttl_ms"]):
+        exposed = sum(us[i] - hidden[i] for us, hidden in zip(points["us"], points["hidden_us"], strict=True))
+        assert exposed / 1e3 == pytest.approx(ttl_ms, rel=1e-4)
+
+
 def test_a_paper_sweep_brings_its_claims_and_no_others():
     _, claims = report.search(load_sweep("paper-llama-3.1-405b"))
     assert [claim["id"] for claim in claims] == ["llama_interactivity", "llama_throughput", "hopb_off_llama"]

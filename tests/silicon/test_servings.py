@@ -187,6 +187,12 @@ def test_a_row_that_drafted_is_predicted_with_its_frameworks_length_and_told_apa
     assert len(found.rows) == 1
     assert len({plain, three, one}) == 3
     tables = servings.report(found)
+    assumed = tables["how they are taken to draft"].iloc[0]
+    assert assumed[["draft", "draft_tokens", "requests_of_large", "draft_tokens_there"]].tolist() == [
+        "deepseek-r1-mtp", 3, 128, 1,
+    ]  # fmt: skip
+    assert assumed["tokens_of_one"] == pytest.approx(1.67)
+    assert assumed["source"].startswith("assumed: between the values of least error")
     assert tables["all rows"]["count"].tolist() == [1]
     assert tables["rows that draft, by framework"]["count"].tolist() == [2]
 
