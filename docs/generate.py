@@ -518,6 +518,18 @@ def columns(_: str) -> str:
     return table(("key", "type", "unit", "what it is"), rows)
 
 
+def columns_of_one_file(_: str) -> str:
+    """Columns that one file alone has."""
+    from helix_sim.specs.quantities import columns_of_files
+
+    rows = [
+        (f"`{file}`", f"`{name}`", each.type, each.unit, each.meaning)
+        for file, keys in columns_of_files().items()
+        for name, each in keys.items()
+    ]
+    return table(("file", "column", "type", "unit", "what it is"), rows)
+
+
 def knobs(_: str) -> str:
     """Every knob that a setting can be scaled by."""
     from helix_sim.specs.setting import KNOBS
@@ -814,6 +826,7 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "included": included,
     "knobs": knobs,
     "columns": columns,
+    "columns-of-one-file": columns_of_one_file,
     "mutants": mutants,
     "servings-columns": servings_columns,
 }

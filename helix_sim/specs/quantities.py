@@ -33,13 +33,25 @@ class Quantities(Record):
 
     kind: Literal["quantities"] = Field(description="what this file describes [name]")
     quantities: Annotated[dict[str, Key], Field(min_length=1)] = Field(description="keys and columns by name [mapping]")
+    of_files: dict[str, dict[str, Key]] = Field(
+        description="columns of one file alone, by the file's name, or by names with a comma between [mapping]"
+    )
 
 
 @functools.cache
+def _read() -> Quantities:
+    path = importlib.resources.files("helix_sim.specs").joinpath("quantities.yaml")
+    return parse(Quantities, parse_yaml(path.read_bytes(), "quantities.yaml"), "quantities.yaml")
+
+
 def quantities() -> dict[str, Key]:
     """Keys and columns by name, in the order of their file."""
-    path = importlib.resources.files("helix_sim.specs").joinpath("quantities.yaml")
-    return parse(Quantities, parse_yaml(path.read_bytes(), "quantities.yaml"), "quantities.yaml").quantities
+    return _read().quantities
+
+
+def columns_of_files() -> dict[str, dict[str, Key]]:
+    """Columns of one file alone by name, by the file's name; the others of its columns are among `quantities`."""
+    return {name: keys for names, keys in _read().of_files.items() for name in names.split(", ")}
 
 
 def units_of(columns: Iterable[Any]) -> dict[str, str]:

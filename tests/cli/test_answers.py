@@ -11,10 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import helix_sim as hs
 from helix_sim.cli import app
 from helix_sim.core.errors import SpecError
+from helix_sim.paper.beyond import Gain
 from helix_sim.search.layout_source import pick
-from helix_sim.specs.quantities import ANSWER_VERSION, quantities
+from helix_sim.specs.precision import Precision
+from helix_sim.specs.quantities import ANSWER_VERSION, columns_of_files, quantities
 from helix_sim.specs.schema import json_schema
 
 HERE = ["llama-3.1-8b", "h100-hgx"]
@@ -121,7 +124,7 @@ def test_every_column_that_is_written_has_a_unit_and_a_meaning(folder: Path) -> 
     assert CliRunner().invoke(app, [*words, "--out", str(folder / "slides")]).exit_code == 0
     sweep = [word.format(folder=folder) for word in VERBS["sweep"][:-1]]
     assert CliRunner().invoke(app, [*sweep, str(folder / "all"), "--points", "all"]).exit_code == 0
-    tables = ["out/frontier.csv", "slides/comparison.csv", "all/points.csv"]
+    tables = ["out/frontier.csv", "slides/comparison.csv", "slides/frontiers.csv", "all/points.csv"]
     columns = {column for table in tables for column in pd.read_csv(folder / table).columns}
     assert {"usd_per_million_tokens", "helix_gain", "id"} <= columns
     assert columns <= quantities().keys()
@@ -163,3 +166,23 @@ def test_an_answer_of_the_first_version_is_read_and_of_a_later_one_refused(folde
     (folder / "new.json").write_text(json.dumps(found | {"answer_version": 3}))
     with pytest.raises(SpecError, match="answer_version is 3, and this release reads 1 and 2"):
         pick(folder / "new.json")
+
+
+def test_every_column_of_the_files_of_reproduce_and_validate_has_a_unit_and_a_meaning(folder: Path) -> None:
+    out = folder / "files"
+    for figure in ("fig1", "fig3", "fig5"):
+        hs.reproduce(figure, out, hs.load_timing("paper"))
+    hs.reproduce("variants", out, hs.load_timing("paper"), draws=1)
+    serving = "system,framework,dp,ep,isl,osl,concurrency,tpot_s\ngb200,trtllm,8,8,99,99,64,0.01\n"
+    (folder / "servings.csv").write_text(serving)
+    hs.validate_measurements(folder / "servings.csv", out)
+    files = {path.name: set(pd.read_csv(path, nrows=1).columns) for path in out.glob("*.csv")}
+    nothing = {"without": None, "fastest": None, "sharded": None, "faster": None}
+    files["beyond.csv"] = set(Gain(model="m", context=1, family="helix", budget_ms=1.0, **nothing).record())  # type: ignore[arg-type]
+    files["beyond.csv"] -= {"with", "without"}
+    assert {"fig1.csv", "fig5.csv", "variants.csv", "measurements.csv"} <= files.keys()
+    everywhere = quantities().keys() | Precision.model_fields.keys()
+    for name, columns in files.items():
+        assert columns - everywhere <= columns_of_files()[name].keys(), name
+    for name in ("fig1.csv", "fig3.csv", "fig5.csv", "variants.csv", "beyond.csv"):
+        assert columns_of_files()[name].keys() <= files[name], f"{name} no longer has a column of its own"
