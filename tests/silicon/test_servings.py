@@ -195,3 +195,15 @@ def test_servings_alike_but_for_drafting_are_a_pair_with_a_gain(tmp_path):
     assert again["draft_tokens"].tolist() == [3]
     other = judged(tmp_path, ROW, ROW | {"speculation": "mtp", "batch": 63})
     assert len(other.pairs) == 0
+
+
+def test_copies_of_experts_are_those_of_published_deployments_unless_a_row_says_them(tmp_path):
+    wide = ROW | {"system": "gb300", "framework": "sglang", "precision": "fp8", "dp": 32, "ep": 32}
+    served, said, none = (
+        judged(tmp_path, wide | change, timing="gb300-sglang").rows["predicted_s"][0]
+        for change in ({}, {"redundant_experts": 32}, {"redundant_experts": 0})
+    )
+    assert served == said > none, "nine experts a GPU are read, not eight"
+    gathered = wide | {"system": "h200", "dp": 8, "ep": 8}
+    alike = (gathered, gathered | {"redundant_experts": 0})
+    assert len({judged(tmp_path, row, timing="h200-sglang").rows["predicted_s"][0] for row in alike}) == 1
