@@ -772,7 +772,7 @@ def end_to_end(table: pd.DataFrame, reading: str, title: str) -> Figure:
                     alpha=0.8,
                     label=plot_text(f"{system} {framework}"),
                 )
-            odd = table[(table["half"] == half) & (table["beyond_light"] | table["odd_label"])].index
+            odd = table[(table["half"] == half) & table["beyond_light"]].index
             axes.plot(measured[odd], predicted[odd], "x", color="black", markersize=7, label="doubtful row")
             axes.set(xscale="log", yscale="log", xlabel="measured time per token (ms)", xlim=ends, ylim=ends)
             axes.set_title(f"{half} half, {int((table['half'] == half).sum())} rows")

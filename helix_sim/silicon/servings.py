@@ -54,6 +54,7 @@ COLUMNS = {
     "dp": "data-parallel attention groups of a worker; 1 unless given [groups]",
     "ep": "expert-parallel width; 1 unless given [GPUs]",
     "pp": "pipeline stages; 1 unless given [stages]",
+    "redundant_experts": "copies of experts; as the framework's published deployments unless given [experts]",
     "gpus": "GPUs of one worker; a row whose widths give another number is left out [GPUs]",
     "speculation": "none, or how a step drafts: mtp, eagle3; left out where no draft of that kind is shipped [name]",
     "draft_tokens": "drafts of a step; as the framework's published deployments unless given [tokens]",
@@ -107,7 +108,19 @@ def read(path: Path) -> pd.DataFrame:
         problems.append(f"{path}: has no column context; give it, or isl and osl")
     if "batch" not in table and "concurrency" not in table:
         problems.append(f"{path}: has neither batch nor concurrency")
-    for name in ("tpot_s", "isl", "osl", "context", "batch", "concurrency", "workers", "ttft_s", "gpus", *WIDTHS):
+    for name in (
+        "tpot_s",
+        "isl",
+        "osl",
+        "context",
+        "batch",
+        "concurrency",
+        "workers",
+        "ttft_s",
+        "gpus",
+        "redundant_experts",
+        *WIDTHS,
+    ):
         if name in table and not pd.api.types.is_numeric_dtype(table[name]):
             problems.append(f"{path}: {name} holds text; every row needs a number, or nothing")
         elif name in table and (wrong := ~(table[name].isna() | table[name].between(0, LIMIT))).any():
@@ -351,10 +364,14 @@ def _batch(row: Any) -> float:
 def _step(row: Any, timing: Timing | None) -> Step:
     """The decode step of a serving; a fractional batch is a mean, and no step runs with less than one request."""
     record = row._asdict()
-    x = replace(_layout(row), batch=max(_batch(record), 1.0))
-    if draft := _draft(record):
+    draft = _draft(record)
+    x, setting = replace(_layout(row), batch=max(_batch(record), 1.0)), _setting(row, timing, draft)
+    given = _number(record["redundant_experts"])
+    copies = int(given) if given == given else validate.served_copies(row.framework, row.model, setting.machine, x)
+    x = replace(x, redundant_experts=copies)
+    if draft:
         x = replace(x, draft_tokens=_draft_tokens(record, draft))
-    return evaluate_step(_setting(row, timing, draft), x, round(_context(record)))
+    return evaluate_step(setting, x, round(_context(record)))
 
 
 def _layout(row: Any) -> Layout:

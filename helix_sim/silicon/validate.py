@@ -7,7 +7,7 @@ and launch overhead; the blind half sets nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from helix_sim.silicon.fit import Measured, modelled_s, rows_of
 from helix_sim.silicon.measured_kernels import measurements
 from helix_sim.silicon.systems import machine_of, tables_of
 from helix_sim.specs.load import load_framework, load_model, load_timing
+from helix_sim.specs.machine import Machine
 from helix_sim.specs.precision import Precision
 from helix_sim.specs.setting import Setting
 from helix_sim.specs.timing import Timing
@@ -65,8 +66,6 @@ def kernels(system: str, framework: str, timing: Timing | None = None) -> pd.Dat
 
 def _held_out_errors(measured: Measured, system: str, timing: Timing) -> Any:
     """modelled / measured - 1 of the held-out cells."""
-    from dataclasses import replace
-
     assert timing.calibration is not None
     machine = machine_of(system)
     gpu = replace(gpu_of(machine), l2_warm=measured.l2_warm)
@@ -125,10 +124,28 @@ def formats(row: Any) -> Precision:
 
 
 def layout_of(row: Any, batch: float) -> Layout:
-    """A serving's decode layout; an unstated FFN grid (vLLM's, and those of dense models) is tensor-parallel."""
-    ep = max(row.moe_ep, 1)
+    """A serving's decode layout; an unstated FFN grid (vLLM's, and those of dense models) is tensor-parallel.
+
+    Across boards a framework may spread experts over every GPU, whatever width the serving's label has.
+    """
+    machine, everywhere = machine_of(row.system), load_framework(row.framework).exchange.over_every_gpu
+    _, _, tray = machine.kernel_facts
+    wide = row.dp > 1 and row.gpus > tray and row.moe_tp * row.moe_ep > 1 and everywhere and everywhere.value
+    ep = row.gpus if wide else max(row.moe_ep, 1)
     tpf = row.moe_tp if row.moe_tp * ep == row.gpus else row.gpus // ep
-    return Layout(batch=batch, tpa=row.tp, dp=row.dp, tpf=tpf, ep=ep)
+    x = Layout(batch=batch, tpa=row.tp, dp=row.dp, tpf=tpf, ep=ep)
+    return replace(x, redundant_experts=served_copies(row.framework, MODELS[row.model], machine, x))
+
+
+def served_copies(framework: str, model: str, machine: Machine, x: Layout) -> int:
+    """Copies of experts that a framework's published deployments of a model have; 0 where no token is sent to experts.
+
+    None is where all tokens are gathered, on a board that is the NVLink domain, or experts are not over every GPU.
+    """
+    exchange = load_framework(framework).exchange
+    _, _, tray = machine.kernel_facts
+    sent = x.dp > 1 and x.ep == x.gpus and not (exchange.gathers_on_board and machine.domain == tray >= x.gpus)
+    return exchange.redundant_experts[model].value if sent and model in exchange.redundant_experts else 0
 
 
 def kind_of(x: Layout) -> str:
@@ -162,7 +179,7 @@ def end_to_end(*, peer: bool = False) -> pd.DataFrame:
 
     Columns of silicon.disaggregated_decode, and: kind (of layout), as_given_s, as_given_low_s, as_given_high_s,
     effective_s, …, current_s (effective batch, on the shipped timing of today's software), light_s (the `ideal` timing
-    at the stated batch), beyond_light, odd_label; as_given_peer_s, … where asked for.
+    at the stated batch), beyond_light; as_given_peer_s, … where asked for.
     """
     rows = silicon.disaggregated_decode()
     ideal = load_timing("ideal")
@@ -182,11 +199,9 @@ def end_to_end(*, peer: bool = False) -> pd.DataFrame:
         for name, value in found.items():
             columns.setdefault(name, []).append(value)
     table = rows.assign(**columns)
-    odd = (table["system"] == "gb200") & (table["framework"] == "sglang") & (table["moe_tp"] == 32)
     return table.assign(
         overhead_s=[_overhead_s(row) for row in table.itertuples()],
         beyond_light=table["tpot_s"] < table["light_s"],
-        odd_label=odd & (table["moe_ep"] == 1),
         kind=[kind_of(layout_of(row, 1)) for row in table.itertuples()],
     )
 
@@ -249,11 +264,12 @@ def peer_s(row: Any, batch: float) -> float:
 
     if not row.model.startswith("deepseek"):
         return float("nan")
+    wide = layout_of(row, batch).ep == row.gpus
+    grid = (1, row.gpus) if wide else (max(row.moe_tp, 1), max(row.moe_ep, 1))
     try:
         engine = _peer_engine(
-            row.model, row.system, row.framework, row.tp, row.pp, row.dp, max(row.moe_tp, 1), max(row.moe_ep, 1),
-            row.gemm_format, row.moe_format,
-        )  # fmt: skip
+            row.model, row.system, row.framework, row.tp, row.pp, row.dp, *grid, row.gemm_format, row.moe_format
+        )
         return float(engine.predict_decode_latency(max(round(batch), 1), int(row.context), 2)) * 1e-3
     except (PerfDataNotAvailableError, ValueError):  # its two ways to refuse: no table, or no such layout
         return float("nan")
@@ -339,9 +355,9 @@ class Overhead:
 def overheads(table: pd.DataFrame) -> list[Overhead]:
     """The one number per framework: the overhead with the least mean |ln(predicted / measured)| on development rows.
 
-    With effective batch, and without the rows that no prediction can mean: beyond light, or of doubtful label.
+    With effective batch, and without the rows that no prediction can mean: beyond light.
     """
-    usable = table[(table["half"] == "development") & ~table["beyond_light"] & ~table["odd_label"]]
+    usable = table[(table["half"] == "development") & ~table["beyond_light"]]
     found = []
     for framework, part in usable.groupby("framework"):
         bare = (part["effective_s"] - part["overhead_s"]).to_numpy()
@@ -361,12 +377,11 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Every table that `helix-sim validate --end-to-end` prints, by its title."""
     told = table.join(drafting_doubt(table))
     table = told[~told["seems_drafted"]]
-    doubtful = table["beyond_light"] | table["odd_label"]
     found: dict[str, pd.DataFrame] = {}
     for reading in BATCHES:
         title = f"batch {reading.replace('_', ' ')}"
         found[f"{title}: by half, all rows"] = _with_total(table, SPLIT, reading)
-        found[f"{title}: by half, without doubtful rows"] = _with_total(table[~doubtful], SPLIT, reading)
+        found[f"{title}: by half, without doubtful rows"] = _with_total(table[~table["beyond_light"]], SPLIT, reading)
         found[f"{title}: DeepSeek by system"] = _with_total(_deepseek(table), ["system"], reading)
         found[f"{title}: by kind of layout"] = _with_total(table, ["kind"], reading)
         if f"{reading}_peer_s" in table:
@@ -381,7 +396,6 @@ def report(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found[f"the {WORST} worst development rows, batch effective"] = _listed(worst[worst["half"] == "development"])
     found[f"the {WORST} worst blind rows, batch effective"] = _listed(worst[worst["half"] == "blind"])
     found["faster than light at the stated batch"] = _listed(worst[worst["beyond_light"]], most=len(table))
-    found["labelled moe_tp 32, ep 1"] = _listed(worst[worst["odd_label"]], most=len(table))
     found["step overhead that development rows ask for"] = _overhead_table(table)
     found["speculation, which the table does not label"] = _kept_out(told)
     return found

@@ -138,6 +138,14 @@ class Exchange(Record):
         description="whether behind a dispatch the experts' kernel passes over a row for every token of the group, "
         "empty where the token went elsewhere, or over those that arrived [yes or no]"
     )
+    over_every_gpu: Flag | None = Field(
+        None,
+        description="whether experts are spread over every GPU of a server where tokens are sent to them, whatever "
+        "width was asked for; as asked where not said [yes or no]",
+    )
+    redundant_experts: dict[Text, WholeQuantity] = Field(
+        {}, description="copies of experts in published deployments that send tokens, by model [mapping of experts]"
+    )
     masked_experts: Text | None = Field(
         None, description="the products that it runs behind a dispatch, where they are not those without one [text]"
     )

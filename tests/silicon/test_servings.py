@@ -252,3 +252,15 @@ def test_rows_that_draft_and_pairs_are_written_too(tmp_path):
     rows, pairs = map(pd.read_csv, found.files)
     assert rows["speculation"].tolist() == ["none", "mtp"]
     assert len(pairs) == 1
+
+
+def test_copies_of_experts_are_those_of_published_deployments_unless_a_row_says_them(tmp_path):
+    wide = ROW | {"system": "gb300", "framework": "sglang", "precision": "fp8", "dp": 32, "ep": 32}
+    served, said, none = (
+        judged(tmp_path, wide | change, timing="gb300-sglang").rows["predicted_s"][0]
+        for change in ({}, {"redundant_experts": 32}, {"redundant_experts": 0})
+    )
+    assert served == said > none, "nine experts a GPU are read, not eight"
+    gathered = wide | {"system": "h200", "dp": 8, "ep": 8}
+    alike = (gathered, gathered | {"redundant_experts": 0})
+    assert len({judged(tmp_path, row, timing="h200-sglang").rows["predicted_s"][0] for row in alike}) == 1
