@@ -236,7 +236,8 @@ class Kind:
     widths of a layout that its ops look at, besides the batch, the context and the chunks: where they are the same, so
     are its times. core: the op that divides attention in two where microbatches take turns. pipelined: (op in pieces,
     the exchange that follows each piece and runs behind the next). streamed: see Streamed. beside: (op of the shared
-    experts, op of the routed ones that it runs beside); they share HBM, but not their latencies.
+    experts, op of the routed ones that it runs beside); they share HBM, but not their latencies. steady: of attention,
+    whether its ops look at neither the context nor the chunks.
     """
 
     title: str
@@ -247,6 +248,7 @@ class Kind:
     pipelined: tuple[tuple[str, str], ...] = ()
     streamed: tuple[Streamed, ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
+    steady: bool = False
 
 
 STREAMED = (Streamed(product="output_projection", reduced="attention_all_reduce"),)
@@ -269,7 +271,12 @@ KINDS: dict[str, Kind] = {
     "sparse": Kind(title="sparse latent attention", ops=sparse_ops, cached=sparse.indexed_bytes, **INDEXED),
     "compressed": Kind(title="compressed attention", ops=compressed_ops, cached=sparse.compressed_bytes, **INDEXED),
     "linear": Kind(
-        title="linear attention", ops=linear_ops, cached=linear.state_bytes, core="state_update", **HEAD_PARALLEL
+        title="linear attention",
+        ops=linear_ops,
+        cached=linear.state_bytes,
+        core="state_update",
+        steady=True,
+        **HEAD_PARALLEL,
     ),
     "dense": Kind(
         title="dense",

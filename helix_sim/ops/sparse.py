@@ -7,8 +7,12 @@ picks falling on each part of the context alike. `ops.attention` has what these 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from helix_sim.core.numeric import Column, ceil_div, chosen, common_divisor, floor_div, larger, smaller
 from helix_sim.core.units import bytes_per_value
@@ -329,14 +333,40 @@ def compressed_bytes(s: StepInput, a: CompressedAttention) -> Any:
     return vectors * a.cache_width * s.precision.bytes_of("kv") + index + a.state_values * STATE_BYTES
 
 
+@once_a_step
 def output_groups_per_rank(s: StepInput, a: CompressedAttention) -> Any:
-    """Groups of heads that a rank's own n neighbouring heads are of, g in each, at the worst place among the groups.
+    """Groups that the heads which a rank owns are of, on the rank where they are most: read off how heads are dealt.
 
-    Where all ranks own equally many, they begin at multiples of n: g - gcd(n, g) into a group at worst.
+    Not in closed form where ranks own unequally many heads; no stack starts such a layout.
     """
-    heads, group = output_heads_per_rank(s, a), a.q_heads // a.output_groups
-    step = chosen(a.q_heads == heads * s.layout.token_group, common_divisor(heads, group), 1)
-    return floor_div(group - step + heads - 1, group) + 1
+    of = functools.partial(most_groups, a.q_heads, a.q_heads // a.output_groups)
+    shards = larger(floor_div(s.layout.token_group, s.layout.tpa), 1)
+    found = np.frompyfunc(of, 2, 1)(s.layout.tpa, shards)
+    return found.astype(np.float64) if isinstance(found, np.ndarray) else float(found)
+
+
+@functools.cache
+def most_groups(heads: int, group: int, columns: int, shards: int) -> int:
+    """Groups of `group` neighbours that a rank's share of the heads is of, at most: dealt to columns, then to shards.
+
+    Neighbours stay together, and the first shares are larger by one where they do not come out even.
+
+    >>> [most_groups(12, 4, 2, shards) for shards in (1, 2, 4)]
+    [2, 2, 1]
+    """
+    spans = [
+        (head + own - 1) // group - head // group + 1
+        for first, several in _dealt(0, heads, columns)
+        for head, own in _dealt(first, several, shards)
+        if own
+    ]
+    return max(spans, default=1)
+
+
+def _dealt(first: int, things: int, ranks: int) -> Iterator[tuple[int, int]]:
+    """(where it begins, how many) of each rank's share of neighbours that begin at `first`."""
+    small, more = divmod(things, int(ranks))
+    return ((first + small * rank + min(rank, more), small + (rank < more)) for rank in range(int(ranks)))
 
 
 def output_down_projection(s: StepInput, a: CompressedAttention) -> Work:

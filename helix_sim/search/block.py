@@ -156,7 +156,7 @@ class Rows:
 
     @cached_property
     def attention_at(self) -> list[dict[tuple[str, str], Any]]:
-        """Layers (n,) of each kind of attention on each level of stages; the first level is that of the first stage."""
+        """Layers (n,) of each kind that attends on each level of stages; the first level is that of the first stage."""
         return self._levels[1]
 
     @cached_property
@@ -168,8 +168,14 @@ class Rows:
         return self._levels[0]
 
     @cached_property
+    def attending(self) -> tuple[Half, ...]:
+        """Kinds of attention whose time depends on the context or the chunks; of a model without such, all it has."""
+        kinds = tuple(half for half in self.halves if half.half == "attention")
+        return tuple(half for half in kinds if not half.kind.steady) or kinds
+
+    @cached_property
     def _levels(self) -> tuple[Ints, list[dict[tuple[str, str], Any]]]:
-        kinds = [key for key in self.stages[0] if key[0] == "attention"]
+        kinds = [half.key for half in self.attending]
         levels = np.full((len(self.stages), len(self.row)), -1)
         counts: list[dict[tuple[str, str], Any]] = []
         for stage, level in zip(self.stages, levels, strict=True):
@@ -412,7 +418,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rest:
-    """All of a stage but its attention, for the stages of some rows that have the same layers of that.
+    """All of a stage but what attends, for the stages of some rows that have the same layers of that.
 
     place: of each row asked for among those that have such a stage; -1 of others. counts: layers (n,) of each kind of
     attention. seconds: (n, b).
@@ -444,13 +450,13 @@ def timed_slices(admitted: Admitted, longest: int) -> Iterator[Slice]:
 
 
 def _rests(rows: Rows, some: Ints, span: tuple[int, int], context: int) -> list[Rest]:
-    """Seconds of stages without their attention: drafts alone see the context. The first is of all rows."""
+    """Seconds of stages without what attends: drafts alone see the context. The first is of all rows."""
     setting, batch = rows.plan.setting, rows.batches(span)
     shapes = rows.shapes_at(some)
     parts = {
         half.key: shared_seconds(setting, half, shapes, batch, context)
         for half in rows.halves
-        if half.half != "attention"
+        if half not in rows.attending
     }
     host, levels = host_seconds(setting), rows.levels[:, some]
     busiest = [np.full((len(some), len(batch)), -np.inf) for _ in range(levels.max() + 1)]
@@ -609,11 +615,11 @@ def _op_seconds(setting: Setting, half: Half, shapes: Shapes, batch: Any, contex
 
 
 def _attention(rows: Rows, some: Ints, batch: Any, contexts: list[int], hop_b: bool) -> list[tuple[Half, Shared]]:
-    """Seconds (m, c, k, b) of each kind of attention at m contexts and c chunk counts, at its k distinct widths."""
+    """Seconds (m, c, k, b) of each kind that attends at m contexts and c chunk counts, at its k distinct widths."""
     shapes = rows.shapes_at(some)
-    kinds = [half for half in rows.halves if half.half == "attention"]
     context, chunks = np.array(contexts).reshape(-1, 1, 1, 1), rows.chunks(hop_b, batch)
-    return [(half, shared_seconds(rows.plan.setting, half, shapes, batch, context, chunks)) for half in kinds]
+    setting = rows.plan.setting
+    return [(half, shared_seconds(setting, half, shapes, batch, context, chunks)) for half in rows.attending]
 
 
 # --- Keep ------------------------------------------------------------------------------------------------------------

@@ -103,8 +103,6 @@ def counted(kind: str, op: str) -> None:
 def resident(kind: str, op: str) -> None:
     """The witness: the weights that the fullest rank holds for an op, those that lie idle too."""
     for ran in witnessed(kind):
-        if kind == "compressed" and max(ran.s.layout.index_kvp, ran.s.layout.q_shards) > 1:
-            continue  # a rank's two heads lie in one output group here, where the equation counts two
         check_residency(ran.s, ran.layer, op, KINDS[kind].ops(ran.s, ran.spec)[op])
 
 

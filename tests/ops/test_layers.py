@@ -18,6 +18,7 @@ from helix_sim.output import report
 from helix_sim.output.trace import chrome_trace, timeline
 from helix_sim.search.frame import decode_step
 from helix_sim.search.plan import plan
+from helix_sim.search.shared_parts import part_seconds
 from helix_sim.search.sweep import run_plan
 from helix_sim.specs.load import load_machine, load_model, load_sweep, load_timing
 from helix_sim.specs.precision import Precision
@@ -39,13 +40,24 @@ LATENT = {
     "nope_width": 64,
     "output_width": 64,
 }
+STATE = {
+    "kind": "linear",
+    "key_heads": 16,
+    "value_heads": 32,
+    "key_width": 64,
+    "value_width": 64,
+    "conv_tokens": 4,
+    "delta_rule": True,
+    "head_gates": 2,
+    "output_gate": True,
+}
 BIG = {"kind": "dense", "intermediate_size": 16384}
 SMALL = {"kind": "dense", "intermediate_size": 4096}
 MOE = {"kind": "routed", "routed": 64, "top_k": 4, "intermediate_size": 1024}
 SHARING = MOE | {"routed": 16, "shared": 1, "shared_intermediate_size": 2048}
 
 SPECS = {
-    "attention": {"wide": WIDE, "narrow": NARROW, "latent": LATENT},
+    "attention": {"wide": WIDE, "narrow": NARROW, "latent": LATENT, "state": STATE},
     "ffn": {"big": BIG, "small": SMALL, "moe": MOE, "sharing": SHARING},
 }
 
@@ -64,6 +76,9 @@ TWO_KINDS = model_with(*4 * [("wide", "big"), ("narrow", "small"), ("narrow", "s
 MIXED = model_with(
     ("latent", "big"), *3 * [("wide", "moe"), ("narrow", "sharing"), ("latent", "small"), ("latent", "moe")]
 )
+
+HYBRID = model_with(*3 * [("state", "moe"), ("state", "moe"), ("latent", "moe")])
+STATES = model_with(*4 * [("state", "small"), ("state", "big")])
 
 LAYOUTS = {
     "one GPU": Layout(batch=4),
@@ -153,6 +168,19 @@ def test_layers_listed_one_by_one_or_in_a_pattern_are_the_same_model():
         assert step_of(model, LAYOUTS["tp"]).ttl_s == step_of(TWO_KINDS, LAYOUTS["tp"]).ttl_s
 
 
+def test_a_kind_is_steady_where_neither_the_context_nor_the_chunks_change_its_ops():
+    for model in map(load_model, ("kimi-k3", "qwen3-next-80b", "nemotron-h", "gpt-oss-120b", "deepseek-v4-pro")):
+        setting = Setting(model=model, machine=GB200, timing=load_timing("paper"), precision=FP8)
+        for half in halves_of(model):
+            if half.half == "attention":
+                seconds = {
+                    float(part_seconds(setting, half, Layout(batch=8, kvp=2, tpf=2, chunks=chunks), context))
+                    for chunks in (1, 4)
+                    for context in (100, 1_000_000)
+                }
+                assert half.kind.steady is (len(seconds) == 1), half.key
+
+
 # --- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +216,9 @@ def sweep_of(tmp_path_factory):
 
 
 @pytest.mark.parametrize("timing", ["paper", "gb200-trtllm"])
-@pytest.mark.parametrize("model", [TWO_KINDS, MIXED], ids=["two kinds", "seven kinds"])
+@pytest.mark.parametrize(
+    "model", [TWO_KINDS, MIXED, HYBRID, STATES], ids=["two kinds", "seven kinds", "hybrid", "states alone"]
+)
 def test_every_layout_of_a_sweep_equals_its_step_evaluated_directly(sweep_of, model, timing):
     planned, parts = plan(sweep_of(model, timing)), []
     run_plan(planned, on_points=parts.append)

@@ -246,12 +246,12 @@ def left_open(s, a, op, quantity):
     """Whether an attention's equation states the worst place of its tokens, or an expectation, of a quantity.
 
     Chunks: a full one at the end. Windows on several KV shards: one that begins with a block. Picks on several KV
-    shards: what random picks put on the fullest; a token's own block is taken to be full. Heads that straddle an output
-    group: the worst place among groups.
+    shards: what random picks put on the fullest; a token's own block is taken to be full. Output groups, where ranks own
+    unequally many heads: most heads and most groups, which may be two ranks'.
     """
     x, new = s.layout, s.query_tokens
-    if a.kind == "compressed" and op in ("output_down_projection", "output_projection"):
-        return bool(a.q_heads % x.token_group)
+    if a.kind == "compressed" and op == "output_down_projection" and quantity == "activation_bytes":
+        return bool(a.q_heads % x.token_group)  # the rank with most heads may not be the one with most groups
     if op == "index_append":
         return x.index_kvp > 1 and (s.context - new) % max(BLOCK_TOKENS, a.indexer.block_tokens) != 0
     if op != "attention_core" or quantity not in ("flops", "kv_bytes"):
