@@ -263,7 +263,7 @@ def as_markdown(found, sums, given):
     limit = statistics.median(sums)
     lines.append(
         f"The limit of one core: numpy adds up {limit / 1e6:,.0f} million layouts a second from columns that are in "
-        "its cache, attention times layers and the rest, 24 bytes a layout. A search finds those columns too, and compares."
+        "its cache, attention times layers and the rest, 24 bytes a layout. A search finds those, too, and compares."
     )
     lines += [
         f"\nSkipped: {name.replace('_', '-')}, since {why}." for name, why in SKIPPED.items() if not given.get(name)
