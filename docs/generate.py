@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import inspect
 import io
 import itertools
@@ -771,34 +772,54 @@ def mutants(_: str) -> str:
 
 
 def speed(_: str) -> str:
-    """How long the searches of the paper and one step take here: medians of rounds that take turns."""
+    """How long searches and one step take here: medians of the CPU time of rounds that take turns."""
     from statistics import median
-    from time import perf_counter
+    from time import process_time
 
     import helix_sim as hs
     from helix_sim.search.plan import plan
     from helix_sim.search.sweep import run_plan
 
-    plans = {name: plan(hs.load_sweep(name)) for name in ("paper-deepseek-r1", "paper-llama-3.1-405b")}
+    long = range(2**14, 2**20 + 1, 2**14)
+    searches = {
+        "`paper-deepseek-r1`": hs.load_sweep("paper-deepseek-r1"),
+        "the same at 64 contexts": hs.load_sweep("paper-deepseek-r1").model_copy(update={"contexts": list(long)}),
+        "the same on `gb200-trtllm`": hs.load_sweep("paper-deepseek-r1").with_timing("gb200-trtllm"),
+        "`paper-llama-3.1-405b`": hs.load_sweep("paper-llama-3.1-405b"),
+    }
+    plans = {name: plan(sweep) for name, sweep in searches.items()}
     model, machine = hs.load_model("deepseek-r1"), hs.load_machine("gb200-nvl72")
     x = hs.Layout(batch=8, kvp=64, tpf=2, ep=32)
-    jobs: dict[str, tuple[int, Callable[[], Any]]] = {
-        f"`{name}`": (planned.layouts, lambda planned=planned: run_plan(planned)) for name, planned in plans.items()
-    }
-    jobs["one step of DeepSeek-R1, `hs.decode_step`"] = (1, lambda: hs.decode_step(model, machine, x, 1_000_000))
+    jobs: dict[str, Callable[[], Any]] = {name: functools.partial(run_plan, each) for name, each in plans.items()}
+    jobs["one step of DeepSeek-R1, `hs.decode_step`"] = lambda: hs.decode_step(model, machine, x, 1_000_000)
     seconds: dict[str, list[float]] = {job: [] for job in jobs}
-    for _round in range(8):
-        for job, (_layouts, call) in jobs.items():
-            begun = perf_counter()
-            call()
-            seconds[job].append(perf_counter() - begun)
-    rows = [
-        (job, f"{layouts:,}", f"{median(seconds[job][1:]) * 1e3:,.3g}", _rate(layouts / median(seconds[job][1:])))
-        for job, (layouts, _call) in jobs.items()
-    ]
+    found: dict[str, Any] = {}
+    for _round in range(4):
+        for job, call in jobs.items():
+            begun = process_time()
+            found[job] = call()
+            seconds[job].append(process_time() - begun)
+    rows = []
+    for job, times in seconds.items():
+        took = median(times[1:])
+        result = found[job] if job in plans else None
+        layouts = result.layouts if result else 1
+        run = layouts - sum(sum(reasons.values()) for reasons in result.dropped.values()) if result else 1
+        rows.append((job, f"{layouts:,}", f"{run:,}", f"{took * 1e3:,.3g}", _rate(layouts / took), _rate(run / took)))
     day = datetime.date.today().isoformat()
-    head = f"Printed by `python docs/generate.py --measured`, helix-sim {hs.__version__}, {day}, on one core."
-    return f"{head}\n\n{table(('what', '>layouts', '>ms', '>layouts/s'), rows)}"
+    head = f"Printed by `python docs/generate.py --measured`, helix-sim {hs.__version__}, {day}, CPU time of one core."
+    columns = ("what", ">layouts", ">that run", ">ms", ">layouts/s", ">that run, a second")
+    return f"{head}\n\n{table(columns, rows)}"
+
+
+def peers(_: str) -> str:
+    """Layouts a second beside other tools: what `tests/benchmarks/peers.py` prints, given them by its variables."""
+    import subprocess
+
+    command = "tests/benchmarks/peers.py"
+    shown = subprocess.run([sys.executable, str(ROOT / command)], capture_output=True, text=True, check=True)
+    head = f"Printed by `python {command}`, {datetime.date.today().isoformat()}, CPU time of one core."
+    return f"{head}\n\n{shown.stdout.strip()}"
 
 
 def _rate(value: float) -> str:
@@ -830,8 +851,15 @@ PRODUCERS: dict[str, Callable[[str], str]] = {
     "mutants": mutants,
     "servings-columns": servings_columns,
 }
-MEASURED: dict[str, Callable[[str], str]] = {"claims": claims, "kernels": kernels, "servings": servings, "speed": speed,
-                                            "stack-answers": stack_answers, "stack-choices": stack_choices}  # fmt: skip
+MEASURED: dict[str, Callable[[str], str]] = {
+    "claims": claims,
+    "kernels": kernels,
+    "servings": servings,
+    "speed": speed,
+    "peers": peers,
+    "stack-answers": stack_answers,
+    "stack-choices": stack_choices,
+}
 """What takes minutes: written on request alone, with the command and the day."""
 
 

@@ -2,17 +2,20 @@
 
     python -m venv aic && aic/bin/pip install aiconfigurator
     python -m venv genz && genz/bin/pip install genz-llm
-    python tests/benchmarks/peers.py --aiconfigurator aic/bin/python --genz genz/bin/python
+    git clone https://github.com/alibaba/InferSim && git clone https://github.com/hahnyuan/LLM-Viewer
+    python tests/benchmarks/peers.py --aiconfigurator aic/bin/python --genz genz/bin/python --infersim InferSim \\
+        --llm-viewer LLM-Viewer
 
 Llama-3.1-70B on H100 at 8,000 tokens, the search of paper-llama-3.1-405b, eight GPUs for the peers; DeepSeek-R1 on
 GB200 at a million tokens, the search of paper-deepseek-r1, 64 GPUs (dp = ep = 64, a layout that aiconfigurator has
-tables for), without genz-llm, which knows neither. Rounds take turns, so that a noisy machine is noisy for all. Each
-peer runs as its documentation says, and then as fast as we found it can: aiconfigurator with its session kept and only
-the batch changed, once with its memory check and once for the latency alone. InferSim and LLM-Viewer are not on PyPI.
+tables for). Each peer is asked what it knows: genz-llm and LLM-Viewer the first, InferSim the second, aiconfigurator
+both; one that is not given is skipped, and the output says so. Rounds take turns, so that a noisy machine is noisy for
+all, and count the CPU time of one process. Each peer runs as its documentation says, and then as fast as we found it
+can: aiconfigurator with its session kept and only the batch changed, once with its memory check and once for the
+latency alone; InferSim without what it prints and with its files read once; LLM-Viewer with its model's config at hand.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -21,12 +24,12 @@ from pathlib import Path
 
 COMMON = """
 import json, sys, time
-def rate(call, items, seconds=2.0):
-    items, begun, count = list(items), time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
+def rate(call, items, each=1, seconds=1.0):
+    items, begun, count = list(items), time.process_time(), 0
+    while time.process_time() - begun < seconds:
         call(items[count % len(items)])
         count += 1
-    print(json.dumps(count / (time.perf_counter() - begun)))
+    print(json.dumps(each * count / (time.process_time() - begun)))
 """
 
 AICONFIGURATOR = (
@@ -71,10 +74,14 @@ estimate(8)
 HELIX_SIM = (
     COMMON
     + """
+import pandas as pd
 from helix_sim.core.layout import Layout
-from helix_sim.specs.load import load_sweep, parse
+from helix_sim.search.frame import evaluate
 from helix_sim.search.plan import plan
 from helix_sim.specs.values import Sweep
+from helix_sim.search.frame import decode_step
+from helix_sim.specs.load import load_sweep, parse
+from helix_sim.specs.sweep import Sweep
 from helix_sim.search.frame import decode_step
 from helix_sim.search.sweep import run_plan
 planned = plan(parse(Sweep, load_sweep(SWEEP).model_dump(by_alias=True) | CHANGED, "benchmark"))
@@ -82,10 +89,64 @@ def one(batch): return decode_step(planned.model, planned.machine, Layout(batch=
                                    planned.sweep.contexts[0], timing=planned.timing, precision=planned.sweep.precision)
 found = run_plan(planned)
 dropped = sum(sum(reasons.values()) for reasons in found.dropped.values())
-def sweeps(layouts):
-    begun = time.perf_counter()
-    run_plan(planned)
-    print(json.dumps(layouts / (time.perf_counter() - begun)))
+def sweeps(layouts): rate(lambda _: run_plan(planned), range(1), layouts)
+frame = pd.DataFrame([LAYOUT | {"batch": batch} for batch in range(1, 1025)])
+def rows(_): evaluate(planned.setting, frame, context=planned.sweep.contexts[0])
+"""
+)
+
+INFERSIM = (
+    COMMON
+    + """
+import builtins, functools, io, os
+from types import SimpleNamespace
+os.chdir(FOLDER)
+sys.path.insert(0, FOLDER)
+from config.model_config import ModelConfig
+from models.model import Model
+quiet, kept = io.StringIO(), {}
+def read_once(path, mode="r", *rest, real=builtins.open, **options):
+    if "bench_data" not in str(path):
+        return real(path, mode, *rest, **options)
+    if path not in kept:
+        kept[path] = real(path, mode, *rest, **options).read()
+    return io.StringIO(kept[path])
+import contextlib
+options = dict(world_size=64, tp_size=1, num_nodes=1, max_prefill_tokens=4096, target_tgs=2560, target_tpot=50,
+               target_osl=2, use_fp8_gemm=True, use_fp8_kv=True, enable_deepep=False, enable_tbo=False, sm_ratio=1.0)
+config = ModelConfig(options.pop("config_path", CONFIG))
+def estimate(batch):
+    with contextlib.redirect_stdout(quiet):
+        model = Model(SimpleNamespace(**options, **WHAT, decode_bs=batch), config)
+        model.print_weights_info(); model.print_kvcache_info(); model.print_flops_info(); model.decoding()
+    quiet.seek(0); quiet.truncate()
+model = Model(SimpleNamespace(**options, **WHAT, decode_bs=8), config)
+with contextlib.redirect_stdout(quiet):
+    model.print_weights_info(); model.print_kvcache_info(); model.print_flops_info()
+def decoding(batch):
+    model.target_bs = batch
+    with contextlib.redirect_stdout(quiet):
+        model.decoding()
+    quiet.seek(0); quiet.truncate()
+def keep_files(): builtins.open = read_once
+"""
+)
+
+LLM_VIEWER = (
+    COMMON
+    + """
+import importlib, os
+from types import ModuleType, SimpleNamespace
+os.chdir(FOLDER)
+sys.path.insert(0, FOLDER)
+sys.modules["transformers"] = hub = ModuleType("transformers")  # it downloads configs; the one it needs is here
+hub.AutoTokenizer = hub.AutoConfig = hub.AutoModelForCausalLM = None
+from model_analyzer import ModelAnalyzer
+analyzer = ModelAnalyzer.__new__(ModelAnalyzer)
+analyzer.model_id, analyzer.hardware, analyzer.results = "Llama", HARDWARE, None
+analyzer.model_params = SimpleNamespace(**MODEL)
+analyzer.config = importlib.import_module("configs.Llama")
+def estimate(batch): analyzer.analyze(seqlen=8000, batchsize=batch, w_bit=16, a_bit=16, kv_bit=16)
 """
 )
 
@@ -100,6 +161,11 @@ CHANGED = {"model": "llama-3.1-70b", "machine": "h100-hgx", "contexts": [8000],
 WHAT = dict(model_path="meta-llama/Meta-Llama-3.1-70B", system_name="h100_sxm", isl=8000, tp_size=8)
 """,
         "genz": "",
+        "llm_viewer": """
+HARDWARE = "nvidia_H100"
+MODEL = dict(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8,
+             num_hidden_layers=80, vocab_size=128256)
+""",
     },
     "DeepSeek-R1, GB200, 1,000,000 tokens": {
         "ours": """
@@ -108,6 +174,9 @@ SWEEP, LAYOUT, CHANGED = "paper-deepseek-r1", dict(dp=64, ep=64), {}
         "aiconfigurator": """
 WHAT = dict(model_path="deepseek-ai/DeepSeek-R1", system_name="gb200", isl=1_000_000, tp_size=1, attention_dp_size=64,
             moe_tp_size=1, moe_ep_size=64)
+""",
+        "infersim": """
+CONFIG, WHAT = "hf_configs/deepseek_v3_config.json", dict(device_type="GB200", target_isl=1_000_000)
 """,
     },
 }
@@ -121,48 +190,105 @@ DISTINCT = "map(at, range(1, 200_001))"
 CASES = {
     "helix_sim, a sweep: layouts that run": ("ours", HELIX_SIM, "sweeps(found.layouts - dropped)"),
     "helix_sim, a sweep: all layouts": ("ours", HELIX_SIM, "sweeps(found.layouts)"),
+    "helix_sim, a frame of 1,024 layouts": ("ours", HELIX_SIM, "rate(rows, range(1), len(frame))"),
     "helix_sim, one layout at a time": ("ours", HELIX_SIM, "rate(one, {batches})"),
     "aiconfigurator, its API": ("aiconfigurator", AICONFIGURATOR, "rate(estimate, {batches})"),
     "aiconfigurator, session kept": ("aiconfigurator", AICONFIGURATOR, f"rate(with_memory, {DISTINCT})"),
     "aiconfigurator, session kept, latency alone": ("aiconfigurator", AICONFIGURATOR, f"rate(latency, {DISTINCT})"),
     "genz-llm": ("genz", GENZ, "rate(estimate, {batches})"),
+    "InferSim": ("infersim", INFERSIM, "rate(estimate, {batches})"),
+    "InferSim, model and files kept, decoding alone": ("infersim", INFERSIM, "keep_files(); rate(decoding, {batches})"),
+    "LLM-Viewer": ("llm_viewer", LLM_VIEWER, "rate(estimate, {batches})"),
 }
-"""Name: (whose interpreter, what to import, what to measure)."""
+"""Name: (whose interpreter or folder, what to import, what to measure)."""
+
+SUM = """
+import numpy as np
+a, b, c = (np.full((64, 1024), value) for value in (2.0, 3.0, 0.0))
+def bare(_):
+    np.multiply(a, 61.0, out=c)
+    np.add(c, b, out=c)
+rate(bare, range(1), c.size)
+"""
+"""The least that a search does for a layout that it adds up: attention times layers and the rest, 24 bytes."""
 
 
 def measured(python, setup, call):
     """Layouts a second of one case in a fresh process."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]) if python == sys.executable else ""}
     run = [python, "-c", f"{setup}\n{call}"]
-    shown = subprocess.run(run, capture_output=True, text=True, check=True, env=environment)
+    shown = subprocess.run(run, capture_output=True, text=True, check=False, env=environment)
+    if shown.returncode:
+        raise SystemExit(f"{python}: {shown.stderr.strip()[-2000:]}")
     return float(shown.stdout.splitlines()[-1])
+
+
+def measure(given, rounds):
+    """Rates of every case of whose peer is given, by subject and name, and of numpy's bare sum."""
+    found = {
+        subject: {name: [] for name, (whose, _, _) in CASES.items() if given.get(whose) and whose in asked}
+        for subject, asked in SUBJECTS.items()
+    }
+    sums = []
+    for _ in range(rounds):
+        sums.append(measured(sys.executable, COMMON, SUM))
+        for subject, cases in found.items():
+            for name, rates in cases.items():
+                whose, setup, call = CASES[name]
+                python = given[whose] if whose in ("aiconfigurator", "genz") else sys.executable
+                setup = f"FOLDER = {given[whose]!r}\n{SUBJECTS[subject][whose]}{setup}"
+                rates.append(measured(python, setup, call.format(batches=BATCHES[subject])))
+    return found, sums
+
+
+SKIPPED = {
+    "aiconfigurator": "--aiconfigurator names no interpreter that has it",
+    "genz": "--genz names no interpreter that has genz-llm",
+    "infersim": "--infersim names no folder of it",
+    "llm_viewer": "--llm-viewer names no folder of it",
+}
+"""Why a peer is not among the cases."""
+
+
+def as_markdown(found, sums, given):
+    """The medians of each subject as a table, their extremes, and how many times more a sweep does."""
+    lines = []
+    for subject, cases in found.items():
+        lines += [f"{subject}:", "", "| what | layouts/s | least to most | a sweep that runs, of all |"]
+        lines += ["| --- | ---: | ---: | ---: |"]
+        run, every, *_ = (statistics.median(rates) for rates in cases.values())
+        for name, rates in cases.items():
+            middle = statistics.median(rates)
+            times = f"{run / middle:,.1f} x, {every / middle:,.1f} x"
+            lines.append(f"| {name} | {middle:,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {times} |")
+        lines.append("")
+    limit = statistics.median(sums)
+    lines.append(
+        f"The limit of one core: numpy adds up {limit / 1e6:,.0f} million layouts a second from columns that are in "
+        "its cache, attention times layers and the rest, 24 bytes a layout. A search finds those, too, and compares."
+    )
+    lines += [
+        f"\nSkipped: {name.replace('_', '-')}, since {why}." for name, why in SKIPPED.items() if not given.get(name)
+    ]
+    return "\n".join(lines)
 
 
 def main():
     """Print each case's median, its extremes, and how many times faster a sweep is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--aiconfigurator", metavar="PYTHON", help="an interpreter that has aiconfigurator")
-    parser.add_argument("--genz", metavar="PYTHON", help="an interpreter that has genz-llm")
-    parser.add_argument("--rounds", type=int, default=5)
+    at_hand = {name: os.environ.get(f"HELIX_SIM_{name.upper()}") for name in SKIPPED}
+    for name, what in (("aiconfigurator", "aiconfigurator"), ("genz", "genz-llm")):
+        parser.add_argument(
+            f"--{name}", metavar="PYTHON", help=f"an interpreter that has {what}", default=at_hand[name]
+        )
+    for name, what in (("infersim", "InferSim"), ("llm_viewer", "LLM-Viewer")):
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, metavar="FOLDER", help=f"a checkout of {what}", default=at_hand[name])
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    pythons = {"ours": sys.executable, "aiconfigurator": options.aiconfigurator, "genz": options.genz}
-    found = {
-        subject: {name: [] for name, (whose, _, _) in CASES.items() if pythons[whose] and whose in asked}
-        for subject, asked in SUBJECTS.items()
-    }
-    for _ in range(options.rounds):
-        for subject, cases in found.items():
-            for name, rates in cases.items():
-                whose, setup, call = CASES[name]
-                setup = SUBJECTS[subject][whose] + setup
-                rates.append(measured(pythons[whose], setup, call.format(batches=BATCHES[subject])))
-    for subject, cases in found.items():
-        print(f"{subject}: rate, its extremes, how many times more layouts that run, and all, a sweep does")
-        run, every, *_ = (statistics.median(rates) for rates in cases.values())
-        for name, rates in cases.items():
-            middle, extremes = statistics.median(rates), f"({min(rates):,.0f} to {max(rates):,.0f})"
-            print(f"  {name:45} {middle:13,.0f}/s  {extremes:28} {run / middle:11,.1f}x {every / middle:11,.1f}x")
-    print(json.dumps(found))
+    given = {"ours": sys.executable, **{name: getattr(options, name) for name in SKIPPED}}
+    given |= {name: str(Path(given[name]).resolve()) for name in ("infersim", "llm_viewer") if given[name]}
+    print(as_markdown(*measure(given, options.rounds), given))
 
 
 if __name__ == "__main__":

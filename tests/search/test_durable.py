@@ -21,8 +21,10 @@ from helix_sim.core.errors import Exit, SpecError, Stopped
 from helix_sim.output.sweep_folder import write_sweep
 from helix_sim.search import executors, journal
 from helix_sim.search.block import evaluate_block
+from helix_sim.search.evaluated import Total
 from helix_sim.search.journal import Journal, Outcome, told
 from helix_sim.search.plan import blocks, plan
+from helix_sim.search.sweep import result_of, run_plan
 from helix_sim.specs.load import load_sweep, parse, parse_yaml
 from helix_sim.specs.sweep import Sweep
 
@@ -195,6 +197,35 @@ def test_workers_that_die_again_and_again_stop_the_sweep(monkeypatch, tmp_path):
     with pytest.raises(Stopped, match="died 4 times in a row") as caught:
         write_sweep(small(), tmp_path / "out", executor="processes")
     assert caught.value.code == Exit.WORKERS_DIED
+
+
+@pytest.mark.parametrize(
+    ("block_s", "start_s", "here"), [(0.1, 0.05, 99), (9.0, 0.05, 0), (0.0, 1e-9, 1), (0.0, 1e9, 99)]
+)
+def test_auto_hands_over_what_is_left_once_that_takes_longer_than_processes_take_to_start(
+    monkeypatch, block_s, start_s, here
+):
+    handed = []
+    monkeypatch.setattr(executors, "cores", lambda: 2)
+    monkeypatch.setattr(executors, "BLOCK_S", block_s)
+    monkeypatch.setattr(executors, "START_S", dict.fromkeys(executors.START_S, start_s))
+    monkeypatch.setattr(executors, "_processes", lambda _, tasks, workers: iter(handed.append((tasks, workers)) or ()))
+    planned = plan(small())
+    tasks = [executors.Task(index=index, block=block) for index, block in enumerate(list(blocks(planned, BLOCK))[:9])]
+    done = [index for index, _ in executors.execute("auto", planned, tasks)]
+    assert done == [task.index for task in tasks[:here]]
+    assert handed == ([(tasks[here:], 2)] if here < len(tasks) else [])
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes", "auto"])
+def test_whoever_evaluates_the_blocks_finds_the_same(executor, monkeypatch):
+    monkeypatch.setattr(executors, "BLOCK_S", 9.0)
+    planned = plan(small())
+    tasks = [executors.Task(index=index, block=block) for index, block in enumerate(blocks(planned, 10**4))]
+    total = Total()
+    for _, outcome in executors.execute(executor, planned, tasks, workers=2):
+        total.add(outcome.evaluated)
+    assert result_of(planned, total.sum).to_frame().equals(run_plan(planned).to_frame())
 
 
 def test_a_scheduler_that_does_not_answer_is_a_mistake(tmp_path):
