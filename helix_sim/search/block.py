@@ -354,7 +354,10 @@ class Level:
     def seconds(self, attention: Seconds) -> Any:
         """Seconds of a stage, (n, b) or, with chunks, (c, n, b)."""
         found: Any = attention.take(self.place, axis=-2)
-        found *= self.times
+        if np.all(self.times):
+            found *= self.times
+        else:  # stages without what attends: a chunk count that cannot be, cannot be there either
+            np.multiply(found, self.times, out=found, where=np.isfinite(found))
         found += self.rest
         return found
 
