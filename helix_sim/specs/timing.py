@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -101,9 +103,9 @@ class KernelClass(Record):
     residuals: Residuals = Field(description="how well it predicts the cells kept out of the fit [mapping]")
 
     @cached_property
-    def values(self) -> dict[str, float]:
-        """Parameters by name, without their sources."""
-        return {name: quantity.value for name, quantity in self.parameters.items()}
+    def values(self) -> Mapping[str, float]:
+        """Parameters by name, without their sources; read-only, for everybody has the same."""
+        return MappingProxyType({name: quantity.value for name, quantity in self.parameters.items()})
 
 
 class Unknowns(Record):

@@ -123,8 +123,7 @@ def test_a_fit_recovers_what_binds_in_attention():
         heads=heads,
         tokens=context,
     )
-    truth = load_timing("gb200-trtllm").calibration.classes["attention-mla-fp8"].values
-    truth |= {"math_share": 0.6}
+    truth = {**load_timing("gb200-trtllm").calibration.classes["attention-mla-fp8"].values, "math_share": 0.6}
     found = fit.fit(synthetic("latent-attention", (work,), truth), GPU, RATE).record
     assert found.residuals.median_error < 0.03
     for name in ("latency_us", "bandwidth_share", "math_share", "request_us"):
