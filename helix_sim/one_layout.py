@@ -25,10 +25,13 @@ DIRECT = 40
 """Layouts of a setting that are evaluated before its equations are recorded, which takes about as long."""
 
 MOST_RECORDED = 64
-"""Recordings of a setting that are kept at most; then all of them are forgotten."""
+"""Kinds of layouts of a setting that are kept at most, counted or recorded; then all of them are forgotten."""
 
 USED = ("batch", "tpa", "kvp", "dp", "tpf", "ep", "chunks")
-"""Axes that recorded arithmetic is given as numbers, with the context; chunks where a layout has them."""
+"""Axes that recorded arithmetic is given as numbers, with the context and the new tokens of each request.
+
+Chunks and new tokens where a layout has several: one of either is written into the arithmetic, which it makes shorter.
+"""
 
 OTHERS = tuple(name for name in AXES if name not in USED)
 """Axes whose values are written into recorded arithmetic: each has few, and most layouts do not use most of them."""
@@ -38,9 +41,9 @@ OTHERS = tuple(name for name in AXES if name not in USED)
 class Recording:
     """A setting's equations as the straight lines of arithmetic that they left behind, for layouts alike in OTHERS.
 
-    flags: of the values of USED and the context, the reasons that need no memory count. step: of the same, memory's
-    flag, the step's seconds, and what `doubts` is given beside them. doubts: both ends of the step's spread, and
-    whether it rests on extrapolation.
+    flags: of the values of USED, the context and the new tokens, the reasons that need no memory count. step: of the
+    same, memory's flag, the step's seconds, and what `doubts` is given beside them. doubts: both ends of the step's
+    spread, and whether it rests on extrapolation.
     """
 
     flags: Callable[..., tuple[Any, ...]]
@@ -49,15 +52,16 @@ class Recording:
 
 
 def record(setting: Setting, layout: Layout, query_tokens: int = 1) -> Recording:
-    """The equations of a setting, recorded for layouts that have OTHERS, and whether there are chunks, in common."""
+    """The equations of a setting, recorded for layouts alike in OTHERS, in having chunks, and in having new tokens."""
     tape = Tape()
-    inputs = [tape.input() for _ in (*USED, "context")]
+    inputs = [tape.input() for _ in (*USED, "context", "query_tokens")]
     context: Any
-    *widths, context = inputs
+    new: Any
+    *widths, context, new = inputs
     sizes = dict(zip(USED, widths, strict=True))
     x = replace(layout, **(sizes if layout.chunks > 1 else sizes | {"chunks": 1}))
     flags = (feasibility.shape_reasons(setting.model, setting.machine, x, context),)
-    step = evaluate_step(setting, x, context, query_tokens)
+    step = evaluate_step(setting, x, context, new if query_tokens > 1 else 1)
     told = (feasibility.memory_reason(step.memory), step.step_s)
     doubts = (*step.spread_s, step.rests_on_extrapolation)
     shared = tape.shared(inputs, told, doubts)
@@ -77,15 +81,15 @@ def _recordings(*setting: Any) -> dict[Any, Any]:
 def _recording(setting: Setting, layout: Layout, query_tokens: int) -> Recording | None:
     """The recording for a layout, where a setting has had enough of the kind to be worth it."""
     known = _recordings(setting.model, setting.machine, setting.timing, setting.precision, setting.drafter)
-    key = query_tokens, layout.chunks > 1, *(getattr(layout, name) for name in OTHERS)
+    key = query_tokens > 1, layout.chunks > 1, *(getattr(layout, name) for name in OTHERS)
     found = known.get(key, 0)
     if isinstance(found, Recording):
         return found
+    if key not in known and len(known) >= MOST_RECORDED:
+        known.clear()
     if found < DIRECT:
         known[key] = found + 1
         return None
-    if len(known) >= MOST_RECORDED:
-        known.clear()
     made = known[key] = record(setting, layout, query_tokens)
     return made
 
@@ -94,7 +98,7 @@ def _recalled_step(
     recording: Recording, setting: Setting, layout: Layout, context: int, query_tokens: int
 ) -> Step | None:
     """The step of a layout by its recording; None where it cannot run."""
-    sizes = *(float(getattr(layout, name)) for name in USED), float(context)
+    sizes = *(float(getattr(layout, name)) for name in USED), float(context), float(query_tokens)
     if recording.flags(*sizes)[0]:
         return None
     flag, step_s, *shared = recording.step(*sizes)

@@ -3,12 +3,13 @@
 import random
 
 import pytest
-from cases import GB200, LLAMA, MILLION, PAPER, R1
+from cases import GB200, LLAMA, MILLION, MOE, PAPER, R1
 
 from helix_sim import feasibility
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import Layout
 from helix_sim.one_layout import DIRECT, USED, LayoutError, checked_step, record
+from helix_sim.specs.ffn import Placement, RepeatedExperts
 from helix_sim.specs.load import load_draft, load_timing, shipped
 from helix_sim.step import evaluate_step, setting_of
 
@@ -29,7 +30,7 @@ def random_others(rng, setting):
         "draft_tokens": drafts,
         "microbatches": rng.choice([1, 1, 2]) if setting.model.routed_kinds else 1,
     }
-    return others, rng.choice([1, 1, 5, 300]) if not drafts else 1
+    return others, rng.choice([1, 1, 5]) if not drafts else 1
 
 
 def random_layout(rng, others, hop_b):
@@ -57,13 +58,14 @@ def test_recorded_arithmetic_is_the_equations(model, machine, timing):
     while compared < LAYOUTS and tried < 3000:
         tried += 1
         x, context = random_layout(rng, others, hop_b), rng.choice([512, 8192, 100_000, 1_234_567])
-        sizes = [float(getattr(x, name)) for name in USED] + [float(context)]
+        new = query_tokens if query_tokens == 1 else rng.choice([2, 5, 300])
+        sizes = [float(getattr(x, name)) for name in USED] + [float(context), float(new)]
         flags = int(feasibility.shape_reasons(setting.model, setting.machine, x, context))
         assert recording.flags(*sizes) == (flags,)
         if flags:
             continue
         compared += 1
-        step = evaluate_step(setting, x, context, query_tokens)
+        step = evaluate_step(setting, x, context, new)
         full, step_s, *shared = recording.step(*sizes)
         shorter, longer, extrapolated = recording.doubts(*sizes, *shared)
         assert full == feasibility.memory_reason(step.memory)
@@ -71,6 +73,29 @@ def test_recorded_arithmetic_is_the_equations(model, machine, timing):
         assert (shorter, longer) == pytest.approx(tuple(map(float, step.spread_s)), rel=1e-12, abs=1e-18)
         assert extrapolated == step.rests_on_extrapolation
     assert compared
+
+
+SOURCE = "assumed: a test"
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [
+        {"routing_skew": 0.7},
+        {"routing_skew": 0.7, "placement": Placement(value="balanced", source=SOURCE)},
+        {"repeated": RepeatedExperts(value=0.5, source=SOURCE)},
+    ],
+    ids=lambda routing: ", ".join(routing),
+)
+def test_experts_that_are_picked_unevenly_are_recorded_too(routing):
+    model = R1.model_copy(update={"ffn": R1.ffn | {"moe": MOE.model_copy(update=routing)}})
+    setting, even = (setting_of(each, GB200, timing=load_timing("gb200-trtllm")) for each in (model, R1))
+    recording = record(setting, Layout(), 3)
+    for x in (Layout(batch=3, dp=4, kvp=2, ep=8), Layout(batch=2, dp=16, ep=16), Layout(batch=8, tpa=8, ep=8)):
+        sizes = [float(getattr(x, name)) for name in USED] + [float(MILLION), 3.0]
+        step_s = float(evaluate_step(setting, x, MILLION, 3).step_s)
+        assert recording.step(*sizes)[1] == pytest.approx(step_s, rel=1e-12)
+        assert step_s != pytest.approx(float(evaluate_step(even, x, MILLION, 3).step_s), rel=1e-6)
 
 
 @pytest.mark.parametrize("timing", [PAPER, load_timing("gb200-trtllm")], ids=lambda timing: timing.name)
