@@ -60,7 +60,7 @@ def sweep(
         str, typer.Option(help="frontier: the frontiers alone; all: every layout that runs, too (CSV to 10M)")
     ] = "frontier",
     executor: Annotated[
-        str, typer.Option(help="serial, processes or dask; auto takes processes for large sweeps")
+        str, typer.Option(help="serial, processes or dask; auto takes processes for what takes long")
     ] = "auto",
     workers: Annotated[str | None, number_option("processes; one a core unless given")] = None,
     scheduler: Annotated[

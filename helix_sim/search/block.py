@@ -757,6 +757,18 @@ def error_bars(planned: Plan, columns: Columns) -> Columns:
     """
     if planned.timing.calibration is None:
         return {}
+    starts = range(0, len(columns["context"]), BARS)
+    parts = [
+        _error_bars(planned, {name: columns[name][at : at + BARS] for name in (*AXES, "context")}) for at in starts
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+BARS = 4096
+"""Layouts whose intervals are found at a time: a whole step's columns of them stay small. No result depends on it."""
+
+
+def _error_bars(planned: Plan, columns: Columns) -> Columns:
     step = evaluate_step(planned.setting, Layout(**{name: columns[name] for name in AXES}), columns["context"])
     low, high = step.ttl_interval_s
     found = {"ttl_low_s": low, "ttl_high_s": high, "extrapolated": step.rests_on_extrapolation}

@@ -76,13 +76,10 @@ HELIX_SIM = (
     + """
 import pandas as pd
 from helix_sim.core.layout import Layout
-from helix_sim.search.frame import evaluate
+from helix_sim.search.frame import decode_step, evaluate
 from helix_sim.search.plan import plan
-from helix_sim.specs.values import Sweep
-from helix_sim.search.frame import decode_step
 from helix_sim.specs.load import load_sweep, parse
 from helix_sim.specs.sweep import Sweep
-from helix_sim.search.frame import decode_step
 from helix_sim.search.sweep import run_plan
 planned = plan(parse(Sweep, load_sweep(SWEEP).model_dump(by_alias=True) | CHANGED, "benchmark"))
 def one(batch): return decode_step(planned.model, planned.machine, Layout(batch=batch, **LAYOUT),
