@@ -242,7 +242,7 @@ def hold_attention(a: AttentionKind, w: Weights, seat: Seat) -> Weights:
 
 def _hold_indexer(a: AttentionKind, w: Weights, kv: list[int]) -> Weights:
     """The whole indexer, or of index heads that belong to KV heads those of a rank's own, and the one index key."""
-    if getattr(a, "indexer", None) is None:
+    if getattr(a, "indexer", None) is None or getattr(a, "picks_shared", None):
         return {}
     if isinstance(a, BlockSparseAttention):
         return {"index": np.concatenate([_side_by_side(w["index_q"][kv]), w["index_k"]], axis=1)}
@@ -598,6 +598,8 @@ class HelixLayer:
         self.cache = [KvShard(batch, len(seat.kv_heads), a.cache_width) for seat in self.seats]
         self.entries = [KvShard(batch, 1, a.cache_width) for _ in self.seats]
         self.indexer: Indexer | None = getattr(a, "indexer", None)
+        self.picks_itself = self.indexer is not None and not getattr(a, "picks_shared", None)
+        self.chosen: dict[int, Positions] = {}
         if self.indexer:
             self.index = [KvShard(batch, 1, self.indexer.width) for _ in self.seats]
         if isinstance(a, CompressedAttention):
@@ -801,7 +803,7 @@ class HelixLayer:
             if isinstance(self.attention, CompressedAttention) and self.attention.ratio:
                 self._compress(r, normed[r], positions)
         self.tokens += len(positions)
-        if self.indexer and not isinstance(self.attention, CompressedAttention):
+        if self.picks_itself and not isinstance(self.attention, CompressedAttention):
             self._append_index(normed, positions)
         return queries if self.whole else {r: self._gathered(r, queries) for r in queries}, latents
 
@@ -932,9 +934,14 @@ class HelixLayer:
     # The core
 
     def _picks(self, normed: Held, latents: Held, positions: Positions) -> dict[int, Picks]:
-        """Places in each rank's cache that each new token sees; of a compressed layer, its window's, then vectors'."""
+        """Places in each rank's cache that each new token sees; of a compressed layer, its window's, then vectors'.
+
+        What an indexer chose stays in `chosen`: a layer that shares picks is given those of the layer that made them.
+        """
         a, batch = self.attention, self.widths.batch
-        chosen = self._chosen(normed, latents, positions) if self.indexer else {}
+        if self.picks_itself:
+            self.chosen = self._chosen(normed, latents, positions)
+        chosen = self.chosen
         found: dict[int, Picks] = {}
         for r in self.attending:
             cache, heads = self.cache[r], len(self.seats[r].kv_heads)

@@ -79,7 +79,7 @@ def _attention_shapes(a: AttentionKind, h: int) -> dict[str, tuple[int, ...]]:
 
 def _indexer_shapes(a: AttentionKind, h: int) -> dict[str, tuple[int, ...]]:
     i: Indexer | None = getattr(a, "indexer", None)
-    if i is None:
+    if i is None or getattr(a, "picks_shared", None):
         return {}
     if isinstance(a, BlockSparseAttention):
         return {"index_q": (i.heads, h, i.width), "index_k": (h, i.width)}
@@ -154,8 +154,11 @@ def _attend(scores: Array, values: Array, seen: Mask, sinks: Array | None) -> Ar
     return np.einsum("bqst,btqd->bsqd", shares, values)
 
 
-def plain_kind(a: AttentionKind, w: Weights, x: Array) -> Array:
-    """The attention block of any kind on the normed inputs x [B, S, H] of whole requests: [B, S, H]."""
+def plain_kind(a: AttentionKind, w: Weights, x: Array, seen: Mask | None = None) -> Array:
+    """The attention block of any kind on the normed inputs x [B, S, H] of whole requests: [B, S, H].
+
+    seen: the keys that each token sees, where an earlier layer has picked them.
+    """
     if isinstance(a, LinearAttention):
         return plain_linear(a, w, x)
     if isinstance(a, CompressedAttention):
@@ -176,7 +179,7 @@ def plain_kind(a: AttentionKind, w: Weights, x: Array) -> Array:
         keys = np.concatenate([keys, np.repeat(turned, a.q_heads, axis=2)], axis=-1)
         values = np.einsum("bsr,qrd->bsqd", latents[:, :, 0], w["v_up"])
     scores = np.einsum("bsqd,btqd->bqst", query, keys) * score_scale(a)
-    out = _attend(scores, values, seen_keys(a, w, x), w.get("sinks"))
+    out = _attend(scores, values, seen_keys(a, w, x) if seen is None else seen, w.get("sinks"))
     if "gate" in w:
         out = out / (1 + np.exp(-np.einsum("bsh,qhd->bsqd", x, w["gate"])))
     result: Array = np.einsum("bsqd,qdh->bsh", out, w["o"], optimize=True)
@@ -313,9 +316,14 @@ def plain_linear(a: LinearAttention, w: Weights, x: Array) -> Array:
 # --- The layer -------------------------------------------------------------------------------------------------------
 
 
-def plain_kind_layer(layer: LayerSpec, attention: Weights, ffn: Weights, hidden: Array, new: int) -> Array:
-    """hidden [B, S, H] of whole requests through attention and FFN: the hidden states of the last `new` tokens."""
-    attended = plain_kind(layer.attention, attention, rms_norm(hidden))[:, -new:]
+def plain_kind_layer(
+    layer: LayerSpec, attention: Weights, ffn: Weights, hidden: Array, new: int, seen: Mask | None = None
+) -> Array:
+    """hidden [B, S, H] of whole requests through attention and FFN: the hidden states of the last `new` tokens.
+
+    seen: the keys that each token sees, where an earlier layer has picked them.
+    """
+    attended = plain_kind(layer.attention, attention, rms_norm(hidden), seen)[:, -new:]
     after = hidden[:, -new:] + attended
     rows = rms_norm(after).reshape(-1, layer.hidden_size)
     return after + plain_ffn(layer.ffn, ffn, rows).reshape(after.shape)

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from witness.counted import Rank, busiest, one_shot_all_reduce, ring_all_reduce
 from witness.helix_layer import BLOCK_TOKENS, HelixLayer, Parts, first_ones, partial_attention
-from witness.plain_kinds import kind_shapes, plain_kind_layer
-from witness.plain_layer import LayerSpec, ffn_shapes, plain_layer, random_weights
+from witness.plain_kinds import kind_shapes, plain_kind_layer, seen_keys
+from witness.plain_layer import LayerSpec, ffn_shapes, plain_layer, random_weights, rms_norm
 
 from helix_sim.core.collectives import all_reduce
 from helix_sim.core.layout import Layout
@@ -246,8 +246,8 @@ def left_open(s, a, op, quantity):
     """Whether an attention's equation states the worst place of its tokens, or an expectation, of a quantity.
 
     Chunks: a full one at the end. Windows on several KV shards: one that begins with a block. Picks on several KV
-    shards: what random picks put on the fullest; a token's own block is taken to be full. Output groups, where ranks own
-    unequally many heads: most heads and most groups, which may be two ranks'.
+    shards: what random picks put on the fullest; a token's own block is taken to be full. Output groups, where ranks
+    own unequally many heads: most heads and most groups, which may be two ranks'.
     """
     x, new = s.layout, s.query_tokens
     if a.kind == "compressed" and op == "output_down_projection" and quantity == "activation_bytes":
@@ -319,6 +319,49 @@ def test_every_kind_runs_on_every_legal_layout_and_counts_its_work(name, ranks, 
             layout = Layout(batch=2, index_kvp=shards, **shape)
             assert shape_reasons(SMALL[name], GB200, layout, context) == 0
             check_step(SMALL[name], "dense", layout, MIXED, context, seed=place, new=new)
+
+
+SHARING = model_of(
+    ATTENTIONS["sparse"] | {"picks_shared": True}, hidden=12, dense=24, experts=experts_of(6, 2, 10, 1, 9)
+)
+"""Its layers attend to what the indexer of a layer before them picked."""
+
+
+def check_shared_picks(layout, context, new, seed):
+    """A layer that picks and one behind it that does not: what the second computes, counts and keeps."""
+    picking, sharing = layer_of(SMALL["sparse"], "dense"), layer_of(SHARING, "dense")
+    rng, rows = np.random.default_rng(seed), layout.dp * layout.batch
+    weights = [weights_of(layer, rng) for layer in (picking, sharing)]
+    first, second = (
+        HelixLayer(layer, MIXED, layout, *of) for layer, of in zip((picking, sharing), weights, strict=True)
+    )
+    hidden = rng.normal(size=(rows, context, picking.hidden_size))
+    between = plain_kind_layer(picking, *weights[0], hidden, context)
+    seen = seen_keys(picking.attention, weights[0][0], rms_norm(hidden))
+    expected = plain_kind_layer(sharing, *weights[1], between, new, seen)
+    first.remember(hidden[:, :-new])
+    second.remember(between[:, :-new])
+    out = first.step(hidden[:, -new:], np.zeros_like(hidden[:, -new:]))
+    second.chosen = first.chosen
+    outputs = second.step(between[:, -new:], np.zeros_like(between[:, -new:]))
+    assert largest_error(first, out, between[:, -new:]) < 1e-10
+    assert largest_error(second, outputs, expected) < 1e-10
+    s = step_input(SHARING, layout, MIXED, context, new)
+    works, most = work_of(s, sharing), work_of(s, picking_everything(sharing))
+    assert {op for rank in second.ranks for op in rank.counts} <= set(works)
+    assert not [op for op in works if op.startswith("index")]
+    for op, work in works.items():
+        compare(s, sharing, op, work, most[op], busiest(second.ranks, op))
+        check_residency(s, second, op, work)
+    cached = max(shard.values.size for shard in second.cache) * MIXED.bytes_of("kv")
+    assert layout.batch * float(kv_bytes_per_layer(s, sharing.attention)) == cached, "and no index keys"
+
+
+@pytest.mark.parametrize(("ranks", "context", "new"), [(8, 80, 5), (6, 83, 20), (4, 12, 10), (4, 96, 1)])
+def test_a_layer_that_shares_picks_runs_on_every_legal_layout_without_an_indexer(ranks, context, new):
+    for place, shape in enumerate(legal_layouts(SHARING, context, ranks)):
+        for shards in (n for n in range(1, shape["kvp"] + 1) if shape["kvp"] % n == 0):
+            check_shared_picks(Layout(batch=2, index_kvp=shards, **shape), context, new, seed=place)
 
 
 def test_the_layouts_that_run_here_are_those_that_the_simulator_admits():
