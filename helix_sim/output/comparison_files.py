@@ -73,7 +73,7 @@ WIDEST = 60
 
 def _set_widths(sheet: Any) -> None:
     """Columns as wide as what they hold, long texts wrapped, numbers to four digits behind the point."""
-    from openpyxl.styles import Alignment
+    from openpyxl.styles import Alignment  # type: ignore[import-untyped]
 
     for column in sheet.columns:
         longest = max(len(f"{cell.value:.6g}" if isinstance(cell.value, float) else str(cell.value or ""))

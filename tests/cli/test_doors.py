@@ -360,3 +360,18 @@ def test_an_example_of_help_does_what_it_says(verb: str, monkeypatch: pytest.Mon
             continue
         found = CliRunner().invoke(app, words)
         assert found.exit_code == 0, (example, found.output, found.exception)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("explain", ["TTL is the", "TPA and TPF are", "KVP shards", "HOP-B overlaps", "Medha is", "binds", "wire is"]),
+        ("recommend", ["TTL is the", "Medha is", "binds"]),
+        ("regress", ["hypervolume is the area"]),
+        ("validate", ["effective batch of a serving is"]),
+    ],
+)
+def test_coined_words_are_explained_in_the_help_of_the_verbs_that_print_them(verb: str, words: list[str]) -> None:
+    text = " ".join(CliRunner().invoke(app, [verb, "--help"]).stdout.split())
+    assert [word for word in words if word not in text] == []
+    assert "docs/reference/glossary.md" in text
