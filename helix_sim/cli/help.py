@@ -79,7 +79,7 @@ WORDS = (
 )
 """What the verbs' shortest words stand for."""
 WORDS_OF = {
-    "regress": "Words: hypervolume is the area under a curve, and its change says how far a whole curve moved; vertical "
+    "regress": "Words: hypervolume is the area under a curve, its change says how far a whole curve moved; vertical "
     "and horizontal are the largest moves of throughput and interactivity. docs/reference/glossary.md has the rest.",
     "validate": "Words: the effective batch of a serving is the mean number of its requests in flight; bias is the "
     "mean signed error, covered the share of rows inside the 80 % interval. docs/reference/glossary.md has the rest.",
