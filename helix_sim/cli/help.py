@@ -74,9 +74,17 @@ EXAMPLES = {
 WORDS = (
     "Words: TTL is the token-to-token latency of one user. TPA and TPF are the tensor-parallel widths of attention and "
     "of the FFN, KVP shards the KV cache by sequence, HOP-B overlaps its exchange with attention in chunks of the "
-    "batch. docs/reference/glossary.md has every word that is printed."
+    "batch, Medha is KVP whose FFN runs on one shard. What binds an op is the limit that sets its time; wire is the "
+    "number format on links. docs/reference/glossary.md has every word that is printed."
 )
 """What the verbs' shortest words stand for."""
+WORDS_OF = {
+    "regress": "Words: hypervolume is the area under a curve, its change says how far a whole curve moved; vertical "
+    "and horizontal are the largest moves of throughput and interactivity. docs/reference/glossary.md has the rest.",
+    "validate": "Words: the effective batch of a serving is the mean number of its requests in flight; bias is the "
+    "mean signed error, covered the share of rows inside the 80 % interval. docs/reference/glossary.md has the rest.",
+}
+"""Words that one verb alone prints."""
 
 
 class Verb(TyperCommand):
@@ -116,4 +124,5 @@ class Verb(TyperCommand):
             from helix_sim.answers.sensitivity import SEARCH_KNOBS
 
             found.append(f"Knobs: {', '.join(SEARCH_KNOBS)}.")
-        return [*found, WORDS] if {"--tpa", "--ttl-ms"} & options else found
+        words = WORDS if {"--tpa", "--ttl-ms"} & options else WORDS_OF.get(self.name or "")
+        return [*found, words] if words else found

@@ -29,7 +29,6 @@ from helix_sim.cli.base import (
     refuse,
     remark,
     remark_on,
-    say,
     show,
     size,
     styled,
@@ -84,7 +83,7 @@ def trace(layout: LayoutOptions, out: OutFile = Path("step.json"), as_json: Json
         about = answer_record(picked.step, picked.inputs, picked.longest_context)
         print_answer("trace", about | {"file": str(out), "events": events})
         return
-    say(f"{out}: {events:,} events of one step, TTL {ttl_ms:.3f} ms; open it in ui.perfetto.dev")
+    console().print(f"{out}: {events:,} events of one step, TTL {ttl_ms:.3f} ms; open it in ui.perfetto.dev")
 
 
 @app.command()

@@ -168,6 +168,7 @@ def _print_recommendation(out: Console, found: Recommendation) -> None:
     others = [choice for choice in found.by_family if choice not in found.choices]
     if others:
         _print_choices(out, others, "best of every other family", numbered=False)
+    out.print("lost: throughput below that of the best; stopped by: what one more request of each group would break")
     if found.whole:
         _print_whole(out, found.whole)
     if found.helix:

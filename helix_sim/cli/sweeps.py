@@ -36,7 +36,6 @@ from helix_sim.cli.base import (
     remark,
     remark_on,
     remark_on_costs,
-    say,
     show,
     size,
     styled,
@@ -409,6 +408,8 @@ def report(
     if as_json:
         print_answer("report", written)
     else:
-        say(f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB")
+        console().print(
+            f"{written['points']:,} points of {written['layouts']:,} layouts in {out}, {written['bytes'] / 1e6:.1f} MB"
+        )
     if not written["points"]:
         _end_where_nothing_runs(written["dropped_by_reason"])

@@ -11,6 +11,7 @@ from helix_sim.answers.compare import Compared
 from helix_sim.core.escape import csv_cell
 from helix_sim.core.files import appearing, write_csv, write_json, write_parquet
 from helix_sim.output import plot
+from helix_sim.output.report import sourced
 from helix_sim.specs.quantities import units_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,27 @@ def _write_workbook(path: Path, found: Compared, frame: pd.DataFrame) -> Path:
             for cell in itertools.chain.from_iterable(book.sheets[name].iter_rows()):
                 if cell.data_type == "e":  # a text such as #N/A, which openpyxl takes for an error's value
                     cell.data_type = "s"
+            _set_widths(book.sheets[name])
     return path
+
+
+WIDEST = 60
+"""Characters of a column of a workbook at most; what is longer wraps."""
+
+
+def _set_widths(sheet: Any) -> None:
+    """Columns as wide as what they hold, long texts wrapped, numbers to four digits behind the point."""
+    from openpyxl.styles import Alignment  # type: ignore[import-untyped]
+
+    for column in sheet.columns:
+        longest = max(len(f"{cell.value:.6g}" if isinstance(cell.value, float) else str(cell.value or ""))
+                      for cell in column)  # fmt: skip
+        sheet.column_dimensions[column[0].column_letter].width = min(longest, WIDEST) + 2
+        for cell in column:
+            if isinstance(cell.value, float):
+                cell.number_format = "#,##0.0###"
+            elif longest > WIDEST:
+                cell.alignment = Alignment(wrap_text=True, vertical="top")
 
 
 def _provenance(found: Compared) -> list[tuple[str, str, Any, str]]:
@@ -73,10 +94,7 @@ def _provenance(found: Compared) -> list[tuple[str, str, Any, str]]:
         for kind, part in each.plan.inputs.items():
             rows.append((search, f"{kind} digest", part.digest, part.file))
         machine = each.plan.machine
-        for name in type(machine).model_fields:
-            value = getattr(machine, name)
-            if hasattr(value, "source"):
-                rows.append((search, f"{machine.name}.{name}", value.value, value.source))
+        rows += [(search, f"{machine.name}.{name}", value, source) for name, value, source in sourced(machine)]
         calibration = each.plan.timing.calibration
         for name, kernels in calibration.classes.items() if calibration else ():
             rows.append((search, f"{each.plan.timing.name}.{name}", kernels.shape, kernels.source))

@@ -51,7 +51,11 @@ def quantities() -> dict[str, Key]:
 
 def columns_of_files() -> dict[str, dict[str, Key]]:
     """Columns of one file alone by name, by the file's name; the others of its columns are among `quantities`."""
-    return {name: keys for names, keys in _read().of_files.items() for name in names.split(", ")}
+    found: dict[str, dict[str, Key]] = {}
+    for names, keys in _read().of_files.items():
+        for name in names.split(", "):
+            found.setdefault(name, {}).update(keys)
+    return found
 
 
 def units_of(columns: Iterable[Any]) -> dict[str, str]:

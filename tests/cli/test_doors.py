@@ -301,19 +301,77 @@ def test_help_has_two_examples_that_parse_and_every_name_that_options_take(verb:
 
 
 NARROW = {
-    "explain": [*LAYOUT],
-    "capacity": [*LAYOUT],
-    "recommend": [*HERE, "--context", "64K", "--timing", "h100-trtllm", "--total-gpus", "16", "--family", "helix"],
-    "compare": ["--model", HERE[0], "--machine", HERE[1], "--context", "64K", "--ttl-ms", "10", "--family", "tp"],
-    "sensitivity": [*LAYOUT],
-    "models": [],
-    "machines": [],
-}
+    "explain": ["explain", *LAYOUT],
+    "capacity": ["capacity", *LAYOUT],
+    "recommend": ["recommend", *HERE, "--ttl-ms", "20", "--context", "64K", "--timing", "h100-trtllm", "--total-gpus",
+                  "16", "--family", "helix", "--gpus-at-most", "2"],
+    "recommend nothing": ["recommend", *HERE, "--ttl-ms", "1", "--context", "64K", "--gpus", "1", "--family", "tp"],
+    "compare": ["compare", "--model", HERE[0], "--machine", HERE[1], "--context", "64K", "--ttl-ms", "10", "--family",
+                "tp"],
+    "sensitivity": ["sensitivity", *LAYOUT],
+    "what if": ["sensitivity", *HERE, "--context", "8K", "--gpus-at-most", "1", "--family", "tp", "--set",
+                "hbm_bandwidth=2x"],
+    "sweep": ["sweep", "small.yaml", "--out", "out", "--no-plots"],
+    "trace": ["trace", *LAYOUT],
+    "reproduce": ["reproduce", "fig3", "--out", "out"],
+    "validate": ["validate", "--measurements", "servings.csv", "--out", "out"],
+    "check": ["check", "small.yaml"],
+    "models": ["models"],
+    "machines": ["machines"],
+}  # fmt: skip
+SMALL = """
+{kind: sweep, name: small, description: a small search, model: llama-3.1-8b, machine: h100-hgx, timing: h100-trtllm,
+ precision: {weights: fp8, kv: fp8, math: fp8}, contexts: [64K, 8K], gpus: {from: 1, to: 4},
+ batch: {dense_to: 4, growth: 1.5, to: 16}, families: [tp, helix]}
+"""
 
 
-@pytest.mark.parametrize("verb", NARROW)
-def test_eighty_columns_hold_what_a_verb_prints(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    found = run(verb, *NARROW[verb])
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", NARROW)
+def test_a_terminal_of_any_width_holds_what_a_verb_prints(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(SMALL)
+    serving = "system,framework,dp,ep,isl,osl,concurrency,tpot_s\ngb200,trtllm,8,8,99,99,64,0.01\n"
+    Path("servings.csv").write_text(serving)
+    found = CliRunner().invoke(app, NARROW[name])
     assert found.stdout, found.exception
-    assert [line for line in found.stdout.splitlines() if len(line) > 80] == []
+    assert [line for line in found.stdout.splitlines() if len(line) > width] == []
+
+
+QUICK = ("explain", "capacity", "export", "trace", "sensitivity", "models", "machines", "schema")
+"""Verbs whose examples are run here; those of the others search for seconds, and the tests of each verb run it."""
+
+
+@pytest.mark.parametrize("verb", QUICK)
+def test_an_example_of_help_does_what_it_says(verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from helix_sim.cli.help import EXAMPLES
+
+    monkeypatch.chdir(tmp_path)
+    choice = run(
+        "recommend", *HERE, "--ttl-ms", "20", "--context", "8K", "--family", "tp", "--stack", "trtllm", "--json"
+    )
+    Path("answer.json").write_text(choice.stdout)
+    for example in EXAMPLES[verb]:
+        words = example.split(" > ")[0].split()[1:]
+        if "paper-deepseek-r1:4711" in words or "--ttl-ms" in words or "gb200-trtllm" in words:
+            continue
+        found = CliRunner().invoke(app, words)
+        assert found.exit_code == 0, (example, found.output, found.exception)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("explain", ["TTL is the", "TPA and TPF are", "KVP shards", "HOP-B overlaps", "Medha is", "binds", "wire is"]),
+        ("recommend", ["TTL is the", "Medha is", "binds"]),
+        ("regress", ["hypervolume is the area"]),
+        ("validate", ["effective batch of a serving is"]),
+    ],
+)
+def test_coined_words_are_explained_in_the_help_of_the_verbs_that_print_them(verb: str, words: list[str]) -> None:
+    text = " ".join(CliRunner().invoke(app, [verb, "--help"]).stdout.split())
+    assert [word for word in words if word not in text] == []
+    assert "docs/reference/glossary.md" in text
