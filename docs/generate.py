@@ -438,9 +438,11 @@ def stack_formats(_: str) -> str:
     def said(support: Support | None) -> str:
         if support is None:
             return "no"
-        only = [f"with {support.needs}"] if support.needs else []
+        also = f", or of {' and '.join(support.or_attention)} models" if support.or_attention else ""
+        only = [f"with {support.needs}{also}"] if support.needs else []
         only += [f"not with {support.not_with}"] if support.not_with else []
         only += [f"for {' and '.join(support.attention)}"] if support.attention else []
+        only += [] if support.on_amd else ["not on AMD's"]
         return ", ".join(only) or "yes"
 
     stacks = [load_stack(name) for name in NAMES]

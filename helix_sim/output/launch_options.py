@@ -92,6 +92,8 @@ class Launched:
     @property
     def dispatch(self) -> str:
         """The stack's back end of dispatch and combine on this machine; microbatches take turns on DeepEP's alone."""
+        if self.step.machine.maker == "amd" and self.stack.dispatch.amd:
+            return self.stack.dispatch.amd
         reach = self.step.machine.domain > self.gpus_of_node and self.step.layout.microbatches == 1
         return self.stack.dispatch.one_domain if reach else self.stack.dispatch.several
 

@@ -43,6 +43,9 @@ class Machine(Record):
 
     kind: Literal["machine"] = Field(description="says that the file is a machine's [name]")
     name: Name = Field(description="the file's name without its ending [name]")
+    maker: Literal["amd"] | None = Field(
+        None, description="amd, where its kernels are ROCm's; unless said they are CUDA's [name]"
+    )
     gpus: WholeQuantity = Field(description="GPUs of the largest system that is searched [GPUs]")
     hbm_bandwidth_GBps: Positive = Field(description="HBM bandwidth of one GPU [GB/s]")
     memory_GB: Positive = Field(description="memory of one GPU as its driver sees it [GB]")

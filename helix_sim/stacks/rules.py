@@ -176,6 +176,8 @@ def _unsupported(support: Support | None, machine: Machine, kinds: Sequence[str]
         return True
     arithmetic = machine.math_formats
     lacks = support.needs is not None and support.needs not in arithmetic
+    lacks = lacks and not (support.or_attention and kinds and set(kinds) <= set(support.or_attention))
+    lacks = lacks or (machine.maker == "amd" and not support.on_amd)
     has = support.not_with is not None and support.not_with in arithmetic
     return lacks or has or (support.attention is not None and not set(kinds) <= set(support.attention))
 
@@ -197,7 +199,7 @@ def weight_tensors(precision: Precision) -> list[str]:
 def unsupported_weights(p: Placed) -> list[str]:
     """Weight formats of a placed layout that the stack has no kernel for on the machine."""
     formats = dict.fromkeys(p.precision.format_of(tensor) for tensor in weight_tensors(p.precision))
-    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine)]
+    found: list[str] = [f for f in formats if _unsupported(p.stack.weights.get(_group(f)), p.machine, _kinds(p.model))]
     return found
 
 
@@ -220,6 +222,10 @@ class Refusal:
 class StackRule(Enum):
     """Why a stack does not start a layout, in the order in which a dropped layout is counted."""
 
+    MACHINE = Refusal(
+        title="a machine that the stack does not run on",
+        holds=lambda p: _whole(p.machine.maker == "amd" and not p.stack.on_amd, p),
+    )
     WEIGHT_FORMAT = Refusal(
         title="a weight format without kernels on the machine",
         holds=lambda p: _whole(bool(unsupported_weights(p)), p),
@@ -272,7 +278,10 @@ class StackRule(Enum):
         title="KV parallelism on a machine that is not supported",
         holds=lambda p: (
             (np.asarray(p.layout.kvp) > 1)
-            & bool(p.kvp and p.kvp.needs is not None and p.kvp.needs not in p.machine.math_formats)
+            & bool(
+                p.machine.maker == "amd"  # the back ends that are described are CUDA's
+                or (p.kvp and p.kvp.needs is not None and p.kvp.needs not in p.machine.math_formats)
+            )
         ),
     )
     KVP_DP = Refusal(
@@ -354,7 +363,7 @@ class StackRule(Enum):
         title="microbatches that take turns where the stack does not split a batch",
         holds=lambda p: (
             (np.asarray(p.layout.microbatches) > 1)
-            & (~p.dispatched | (not set(_kinds(p.model)) <= set(p.stack.microbatch_kinds)))
+            & (~p.dispatched | (not set(_kinds(p.model)) <= set(p.stack.microbatch_kinds)) | (p.machine.maker == "amd"))
         ),
     )
     NO_ONE_STACK = Refusal(
@@ -509,8 +518,10 @@ def formats_on_stacks(precision: Precision, stacks: Sequence[str], machine: Mach
     """
     if not stacks:
         return precision
-    weights = {t: "nvfp4" for t in weight_tensors(precision) if getattr(precision, t) == "fp4"}
-    support = [load_stack(name).kv for name in stacks]
+    blocks = "mxfp4" if machine.maker == "amd" else "nvfp4"
+    weights = {t: blocks for t in weight_tensors(precision) if getattr(precision, t) == "fp4"}
+    here = [stack for stack in map(load_stack, stacks) if stack.on_amd or machine.maker != "amd"]
+    support = [stack.kv for stack in here]
     had = {
         f for each in support for f, s in each.items() if not _unsupported(s, machine, _kinds(model))
     }  # fmt: skip

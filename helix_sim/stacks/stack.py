@@ -26,6 +26,11 @@ class Support(Record):
     not_with: MathFormat | None = Field(
         default=None, description="arithmetic with which a machine has no such kernel [format]"
     )
+    or_attention: list[Text] = Field(
+        default=[],
+        description="kinds of attention of models for which a machine without that arithmetic has one [list of names]",
+    )
+    on_amd: bool = Field(default=True, description="whether AMD's machines have such a kernel [yes or no]")
     attention: list[Text] | None = Field(
         default=None, description="kinds of attention whose cache may have the format; all unless said [list of names]"
     )
@@ -83,6 +88,7 @@ class Dispatch(Record):
 
     one_domain: Text = Field(description="where NVLink reaches beyond a tray (NVL72) [name]")
     several: Text = Field(description="where a tray is the NVLink domain (HGX) [name]")
+    amd: Text | None = Field(default=None, description="on AMD's machines [name]")
     on_board: bool = Field(
         default=True,
         description="whether it sends tokens where a stage is one board and that the NVLink domain, or gathers all "
@@ -130,6 +136,7 @@ class Stack(Record):
     version: Text = Field(description="version whose source and documentation were read [text]")
     read: Text = Field(description="when they were read [date]")
     url: Text = Field(description="where they lie [URL]")
+    on_amd: bool = Field(default=True, description="whether it runs on AMD's machines [yes or no]")
     kv_heads_over: Literal["tpa", "group"] = Field(
         description="ranks that share the KV heads: tpa alone, or all tpa·kvp of a group [name]"
     )

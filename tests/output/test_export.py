@@ -156,6 +156,14 @@ def test_states_beside_latents_launch_with_the_blocks_and_back_ends_that_they_ne
     assert parsed(export(step, to="vllm"))["--attention-backend"] == "FLASHINFER_MLA"
 
 
+def test_experts_on_amds_machines_are_reached_by_mori() -> None:
+    step = step_of("deepseek-r1", machine="mi355x", formats=H100, dp=16, ep=16, batch=4)
+    assert parsed(export(step, to="vllm"))["--all2all-backend"] == "mori_low_latency"
+    assert parsed(export(step, to="sglang"))["--moe-a2a-backend"] == "mori"
+    with pytest.raises(SpecError, match="runs on NVIDIA's GPUs, and mi355x is AMD's"):
+        export(step, to="trtllm")
+
+
 def test_an_index_cache_is_exported_as_the_stack_lays_it_out() -> None:
     sharded = step_of("deepseek-v3.2", kvp=8, ep=8, batch=4, index_kvp=8)
     assert parsed(export(sharded, to="vllm"))["--attention-backend"] == "FLASHINFER_MLA_SPARSE"

@@ -28,6 +28,14 @@ from helix_sim.stacks.rules import (
 )
 from helix_sim.stacks.stack import NAMES, load_stack
 
+AMD = "mi355x"
+ELSEWHERE = {
+    ("MACHINE", "trtllm"): AMD,
+    ("KVP_MACHINE", "vllm"): AMD,
+    ("KVP_MACHINE", "trtllm"): "h100-hgx",
+    ("KVP_MACHINE", "sglang"): "h100-hgx",
+}
+"""Rules that stand against a machine, by stack: one that they refuse the same layout on."""
 R1, LLAMA, QWEN = "deepseek-r1", "llama-3.1-405b", "qwen3-235b-a22b"
 RACK, BOARD = "gb200-nvl72", "h100-hgx"
 
@@ -115,7 +123,9 @@ CASES: dict[str, list[Case]] = {
     "KVP_QUERIES": [
         ("vllm", QWEN, RACK, NVFP4, {"tpa": 4, "kvp": 16, "ep": 64}, {"tpa": 4, "kvp": 3, "ep": 12}),
     ],
+    "MACHINE": [("trtllm", LLAMA, RACK, BF16, {"tpa": 8}, {"tpa": 8})],
     "KVP_MACHINE": [
+        ("vllm", R1, RACK, FP8_BLOCK, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8}),
         ("trtllm", R1, RACK, FP8_BLOCK, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8}),
         ("sglang", "deepseek-v3.2", RACK, FP8_BLOCK, {"kvp": 8, "ep": 8}, {"kvp": 8, "ep": 8}),
     ],
@@ -195,7 +205,7 @@ def test_a_rule_takes_the_layout_just_inside_it_and_refuses_the_one_just_outside
     inside: dict[str, int],
     outside: dict[str, int],
 ) -> None:
-    there = BOARD if rule == "KVP_MACHINE" else machine
+    there = ELSEWHERE.get((rule, stack), machine)
     assert rule not in broken(stack, model, machine, precision, inside)
     told = broken(stack, model, there, precision, outside)
     assert rule in told
@@ -303,6 +313,24 @@ def test_a_longer_context_than_the_config_allows_is_told_apart() -> None:
     assert not longest_context(model, 163_840)
     assert longest_context(model, 163_841)
     assert not longest_context(gqa(), 10**9)
+
+
+def test_gpt_oss_starts_on_hopper_where_triton_has_its_experts_and_other_mxfp4_on_blackwell_alone() -> None:
+    stored = Precision(weights="mxfp4", kv="bf16", math="bf16")
+    for stack in NAMES:
+        assert "WEIGHT_FORMAT" not in broken(stack, "gpt-oss-120b", BOARD, stored, {"tpa": 8})
+    assert "WEIGHT_FORMAT" in broken("trtllm", "kimi-k3", BOARD, stored, {"dp": 8, "ep": 8})
+
+
+def test_amds_machines_have_rocms_back_ends_and_formats() -> None:
+    assert not broken("vllm", R1, AMD, FP8_BLOCK, {"dp": 16, "ep": 16})
+    assert not broken("sglang", R1, AMD, FP8_BLOCK, {"dp": 16, "ep": 16})
+    for stack in ("vllm", "sglang"):
+        assert {"WEIGHT_FORMAT"} == set(broken(stack, LLAMA, AMD, formats(kv="fp8"), {"tpa": 8}))
+        assert {"KV_FORMAT"} == set(broken(stack, LLAMA, AMD, formats("mxfp4", kv="nvfp4"), {"tpa": 8}))
+        assert "MICROBATCHES" in broken(stack, R1, AMD, FP8_BLOCK, {"dp": 16, "ep": 16, "batch": 2, "microbatches": 2})
+    narrow = formats_on_stacks(formats("fp4", "fp4", "fp4"), NAMES, load_machine(AMD), load_model(R1))
+    assert (narrow.weights, narrow.kv) == ("mxfp4", "fp8")
 
 
 def test_formats_become_those_that_a_stack_stores() -> None:
