@@ -173,14 +173,16 @@ def test_every_column_of_the_files_of_reproduce_and_validate_has_a_unit_and_a_me
     for figure in ("fig1", "fig3", "fig5"):
         hs.reproduce(figure, out, hs.load_timing("paper"))
     hs.reproduce("variants", out, hs.load_timing("paper"), draws=1)
-    serving = "system,framework,dp,ep,isl,osl,concurrency,tpot_s\ngb200,trtllm,8,8,99,99,64,0.01\n"
+    serving = "system,framework,dp,ep,isl,osl,concurrency,tpot_s,speculation\n" + "".join(
+        f"gb200,trtllm,8,8,99,99,64,0.01,{speculation}\n" for speculation in ("none", "mtp")
+    )
     (folder / "servings.csv").write_text(serving)
     hs.validate_measurements(folder / "servings.csv", out)
     files = {path.name: set(pd.read_csv(path, nrows=1).columns) for path in out.glob("*.csv")}
     nothing = {"without": None, "fastest": None, "sharded": None, "faster": None}
     files["beyond.csv"] = set(Gain(model="m", context=1, family="helix", budget_ms=1.0, **nothing).record())  # type: ignore[arg-type]
     files["beyond.csv"] -= {"with", "without"}
-    assert {"fig1.csv", "fig5.csv", "variants.csv", "measurements.csv"} <= files.keys()
+    assert {"fig1.csv", "fig5.csv", "variants.csv", "measurements.csv", "pairs.csv"} <= files.keys()
     everywhere = quantities().keys() | Precision.model_fields.keys()
     for name, columns in files.items():
         assert columns - everywhere <= columns_of_files()[name].keys(), name

@@ -264,3 +264,23 @@ def test_copies_of_experts_are_those_of_published_deployments_unless_a_row_says_
     gathered = wide | {"system": "h200", "dp": 8, "ep": 8}
     alike = (gathered, gathered | {"redundant_experts": 0})
     assert len({judged(tmp_path, row, timing="h200-sglang").rows["predicted_s"][0] for row in alike}) == 1
+
+
+PUBLISHED = """system,framework,precision,kv,tpa,dp,ep,isl,osl,concurrency,aggregated,speculation,tpot_s,ttft_s
+h200,trtllm,fp8,fp8,8,1,8,7372.8,921.6,4,yes,none,0.01503,0.379
+h200,trtllm,fp8,fp8,8,1,8,7372.8,921.6,4,yes,mtp,0.00934,0.410
+h200,trtllm,fp8,fp8,8,1,8,7372.8,921.6,16,yes,none,0.02531,0.403
+h200,trtllm,fp8,fp8,8,1,8,7372.8,921.6,16,yes,mtp,0.01797,0.420
+h200,trtllm,fp8,fp8,1,8,8,7372.8,921.6,128,no,none,0.03651,6.27
+h200,trtllm,fp8,fp8,1,8,8,7372.8,921.6,128,no,mtp,0.02387,1.10
+"""
+"""Medians of InferenceX's runs of DeepSeek-R1 on H200, December 2025 to May 2026; lengths as it draws them."""
+
+
+def test_gains_of_published_pairs_are_predicted_to_an_eighth_and_fall_with_concurrency(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text(PUBLISHED, encoding="utf-8")
+    pairs = servings.judge(servings.read(path), load_timing("h200-trtllm")).pairs.set_index("concurrency")
+    assert pairs["error"].abs().max() < 0.125
+    assert pairs.loc[4, "predicted_gain"] > pairs.loc[16, "predicted_gain"]
+    assert pairs.loc[4, "gain"] > pairs.loc[16, "gain"]
