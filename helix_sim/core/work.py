@@ -46,11 +46,13 @@ class Work:
     | grouped    | token-expert pairs | k, n               | experts here    | experts_read: those with a token;     |
     |            |                    |                    |                 | tokens: of all groups; arrived: those |
     |            |                    |                    |                 | of them that picked an expert here;   |
-    |            |                    |                    |                 | brought_by: what sends them           |
+    |            |                    |                    |                 | brought_by: what sends them; in_turns |
     | attention  | requests           | score, value width | KV heads        | heads: of queries; tokens: cached     |
     | index-top-k | choices           |                 |                 | tokens: scores of each                |
     | collective | tokens             |                    |                 | needed: share of others' that is sent;|
-    |            |                    |                    |                 | heads: whose partial outputs are sent |
+    |            |                    |                    |                 | heads: whose partial outputs are sent;|
+    |            |                    |                    |                 | in_turns: tokens of a microbatch,     |
+    |            |                    |                    |                 | which no framework gathers            |
 
     part, part_of: what the op is called as a part of another class's kernel, which may have been measured with it.
     """
@@ -75,6 +77,7 @@ class Work:
     tokens: Column = 1
     arrived: Column | None = None
     brought_by: Collective | None = None
+    in_turns: bool = False
     needed: Column = 1
     part: str | None = None
     part_of: str | None = None

@@ -111,6 +111,7 @@ def routed_exchange(
         blocks=x.pp,
         rows=s.tokens,
         needed=rank.foreign / larger(s.tokens * (x.dp - 1), 1),
+        in_turns=s.in_turns,
     )
 
 
@@ -144,7 +145,8 @@ def routed_down(s: StepInput, ffn: RoutedFfn, rank: BusiestRank) -> Work:
 def _experts(s: StepInput, rank: BusiestRank, inner: Any, outer: Any) -> Work:
     sizes = {"pairs": rank.pairs, "held": rank.held, "read": rank.read, "arrived": rank.arrived}
     brought_by = direct("all-to-all", 0, routed_group(s), blocks=s.layout.pp)  # of which only its places are asked
-    return replace(grouped_matmul(s, **sizes, inner=inner, outer=outer), brought_by=brought_by)
+    product = grouped_matmul(s, **sizes, inner=inner, outer=outer)
+    return replace(product, brought_by=brought_by, in_turns=s.in_turns)
 
 
 def shared_up(s: StepInput, ffn: RoutedFfn) -> Work:

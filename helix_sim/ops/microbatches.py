@@ -60,7 +60,7 @@ def _cuts(sent: int, back: int, end: int) -> list[tuple[int, int]]:
 
 def _one_microbatch(s: StepInput) -> StepInput:
     x = s.layout
-    return replace(s, layout=replace(x, batch=ceil_div(x.batch, x.microbatches)))
+    return replace(s, layout=replace(x, batch=ceil_div(x.batch, x.microbatches)), in_turns=True)
 
 
 def of_half(half: Half) -> Half:

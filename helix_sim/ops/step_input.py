@@ -22,6 +22,7 @@ class StepInput:
     Every attention group runs `batch` requests of its layout, each with `query_tokens` new tokens over `context` cached
     ones, the new ones among them. Decoding is one new token, verifying a draft a few, a chunk of prefill thousands. The
     KV cache is read once a request; all else sees requests times new tokens. `drafter` is what drafts beside the step.
+    in_turns: whether the batch is one of two that take turns.
     """
 
     model: Model
@@ -30,6 +31,7 @@ class StepInput:
     context: Column
     query_tokens: Column = 1
     drafter: Drafter | None = None
+    in_turns: bool = False
     known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @kept_property

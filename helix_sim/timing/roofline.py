@@ -175,11 +175,14 @@ def _passed_over(work: Work, machine: Machine, timing: Timing) -> Work:
 
 
 def _arrived(work: Work, machine: Machine, timing: Timing) -> Any:
-    """Tokens that reach experts: all of them where the framework gathers inside an NVLink domain, else those sent."""
+    """Tokens that reach experts: all of them where the framework gathers inside an NVLink domain, else those sent.
+
+    Those of two microbatches that take turns are sent: frameworks have them behind a dispatch alone.
+    """
     assert timing.calibration is not None
     if work.arrived is None:
         return work.tokens
-    if work.brought_by is None or "dispatch/gather" not in timing.calibration.classes:
+    if work.brought_by is None or work.in_turns or "dispatch/gather" not in timing.calibration.classes:
         return work.arrived
     return np.where(_in_one_domain(work.brought_by, machine), work.tokens, work.arrived)
 
@@ -188,7 +191,7 @@ def _serves(work: Work, machine: Machine, timing: Timing, measured: KernelClass)
     """Whether a class serves an op: another of the framework's kernels runs where it does not."""
     if work.collective is None:
         return _arrived(work, machine, timing) < work.tokens
-    return _in_one_domain(work.collective, machine) == (measured.domains == "one")
+    return (_in_one_domain(work.collective, machine) & (not work.in_turns)) == (measured.domains == "one")
 
 
 def _in_one_domain(collective: Collective, machine: Machine) -> Any:

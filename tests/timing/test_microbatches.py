@@ -252,6 +252,18 @@ def test_microbatches_are_exported_on_the_back_end_that_has_them(stack, flag, ba
     assert two.get("--dbo-decode-token-threshold", 16) == 16
 
 
+@pytest.mark.parametrize("framework", ["sglang", "vllm"])
+def test_on_one_board_microbatches_are_sent_to_their_experts_where_a_whole_batch_is_gathered(framework):
+    calibration = H100[framework].calibration
+    sending = {name: each for name, each in calibration.classes.items() if not name.endswith("/gather")}
+    never = H100[framework].model_copy(update={"calibration": calibration.model_copy(update={"classes": sending})})
+    x = Layout(batch=64, dp=8, ep=8, microbatches=2)
+    gathers, sends = (evaluate_step(setting_of(R1, "h100-hgx", timing=t), x, 4096) for t in (H100[framework], never))
+    for op in ("dispatch", "combine", "routed_up"):
+        assert float(gathers.times[f"{op}[half]"].seconds) == float(sends.times[f"{op}[half]"].seconds)
+        assert float(gathers.times[op].seconds) != float(sends.times[op].seconds)
+
+
 def test_tensorrt_llm_has_no_microbatches():
     with pytest.raises(SpecError, match="does not split a batch of decoding"):
         export(step(R1, context=4096, batch=16, dp=64, ep=64, microbatches=2), to="trtllm")
