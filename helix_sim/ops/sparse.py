@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from helix_sim.core.numeric import Column, ceil_div, chosen, common_divisor, floor_div, larger, smaller
+from helix_sim.core.recorded import called_whole
 from helix_sim.core.units import bytes_per_value
 from helix_sim.core.work import Work
 from helix_sim.ops.attention import (
@@ -339,9 +340,14 @@ def output_groups_per_rank(s: StepInput, a: CompressedAttention) -> Any:
 
     Not in closed form where ranks own unequally many heads; no stack starts such a layout.
     """
-    of = functools.partial(most_groups, a.q_heads, a.q_heads // a.output_groups)
     shards = larger(floor_div(s.layout.token_group, s.layout.tpa), 1)
-    found = np.frompyfunc(of, 2, 1)(s.layout.tpa, shards)
+    return _most_groups_of(a.q_heads, a.q_heads // a.output_groups, s.layout.tpa, shards)
+
+
+@called_whole
+def _most_groups_of(heads: int, group: int, columns: Column, shards: Column) -> Any:
+    """`most_groups` of columns of them."""
+    found = np.frompyfunc(functools.partial(most_groups, heads, group), 2, 1)(columns, shards)
     return found.astype(np.float64) if isinstance(found, np.ndarray) else float(found)
 
 
