@@ -86,6 +86,8 @@ class Tape:
             return 0.0
         if function is np.power and _is(of[1], 2):
             return self._value(WRITTEN[np.multiply], (of[0], of[0]))
+        if function not in WRITTEN:
+            raise TypeError(f"{function} is not recorded: call what needs it whole (helix_sim.core.recorded)")
         return self._value(WRITTEN[function], of)
 
     def call(self, function: Callable[..., Any], of: Sequence[Any]) -> Recorded:

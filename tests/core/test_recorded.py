@@ -43,6 +43,8 @@ def test_a_question_about_a_value_is_refused():
         bool(x > 1)
     with pytest.raises(TypeError):
         np.argmax(x)
+    with pytest.raises(TypeError, match="call what needs it whole"):
+        np.sin(x)
 
 
 @called_whole
