@@ -128,7 +128,8 @@ class Reason(Enum):
         holds=lambda c: c.memory is not None and c.memory.resident_bytes > c.memory.fillable,
         sentence=lambda c: (
             f"it needs {float(c.memory.resident_bytes) / GIGA if c.memory else 0.0:.1f} GB on the fullest GPU, and "
-            f"{c.machine.name} has {float(c.memory.fillable) / GIGA if c.memory else 0.0:.1f} GB after its reserve"
+            f"{c.machine.name} has {float(c.memory.fillable) / GIGA if c.memory else 0.0:.1f} GB after its reserve: "
+            "shard it wider, or recommend finds what fits"
         ),
     )
 

@@ -152,7 +152,11 @@ SENTENCES = {
         "the layout needs 584 GPUs, and gb200-nvl72 has 576",
     ),
     "FFN_TOO_NARROW": ({"tpf": 99999}, "tpf = 99999 is more than the FFN is wide"),
-    "OUT_OF_MEMORY": ({}, "it needs 300.0 GB on the fullest GPU, and gb200-nvl72 has 182.0 GB after its reserve"),
+    "OUT_OF_MEMORY": (
+        {},
+        "it needs 300.0 GB on the fullest GPU, and gb200-nvl72 has 182.0 GB after its reserve: "
+        "shard it wider, or recommend finds what fits",
+    ),
 }
 
 

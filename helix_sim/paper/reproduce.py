@@ -153,7 +153,7 @@ def frontier_table(searches: Searches, key: str) -> pd.DataFrame:
     baseline = result.group("baseline")
     names = [*result.sweep.families, *result.sweep.groups]
     table = pd.concat([result.group(name).to_frame().assign(curve=name) for name in names], ignore_index=True)
-    return _ordered(table, baseline)
+    return _ordered(table, baseline, result)
 
 
 def hop_b_table(curves: dict[str, dict[str, SweepResult]], searches: Searches) -> pd.DataFrame:
@@ -164,13 +164,14 @@ def hop_b_table(curves: dict[str, dict[str, SweepResult]], searches: Searches) -
     for key, result in searches.on.items():
         baseline = result.group("baseline")
         for curve, results in curves.items():
-            table = results[key].group("all-helix").to_frame().assign(curve=curve, model=result.sweep.model)
-            tables.append(_ordered(table, baseline))
+            table = results[key].group("all-helix").to_frame().assign(curve=curve)
+            tables.append(_ordered(table, baseline, results[key]))
     return pd.concat(tables, ignore_index=True)
 
 
-def _ordered(table: pd.DataFrame, baseline: Frontier) -> pd.DataFrame:
+def _ordered(table: pd.DataFrame, baseline: Frontier, result: SweepResult) -> pd.DataFrame:
     table = table.drop(columns="family").assign(
+        **result.searched,
         relative_interactivity=table["tokens_per_s_user"] / baseline.interactivity[-1],
         relative_throughput=table["tokens_per_s_gpu"] / baseline.throughput[0],
     )

@@ -65,6 +65,12 @@ class SweepResult(Shown):
         members = self.sweep.groups.get(name, [name])
         return merge((by_family[member] for member in members), name)
 
+    @property
+    def searched(self) -> dict[str, str]:
+        """Model, machine, timing and formats by name: columns with which tables of several searches can be stacked."""
+        names = {kind: getattr(self.plan, kind).name for kind in ("model", "machine", "timing")}
+        return names | {"formats": str(self.plan.setting.precision)}
+
     def at_price(self, usd_per_gpu_hour: float | None) -> SweepResult:
         """The result with another price of a GPU [USD/hour]; itself without one. No point moves by it."""
         planned = replace(self.plan, setting=self.plan.setting.at_price(usd_per_gpu_hour))
@@ -81,12 +87,7 @@ class SweepResult(Shown):
         frames = [part.to_frame() for by_family in self.frontiers.values() for part in by_family.values() if len(part)]
         if not frames:
             return pd.DataFrame()
-        return pd.concat(frames, ignore_index=True).assign(
-            model=self.plan.model.name,
-            machine=self.plan.machine.name,
-            timing=self.plan.timing.name,
-            formats=str(self.plan.setting.precision),
-        )
+        return pd.concat(frames, ignore_index=True).assign(**self.searched)
 
 
 def run_sweep(

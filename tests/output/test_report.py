@@ -15,7 +15,7 @@ import pytest
 from helix_sim.core.errors import SpecError
 from helix_sim.core.layout import AXES, Layout
 from helix_sim.output import report
-from helix_sim.output.plot import COLOURS
+from helix_sim.output.plot import COLOURS, DRAWN
 from helix_sim.search.sweep import run_sweep
 from helix_sim.specs.load import load_sweep
 from helix_sim.step import evaluate_step, op_rows
@@ -311,6 +311,17 @@ def test_axes_switch_between_log_and_linear(page):
     assert page.evaluate(kinds) == ["linear", "log"]
     page.locator("#log-y").click()
     assert page.evaluate(kinds) == ["linear", "linear"]
+
+
+def test_another_measure_is_drawn_against_and_its_axis_says_so(page, result):
+    machine = result.plan.machine
+    for column in ("usd_per_million_tokens", "joules_per_token", "tokens_per_s_gpu"):
+        page.locator("#against").select_option(value=column)
+        drawn = page.evaluate("plot.data.find(trace => trace.meta === 'helix').y")
+        throughput = result.frontiers[1_000_000]["helix"].throughput
+        wanted = getattr(machine, column)(throughput) if column != "tokens_per_s_gpu" else throughput
+        assert drawn == pytest.approx(wanted.tolist(), rel=1e-5)
+        assert page.evaluate("plot._fullLayout.yaxis.title.text") == DRAWN[column]
 
 
 def test_another_context_shows_its_own_frontiers(page, result):
