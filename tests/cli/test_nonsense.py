@@ -74,10 +74,11 @@ def test_a_number_that_arithmetic_does_not_survive_is_refused_by_each_option(tex
 
 
 def test_a_quantity_that_arithmetic_does_not_survive_is_refused(tmp_path: Path) -> None:
-    for field in ("usd_per_gpu_hour", "hbm_bandwidth_GBps", "memory_GB"):
-        value = {"value": 1e308, "source": "assumed: more than there is"}
+    high, low = (1e308, "at most"), (1e-300, "at least")
+    for field, (number, bound) in {"usd_per_gpu_hour": high, "memory_GB": high, "bf16_dense_TFLOPs": low}.items():
+        value = {"value": number, "source": "assumed: no such thing"}
         machine = changed("hardware_profiles", "h100-hgx", tmp_path, **{field: value})
-        assert f"{field}.value: 1e+308 must be at most" in problems("check", machine)
+        assert f"{field}.value: {number:g} must be {bound}" in problems("check", machine)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1:30", "", "١", "1e3"])

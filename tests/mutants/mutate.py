@@ -77,9 +77,6 @@ BUDGET_S = 20.0
 MOST_FILES = 12
 """Files of tests that are collected anew for a mutant of what import runs: those with the most tests of its file."""
 
-MOST_CPU_S = 60
-"""After so much of a processor's time a mutant counts as killed: it does not end."""
-
 AIM = 0.95
 
 
@@ -210,6 +207,13 @@ class Mutant:
             true()
 
 
+def is_type(node: ast.AST) -> bool:
+    """Whether a node may be part of a union of types, as `HeadAttention | LatentAttention` is: nothing computes it."""
+    if isinstance(node, ast.Name):
+        return node.id[:1].isupper() and not node.id.isupper()
+    return isinstance(node, ast.BinOp | ast.BitOr | ast.Load)
+
+
 def mutants_of(path: str, tree: ast.Module) -> list[Mutant]:
     """Every mutant of a module, in the order of its lines."""
     found: list[Mutant] = []
@@ -236,6 +240,8 @@ def mutants_of(path: str, tree: ast.Module) -> list[Mutant]:
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             return
         if isinstance(child, ast.keyword) and child.arg in KEPT_KEYWORDS:
+            return
+        if isinstance(child, ast.BinOp) and all(map(is_type, ast.walk(child))):
             return
         if isinstance(child, ast.Call) and ast.unparse(child.func) in ("field", "Rule"):
             visit(child, where)
@@ -348,9 +354,9 @@ def measure(places: Mapping[str, Path]) -> None:
         @pytest.hookimpl(wrapper=True)
         def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
             watched.switch_context(item.nodeid)
-            begin = time.perf_counter()
+            begin = time.process_time()  # a loaded machine makes no test slower
             result = yield
-            seconds[item.nodeid] = round(time.perf_counter() - begin, 4)
+            seconds[item.nodeid] = round(time.process_time() - begin, 4)
             watched.switch_context("between tests")
             return result
 
@@ -411,7 +417,7 @@ class Wrong(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(ast.fix_missing_locations(self.tree), str(ROOT / self.path), "exec"), module.__dict__)
 
 
-def run_forked(work: Callable[[], None], *, most_cpu_s: int | None = MOST_CPU_S, quiet: bool = True) -> int:
+def run_forked(work: Callable[[], None], *, most_cpu_s: int | None = None, quiet: bool = True) -> int:
     """What a function ends with in a process of its own; a signal's number, below zero, where one ended it."""
     child = os.fork()
     if child == 0:
@@ -502,9 +508,16 @@ def imported_wrong(mutant: Mutant, tree: ast.Module, tests: Sequence[str]) -> No
 
 
 def survivors(
-    chosen: Sequence[Mutant], trees: Mapping[str, ast.Module], covered: Coverage, say: Callable[[Mutant], None]
-) -> list[Mutant]:
+    chosen: Sequence[Mutant],
+    trees: Mapping[str, ast.Module],
+    covered: Coverage,
+    say: Callable[[Mutant], None],
+    until_s: float = math.inf,
+) -> tuple[list[Mutant], Sequence[Mutant]]:
     """Mutants on which no test fails, `say` hears of each; one that cannot be imported or does not end is none.
+
+    And the mutants that were judged: all, or those of the draw up to where time.perf_counter() came to until_s. One
+    that takes ten seconds of a processor more than its tests may does not end, and is killed.
 
     A test that fails is run once on the true equations too: what fails there kills nothing.
     """
@@ -512,6 +525,7 @@ def survivors(
 
     alive: list[Mutant] = []
     later: list[tuple[Mutant, list[tuple[CodeType, CodeType]]]] = []
+    unjudged: list[Mutant] = []
     right: set[str] = set()
 
     def passes(test: str) -> bool:
@@ -522,7 +536,7 @@ def survivors(
     def judge(mutant: Mutant, work: Callable[[], None]) -> None:
         while covered.of(mutant):
             KILLER.unlink(missing_ok=True)
-            if run_forked(work) == 0:
+            if run_forked(work, most_cpu_s=int(covered.budget_s) + 10) == 0:
                 break
             if not KILLER.exists() or passes(test := KILLER.read_text()):
                 return
@@ -558,13 +572,26 @@ def survivors(
                         sys.exit(1)
 
             for mutant, functions in later:
+                if time.perf_counter() > until_s:
+                    unjudged.append(mutant)
+                    break
                 judge(mutant, partial(work, mutant, functions))
             return True
 
     status = pytest.main([*OPTIONS, *test_files()], plugins=[Loop()])
     if status != 0:
         sys.exit(f"the tests cannot be collected (pytest ends with {int(status)})")
-    return alive
+    judged = chosen[: chosen.index(unjudged[0])] if unjudged else chosen
+    return [mutant for mutant in alive if mutant in judged], judged
+
+
+def no_shrinking() -> None:
+    """Let a property's first counterexample be enough: to make it small takes a minute, and kills no better."""
+    from hypothesis import Phase, settings
+
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    settings.register_profile("mutants", phases=phases, database=None, deadline=None, print_blob=False)
+    settings.load_profile("mutants")
 
 
 def warm() -> None:
@@ -576,6 +603,7 @@ def warm() -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for name in ("numpy", "pandas", "scipy.special", "pydantic", "yaml", "hypothesis.strategies", "pytest", "doctest"):
         importlib.import_module(name)
+    no_shrinking()
     assert not any(name.startswith("helix_sim") for name in sys.modules)
 
 
@@ -622,6 +650,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=400, help="how many mutants are drawn; 0 for all")
     parser.add_argument("--seed", type=int, default=12, help="of the draw")
     parser.add_argument("--only", action="append", default=[], help="a file or a folder; may be given again")
+    parser.add_argument("--minutes", type=float, help="after which the rest of the draw is left")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds that a mutant's tests take at most")
     parser.add_argument("--measured", action="store_true", help="tests whose lines are known from before, alone")
     parser.add_argument("--write", action="store_true", help="keep the score for the documentation")
@@ -630,7 +659,6 @@ def main() -> int:
     covered = coverage_now(as_it_is=given.measured, budget_s=given.budget)
     trees, found = all_mutants(files(given.only or SUBJECTS))
     chosen = random.Random(given.seed).sample(found, min(given.sample or len(found), len(found)))
-    chosen.sort(key=lambda mutant: (mutant.path, mutant.line))
     equal, begin = known_equal(), time.perf_counter()
     shown = os.fdopen(os.dup(2), "w")  # pytest takes the other
 
@@ -638,7 +666,8 @@ def main() -> int:
         fate = f"equal: {equal[mutant.name]}" if mutant.name in equal else "SURVIVED"
         print(f"{mutant.path}:{mutant.line} {mutant.where}: {mutant.change}: {fate}", file=shown, flush=True)
 
-    alive = survivors(chosen, trees, covered, say)
+    until_s = begin + 60 * given.minutes if given.minutes else math.inf
+    alive, chosen = survivors(chosen, trees, covered, say, until_s)
     left = [mutant for mutant in alive if mutant.name not in equal]
     killed, differ = len(chosen) - len(alive), len(chosen) - (len(alive) - len(left))
     low, high = interval(killed, differ) if len(chosen) < len(found) else (killed / differ, killed / differ)
