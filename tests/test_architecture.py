@@ -119,7 +119,8 @@ def test_only_the_command_line_imports_typer():
 
 
 def test_only_pictures_import_matplotlib():
-    assert who_imports("matplotlib") == {"helix_sim.output.plot"}
+    pictures = ("plot", "comparison_plots", "paper_plots", "calibration_plots")
+    assert who_imports("matplotlib") == {f"helix_sim.output.{name}" for name in pictures}
 
 
 def test_equations_import_no_pandas():

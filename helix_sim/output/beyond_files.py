@@ -23,14 +23,14 @@ def write_beyond(out: Path, *, timing: str | None = None, budget_ms: float = BUD
     """Search, take gains within a latency [ms], and write beyond.csv, beyond.png/svg and beyond-gains.png/svg."""
     import pandas as pd
 
-    from helix_sim.output import plot
+    from helix_sim.output import paper_plots, plot
 
     searches = search_beyond(timing)
     found = {each.sweep.name: gains(each, budget_ms) for each in searches}
     table = pd.json_normalize([gain.record() for of_model in found.values() for gain in of_model])
     files = [
         write_csv(out / "beyond.csv", table),
-        *plot.save(plot.beyond_frontiers(searches, budget_ms), out / "beyond"),
-        *plot.save(plot.beyond_gains(searches, found, budget_ms), out / "beyond-gains"),
+        *plot.save(paper_plots.beyond_frontiers(searches, budget_ms), out / "beyond"),
+        *plot.save(paper_plots.beyond_gains(searches, found, budget_ms), out / "beyond-gains"),
     ]
     return Beyond(searches=searches, gains=found, files=files)

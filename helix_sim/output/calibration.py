@@ -94,11 +94,11 @@ def calibrate_gpu(out: Path, *, measurements: Path | None = None, say: Say = lam
 
 def _written(made: Calibrated, path: Path) -> Calibration:
     """The timing's file, and the picture beside it."""
-    from helix_sim.output import plot
+    from helix_sim.output import calibration_plots, plot
     from helix_sim.silicon.fit import yaml_text
 
     write_text(path, yaml_text(made.timing))
-    drawn = plot.calibration(made.fitted, f"{made.timing.name}: measured and modelled")
+    drawn = calibration_plots.calibration(made.fitted, f"{made.timing.name}: measured and modelled")
     return Calibration(made=made, files=[path, *plot.save(drawn, path.with_suffix(""), ("png",))])
 
 
@@ -140,14 +140,14 @@ def validate_servings(out: Path, *, peer: bool = True) -> Servings:
 
     peer: aiconfigurator's own predictions beside ours, which take a minute more.
     """
-    from helix_sim.output import plot
+    from helix_sim.output import calibration_plots, plot
     from helix_sim.silicon import validate as study
 
     table = _with_tables(lambda: study.end_to_end(peer=peer))
     files = [write_csv(out / "end-to-end.csv", table)]
     for reading in study.BATCHES:
         title = f"Decode steps of measured servings, batch {reading.replace('_', ' ')}"
-        files += plot.save(plot.end_to_end(table, reading, title), out / f"end-to-end-{reading}")
+        files += plot.save(calibration_plots.end_to_end(table, reading, title), out / f"end-to-end-{reading}")
     return Servings(tables=study.report(table), files=files)
 
 

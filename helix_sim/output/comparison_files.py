@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from helix_sim.answers.compare import Compared
 from helix_sim.core.escape import csv_cell
 from helix_sim.core.files import appearing, write_csv, write_json, write_parquet
-from helix_sim.output import plot
+from helix_sim.output import comparison_plots, plot
 from helix_sim.output.report import sourced
 from helix_sim.specs.quantities import units_of
 
@@ -37,8 +37,8 @@ def write_comparison(found: Compared, out: Path) -> list[Path]:
 
 def _draw(found: Compared, frame: pd.DataFrame, out: Path) -> list[Path]:
     """Bars and frontiers, a slide each: several where one would be crowded."""
-    slides = {"bars": plot.comparison_bars(frame, found.against)}
-    slides["frontiers"] = plot.comparison_frontiers(found.curves(), found.comparison.ttl_ms, found.against)
+    slides = {"bars": comparison_plots.comparison_bars(frame, found.against)}
+    slides["frontiers"] = comparison_plots.comparison_frontiers(found.curves(), found.comparison.ttl_ms, found.against)
     files = []
     for kind, figures in slides.items():
         for number, figure in enumerate(figures, start=1):

@@ -38,7 +38,7 @@ def redraw(
     if figure == "variants":
         say(f"drawing {draws} timings, about a second each …")
         return _write_variants(reproduce.variants(timing, draws), out, say)
-    from helix_sim.output import plot
+    from helix_sim.output import paper_plots, plot
 
     chosen = {*reproduce.FIGURES, "claims"} if figure == "all" else {figure}
     files: list[Path] = []
@@ -48,10 +48,10 @@ def redraw(
 
     if "fig1" in chosen:
         table = reproduce.figure_1()
-        write("fig1", table, plot.figure_1(table))
+        write("fig1", table, paper_plots.figure_1(table))
     if "fig3" in chosen:
         table = reproduce.figure_3()
-        write("fig3", table, plot.figure_3(table))
+        write("fig3", table, paper_plots.figure_3(table))
     if not chosen & {"fig5", "fig6", "fig7", "claims"}:
         return Redrawn(files=files, claims=[])
 
@@ -64,13 +64,17 @@ def redraw(
         if name in chosen:
             title = f"{searches.on[key].plan.model.name}, 1M tokens, {searches.on[key].plan.machine.name}"
             ratios = [f"Helix: {ours[ids[0]].value:.2f}x interactivity, {ours[ids[1]].value:.1f}x throughput"]
-            write(name, reproduce.frontier_table(searches, key), plot.figure_pareto(searches.on[key], title, ratios))
+            write(
+                name,
+                reproduce.frontier_table(searches, key),
+                paper_plots.figure_pareto(searches.on[key], title, ratios),
+            )
     if "fig7" in chosen:
         own = reproduce.search(timing, reproduce.VARIATIONS[reproduce.OWN_LATENCY])
         other = reproduce.measure(own)
         losses = {key: tuple(of[f"hopb_off_{key}"].others["largest"] for of in (ours, other)) for key in searches.on}
         curves = {"hop-b on": searches.on, "hop-b off": searches.off, "hop-b on, chunks pay latency": own.on}
-        drawn = plot.figure_7(searches.on, searches.off, own.on, losses)
+        drawn = paper_plots.figure_7(searches.on, searches.off, own.on, losses)
         write("fig7", reproduce.hop_b_table(curves, searches), drawn)
     if "claims" not in chosen:
         return Redrawn(files=files, claims=[])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import helix_sim as hs
 from helix_sim.answers.compare import compare
 from helix_sim.cli import app
-from helix_sim.output import plot, report
+from helix_sim.output import comparison_plots, plot, report
 from helix_sim.output.comparison_files import write_comparison
 from helix_sim.output.sweep_folder import against_of
 from helix_sim.search.pareto import COSTS
@@ -122,12 +122,12 @@ def test_points_behind_the_curves_are_a_table_that_stacks(slides: Path) -> None:
 
 def test_a_machine_of_no_price_is_said_to_be_so_on_the_slide() -> None:
     found = compare(question())
-    (figure,) = plot.comparison_bars(pd.DataFrame(found.rows()), "usd_per_million_tokens")
+    (figure,) = comparison_plots.comparison_bars(pd.DataFrame(found.rows()), "usd_per_million_tokens")
     texts = [text.get_text() for text in figure.axes[0].texts]
     plt.close(figure)
     assert texts[0].startswith(r"\$")
     assert texts[1].startswith("not known; ")
-    (figure,) = plot.comparison_frontiers(found.curves(), [10.0], "usd_per_million_tokens")
+    (figure,) = comparison_plots.comparison_frontiers(found.curves(), [10.0], "usd_per_million_tokens")
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     plt.close(figure)
     assert legend == ["h100-hgx, paper"]
@@ -136,12 +136,12 @@ def test_a_machine_of_no_price_is_said_to_be_so_on_the_slide() -> None:
 def test_many_rows_are_several_slides() -> None:
     row = compare(question(machines=["h100-hgx"])).rows()[0]
     table = pd.DataFrame([row | {"machine": f"machine-{number}"} for number in range(30)])
-    figures = plot.comparison_bars(table)
+    figures = comparison_plots.comparison_bars(table)
     bars = [len(axes.patches) for figure in figures for axes in figure.axes]
     for figure in figures:
         plt.close(figure)
     assert sum(bars) == 30
-    assert max(bars) < plot.ROWS
+    assert max(bars) < comparison_plots.ROWS
 
 
 def test_against_without_a_picture_is_refused() -> None:
