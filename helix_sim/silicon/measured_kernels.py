@@ -446,7 +446,8 @@ def _exchange_rows(system: str, framework: str) -> pd.DataFrame:
     """What was measured of the kernels by which a framework sends tokens to their experts; no rows where nothing."""
     frame = with_borrowed(system, framework, "expert_exchange")
     own = frame["kernel"].isin(load_framework(framework).exchange.kernels)
-    return frame[own | (frame["remark"] != "")] if own.any() else frame[own]
+    stands_in = (frame["remark"] != "") & ~own.groupby(frame["remark"]).transform("any")  # a lender without its kernels
+    return frame[own | stands_in] if own.any() else frame[own]
 
 
 def _off_board(system: str, ranks: Any) -> dict[str, float]:

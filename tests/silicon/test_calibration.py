@@ -246,6 +246,15 @@ def test_every_shipped_timing_says_how_well_its_kernels_add_up(name):
 
 
 @measured
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_exchange_is_judged_by_rows_of_the_kernels_that_it_was_fitted_to(name):
+    # rows of another kernel of the same lender were judged with them once
+    recorded = load_timing(name).calibration.classes
+    for each in classes.expert_exchange_classes(*name.split("-")):
+        assert int(each.held.sum()) == recorded[each.name].residuals.count, each.name
+
+
+@measured
 def test_summing_is_judged_by_modules_that_no_fit_has_seen():
     timing = load_timing("gb200-trtllm")
     assert composition(timing) == timing.calibration.composition
