@@ -165,3 +165,9 @@ def test_a_sentence_has_the_numbers_and_what_to_change(reason):
     sizes, said = SENTENCES[reason]
     memory = Memory(weights=100e9, kv_cache=150e9, activations=50e9, capacity=189e9, fillable=182e9)
     assert sentences(Reason[reason].flag, LLAMA, GB200, Layout(**sizes), 1000, memory) == [said]
+
+
+def test_copies_are_enough_where_every_rank_has_every_expert():
+    # 256 experts on 2 ranks: with 256 copies each rank has all, and more would lie twice on one
+    assert not reasons(R1, dp=2, ep=2, redundant_experts=256) & {"REDUNDANT_EXPERTS"}
+    assert reasons(R1, dp=2, ep=2, redundant_experts=258) & {"REDUNDANT_EXPERTS"}

@@ -62,6 +62,14 @@ def test_skewed_routing_reads_fewer_experts_but_loads_the_busiest_rank_more():
     assert uneven.pairs > uniform.pairs
 
 
+def test_the_rank_of_the_hottest_expert_has_that_one_and_an_average_share_of_the_others():
+    # of 256 experts each token picks 8, the hottest always; a rank of 2 has it beside one of the 255 that share 7 picks
+    hot = MOE.model_copy(update={"routing_skew": 2.0})
+    assert routing.expert_popularity(hot)[0] == (1, 1.0)
+    rank = routing.busiest_rank(decode(R1, batch=4096, kvp=128, tpf=1, ep=128), hot)
+    assert rank.pairs == pytest.approx(4096 * (1 + 7 / 255), rel=1e-12)
+
+
 @pytest.mark.parametrize(("dp", "ep", "tpf"), [(8, 8, 1), (16, 8, 2), (8, 64, 1)])
 def test_a_dispatch_leaves_a_rank_the_tokens_that_picked_an_expert_there(dp, ep, tpf):
     tokens, rng, trials = 32, np.random.default_rng(3), 100

@@ -139,6 +139,10 @@ def test_every_tile_is_the_best_of_its_own_product(rows: int, columns: int):
         assert product(flops_per_s=1e14, step_ns=0.0, load_share=1e6, work=work, wave_us=2.0) > one_wave * 1.001
 
 
+def test_a_tile_is_whole_pieces_of_64_which_a_group_of_warps_multiplies():
+    assert all(side % 64 == 0 for tile in shapes.TILES for side in tile)
+
+
 def test_a_long_inner_dimension_is_split_where_adding_up_is_cheaper():
     # 8000 steps: 80 µs whole. Eight pieces of 1000 steps: 10 µs, log2(8) = 3 merges, and 4·64·64·8 bytes of sums
     long = replace(PRODUCT, inner=8000)
