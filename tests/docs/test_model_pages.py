@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import random
 import re
 from collections import Counter
@@ -120,7 +119,7 @@ def letters(s: StepInput, a, ffn):
     found |= {letter: getattr(a, name) for name, letter in names.items() if hasattr(a, name)}
     if a.kind == "compressed":
         found |= {"Rkv": a.head_size, "rope": 0, "nope": a.head_size}
-    found |= index_letters(s, a, found) | compressed_letters(a, found)
+    found |= index_letters(s, a, found) | compressed_letters(s, a, found)
     return found | core_letters(s, a, found)
 
 
@@ -161,12 +160,13 @@ def index_letters(s: StepInput, a, found):
     }
 
 
-def compressed_letters(a, found):
+def compressed_letters(s: StepInput, a, found):
     if a.kind != "compressed":
         return {"Wn": found["Qn"] * found["Wo"]}
-    g, n = a.q_heads // a.output_groups, int(found["Qn"])
-    step = math.gcd(n, g) if n * found["N"] == a.q_heads else 1
-    groups = (g - step + n - 1) // g + 1
+    x, group = s.layout, a.q_heads // a.output_groups
+    columns = np.array_split(np.arange(a.q_heads), int(x.tpa))
+    ranks = [part for heads in columns for part in np.array_split(heads, max(int(x.token_group // x.tpa), 1))]
+    groups = max(len(set(heads // group)) for heads in ranks)
     sizes = {"z": a.series, "Wz": a.compressed_width, "r": a.ratio or 0, "Rg": a.output_lora_rank, "Gr": groups}
     return sizes | {"Wn": groups * a.output_lora_rank}
 
