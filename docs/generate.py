@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import functools
 import inspect
 import io
 import itertools
@@ -774,7 +773,7 @@ def mutants(_: str) -> str:
 
 
 def speed(_: str) -> str:
-    """How long searches and one step take here: medians of the CPU time of rounds that take turns."""
+    """How long searches take here: medians of the CPU time of rounds that take turns."""
     from statistics import median
     from time import process_time
 
@@ -790,23 +789,18 @@ def speed(_: str) -> str:
         "`paper-llama-3.1-405b`": hs.load_sweep("paper-llama-3.1-405b"),
     }
     plans = {name: plan(sweep) for name, sweep in searches.items()}
-    model, machine = hs.load_model("deepseek-r1"), hs.load_machine("gb200-nvl72")
-    x = hs.Layout(batch=8, kvp=64, tpf=2, ep=32)
-    jobs: dict[str, Callable[[], Any]] = {name: functools.partial(run_plan, each) for name, each in plans.items()}
-    jobs["one step of DeepSeek-R1, `hs.decode_step`"] = lambda: hs.decode_step(model, machine, x, 1_000_000)
-    seconds: dict[str, list[float]] = {job: [] for job in jobs}
-    found: dict[str, Any] = {}
+    seconds: dict[str, list[float]] = {job: [] for job in plans}
+    found = {}
     for _round in range(4):
-        for job, call in jobs.items():
+        for job, each in plans.items():
             begun = process_time()
-            found[job] = call()
+            found[job] = run_plan(each)
             seconds[job].append(process_time() - begun)
     rows = []
     for job, times in seconds.items():
         took = median(times[1:])
-        result = found[job] if job in plans else None
-        layouts = result.layouts if result else 1
-        run = layouts - sum(sum(reasons.values()) for reasons in result.dropped.values()) if result else 1
+        layouts = found[job].layouts
+        run = layouts - sum(sum(reasons.values()) for reasons in found[job].dropped.values())
         rows.append((job, f"{layouts:,}", f"{run:,}", f"{took * 1e3:,.3g}", _rate(layouts / took), _rate(run / took)))
     day = datetime.date.today().isoformat()
     head = f"Printed by `python docs/generate.py --measured`, helix-sim {hs.__version__}, {day}, CPU time of one core."
