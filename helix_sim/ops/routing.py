@@ -207,7 +207,13 @@ def busiest_rank(s: StepInput, ffn: RoutedFfn) -> BusiestRank:
         x = Layout(batch=s.layout.batch, **shape)
         ranks.append(_busiest_rank(replace(s, layout=x, query_tokens=new[rows, None]), ffn))
     names = [field.name for field in fields(BusiestRank)]
-    return BusiestRank(**{name: np.concatenate([getattr(rank, name) for rank in ranks])[place] for name in names})
+    return BusiestRank(**{name: _stacked([getattr(rank, name) for rank in ranks])[place] for name in names})
+
+
+def _stacked(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Columns (n, 1) or (n, b) below each other, as wide as the widest."""
+    wide = max(column.shape[1] for column in columns)
+    return np.concatenate([np.broadcast_to(column, (len(column), wide)) for column in columns])
 
 
 def _choosing_tokens(s: StepInput, ffn: RoutedFfn) -> Any:

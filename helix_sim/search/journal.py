@@ -56,9 +56,11 @@ def told(out: Path) -> Iterator[None]:
 
 @functools.cache
 def code_digest() -> str:
-    """Changes with the source and the libraries that compute: the code that began a sweep resumes it."""
+    """Changes with the equations, the search and the libraries that compute: what began a sweep resumes it."""
     found = hashlib.sha256(f"numpy {np.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent.parent
+    folders = (package / name for name in ("core", "specs", "ops", "timing", "stacks", "search"))
+    for path in sorted([*package.glob("*.py"), *(path for folder in folders for path in folder.glob("*.py"))]):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
 

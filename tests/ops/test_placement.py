@@ -124,16 +124,18 @@ def test_copies_are_exported(stack, option, said):
     assert said in str(written.options[option])
 
 
-def test_a_sweep_searches_copies_as_the_step_has_them():
-    spec = load_sweep("paper-deepseek-r1").model_dump(by_alias=True)
-    family = {"title": "wide EP", "dp": "many", "tpa": "free", "ep": "many", "redundant_experts": [0, 32, 48]}
-    spec |= {"families": {"wide": family}, "groups": {}, "contexts": [65536], "gpus": [8, 12, 32]}
+@pytest.mark.parametrize("copies", [[0, 32, 48], [0, 16]])  # the second once had no copy among the widest EP
+@pytest.mark.parametrize("model", ["deepseek-r1", "kimi-k3"])
+def test_a_sweep_searches_copies_as_the_step_has_them(model, copies):
+    spec = load_sweep("paper-deepseek-r1").model_dump(by_alias=True) | {"model": model}
+    family = {"title": "wide EP", "dp": "many", "tpa": "free", "ep": "many", "redundant_experts": copies}
+    spec |= {"families": {"wide": family}, "groups": {}, "contexts": [65536], "gpus": [8, 12, 32, 64, 72]}
     spec |= {"batch": {"dense_to": 3, "growth": 2, "to": 48}}
     planned = plan(parse(Sweep, spec, "copies"))
     parts = []
     run_plan(planned, on_points=parts.append)
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    assert set(rows["redundant_experts"]) == {0, 32, 48}
+    assert set(rows["redundant_experts"]) == set(copies)
     found = evaluate_step(planned.setting, Layout(**{axis: rows[axis] for axis in AXES}), 65536.0)
     np.testing.assert_allclose(rows["ttl_s"], found.ttl_s, rtol=1e-12, atol=0)
     np.testing.assert_allclose(rows["resident_bytes"], found.memory.resident_bytes, rtol=1e-12, atol=0)
