@@ -814,8 +814,7 @@ def peers(_: str) -> str:
 
     command = "tests/benchmarks/peers.py"
     shown = subprocess.run([sys.executable, str(ROOT / command)], capture_output=True, text=True, check=True)
-    head = f"Printed by `python {command}`, {datetime.date.today().isoformat()}, CPU time of one core."
-    return f"{head}\n\n{shown.stdout.strip()}"
+    return f"{_by(f'python {command}')} CPU time of one core.\n\n{shown.stdout.strip()}"
 
 
 def _rate(value: float) -> str:

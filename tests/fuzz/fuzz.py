@@ -145,7 +145,7 @@ def use(kind, content):
                 return _picked(_of_answer(chosen(content, 1, "file"), "file", Options()), Options())
             case "baseline":
                 body = "\n".join(line for line in content.splitlines() if not line.startswith("# check: "))
-                return baseline.parse(f"# check: {baseline._short_hash(body)}\n{body}", "file")
+                return baseline.parse(f"# check: {baseline.short_hash(body)}\n{body}", "file")
             case "measurements":
                 return parse_csv(content, "file")
     except SpecError as error:
