@@ -667,7 +667,8 @@ def main() -> int:
         print(f"{mutant.path}:{mutant.line} {mutant.where}: {mutant.change}: {fate}", file=shown, flush=True)
 
     until_s = begin + 60 * given.minutes if given.minutes else math.inf
-    alive, chosen = survivors(chosen, trees, covered, say, until_s)
+    alive, judged = survivors(chosen, trees, covered, say, until_s)
+    chosen = list(judged)
     left = [mutant for mutant in alive if mutant.name not in equal]
     killed, differ = len(chosen) - len(alive), len(chosen) - (len(alive) - len(left))
     low, high = interval(killed, differ) if len(chosen) < len(found) else (killed / differ, killed / differ)
