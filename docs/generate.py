@@ -30,6 +30,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from yaml import safe_load
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))  # the pages are of the checkout that they stand in
@@ -289,8 +291,8 @@ def constants(kind: str) -> str:
     """Every value of the shipped machines (or assumed timings) with its source."""
     from helix_sim.specs import load
 
-    shown = load.shipped("machine") if kind == "machine" else ["paper", "ideal"]
-    read = load.load_machine if kind == "machine" else load.load_timing
+    read: Callable[[str], Any] = load.load_machine if kind == "machine" else load.load_timing
+    shown = [name for name in load.shipped(kind) if kind == "machine" or read(name).calibration is None]
     parts = []
     for name in shown:
         rows = [(f"`{key}`", value, _linked(source)) for key, value, source in _quantities(read(name).model_dump())]
@@ -314,12 +316,11 @@ def _linked(text: str) -> str:
 
 
 def formats(_: str) -> str:
-    """Every number format: bits a stored value, and the remark beside it in the code."""
+    """Every number format: bits a stored value, and where they come from."""
     from helix_sim.core.units import FORMAT_BITS
 
-    text = (ROOT / "helix_sim" / "core" / "units.py").read_text(encoding="utf-8")
-    remarks = dict(re.findall(r'^    "([\w-]+)": .*?,  # (.*)$', text, re.MULTILINE))
-    rows = [(f"`{name}`", f"{bits:.6g}", remarks.get(name, "")) for name, bits in FORMAT_BITS.items()]
+    content = safe_load((ROOT / "helix_sim" / "core" / "formats.yaml").read_text(encoding="utf-8"))
+    rows = [(f"`{name}`", f"{bits:.6g}", _linked(content[name]["source"])) for name, bits in FORMAT_BITS.items()]
     return table(("format", ">bits", "what it is"), rows)
 
 

@@ -13,7 +13,6 @@ WITNESS = Path(__file__).parent / "witness"
 
 ORDER = [
     {"cli", "__main__"},
-    {"app"},
     {"output"},
     {"answers", "gate", "paper"},
     {"silicon"},

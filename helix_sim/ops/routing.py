@@ -134,7 +134,7 @@ def largest_binomial(n: Column, p: Column, ranks: Column) -> Any:
     z the expected largest of that many standard normals (`largest_normal`) and the binomial's skewness, which fades
     with a spread below one count.
 
-    >>> float(largest_binomial(32, 1.0, ranks=8))
+    >>> float(largest_binomial(32, 1.0, 8))
     32.0
     """
     one = all(isinstance(size, NUMBERS) for size in (n, p, ranks))

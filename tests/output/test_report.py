@@ -205,6 +205,7 @@ def opened(browser, path, **settings):
     page.problems, page.asked = [], []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("console", lambda said: page.problems.append(said.text) if said.type in ("error", "warning") else None)
+    context.set_default_timeout(120_000)  # a machine may be busy
     context.on("request", lambda request: page.asked.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-ready]")

@@ -98,10 +98,11 @@ def started(folder, *options):
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
 from helix_sim.cli import main
 from helix_sim.search.journal import Journal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
 save = Journal.save
 Journal.save = lambda *given: (save(*given), time.sleep(0.05))
 sys.exit(main())
