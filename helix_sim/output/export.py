@@ -148,6 +148,10 @@ def _hugging_face(source: str) -> str | None:
     return match[1] if match else None
 
 
+def _several(count: Any, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 def _head(picked: Picked, runs: Step, spec: Stack, remarks: list[str]) -> list[str]:
     """The comment on top: what was asked, what it takes, what runs differently."""
     step = picked.step
@@ -155,7 +159,8 @@ def _head(picked: Picked, runs: Step, spec: Stack, remarks: list[str]) -> list[s
     lines = [
         f"{spec.title} launch of {step.model.name} on {step.machine.name}, written by helix_sim {__version__} for "
         f"{spec.title} {spec.version}",
-        f"layout: {step.layout}: {step.layout.gpus} GPUs, {step.layout.users} users at {tokens}",
+        f"layout: {step.layout}: {_several(step.layout.gpus, 'GPU')}, {_several(step.layout.users, 'user')} at "
+        f"{tokens}",
         f"TTL {_ms(step)} as asked (timing {step.timing.name})",
     ]
     if remarks and _ms(runs) != _ms(step):

@@ -655,3 +655,26 @@ def test_a_layer_that_shares_picks_has_no_index_keys_and_no_indexer_but_reads_as
     index_parameters = 2048 * 32 * 128 + 6144 * (128 + 32)
     assert own.parameters(6144) - shared.parameters(6144) == index_parameters
     assert (own.kv_values_per_token, shared.kv_values_per_token) == (576 + 128, 576)
+
+
+GEMMA_3 = {
+    "model_type": "gemma3_text", "hidden_size": 5376, "num_hidden_layers": 62, "num_attention_heads": 32,
+    "num_key_value_heads": 16, "head_dim": 128, "intermediate_size": 21504, "vocab_size": 262208,
+    "sliding_window": 1024, "max_position_embeddings": 131072, "hidden_activation": "gelu_pytorch_tanh",
+}  # fmt: skip
+
+
+def test_what_a_type_takes_for_granted_is_read_as_it_is():
+    # the released config says neither a pattern nor tied embeddings: all layers were windows, and 5 % too many weights
+    model = import_config(GEMMA_3, name="gemma-3-27b", source="a test", published_B=27.0).model
+    windows = sum(count for (half, name), count in model.kind_counts.items()
+                  if half == "attention" and model.attention[name].kind == "window")  # fmt: skip
+    assert windows == 52
+    assert model.layer_count - windows == 10
+    assert model.total_parameters == pytest.approx(27.0e9, rel=0.01)
+
+
+@pytest.mark.parametrize("field", ["zero_expert_num", "parallel_attn_mlp_res", "share_q_dim"])
+def test_what_stands_beside_a_layer_is_refused_by_its_name(field):
+    with pytest.raises(SpecError, match=f"{field} = .*; it is not modelled"):
+        import_config(GEMMA_3 | {field: 8}, name="x", source="a test", published_B=27.0)

@@ -32,6 +32,9 @@ KNOWN_TYPES = (
 )  # fmt: skip
 """Types of decoders whose fields mean what they are read as: gated FFNs, RMSNorm, rotary embedding."""
 
+TIED_TYPES = ("cohere", "cohere2", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4_text")
+"""Types whose head is the embedding where a config does not say, as Transformers takes them to be."""
+
 NO_DECODERS = ("bert", "roberta", "xlm-roberta", "t5", "mt5", "whisper", "clip", "siglip", "vit", "bart")
 """Types of models that do not decode, or not alone."""
 
@@ -274,7 +277,7 @@ def _content(f: Fields, name: str, source: str, full_attention: bool) -> tuple[d
         "source": source,
         "hidden_size": f.count("hidden_size", "n_embd"),
         "vocab_size": f.count("vocab_size", "padded_vocab_size"),
-        "tied_embeddings": bool(f.config.get("tie_word_embeddings")),
+        "tied_embeddings": bool(f.config.get("tie_word_embeddings", f.config.get("model_type") in TIED_TYPES)),
         "attention": attention,
         "ffn": ffn,
         "layers": runs,

@@ -104,6 +104,11 @@ INDEXED_RATIO = 4
 """Tokens for each compressed vector where an indexer picks among them, as DeepSeek-V4's inference code has it."""
 
 
+WINDOW_PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+"""One of so many layers attends to everything where a config does not say, as Transformers takes each type to be
+(https://github.com/huggingface/transformers, src/transformers/models/*/configuration_*.py)."""
+
+
 def _window(config: Config, layers: int) -> Found | None:
     """Layers with a sliding window, where it is switched on and shorter than the longest context."""
     window, longest = config.get("sliding_window"), config.get("max_position_embeddings")
@@ -117,6 +122,7 @@ def _window(config: Config, layers: int) -> Found | None:
     if pattern:
         return "hybrid_layer_pattern", {i for i, kind in enumerate(pattern) if kind}
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    every = every or WINDOW_PATTERNS.get(str(config.get("model_type")))
     if isinstance(every, int) and every > 0:  # Gemma 3, Cohere 2: one of so many layers attends to everything
         return "sliding_window", {i for i in range(layers) if (i + 1) % every}
     if isinstance(every, str) and set(every) <= {"L", "G"}:  # EXAONE 4: local and global layers
@@ -444,7 +450,7 @@ FFN_FEATURES = (
         fields=("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function"),
         key="gated",
         title="an FFN without a gate",
-        value=lambda given: False if given in ("relu2", "relu", "gelu_new", "gelu_fast") else None,
+        value=lambda given: False if given in ("relu2", "relu", "gelu_new", "gelu_fast", "xielu") else None,
     ),
 )
 ROUTED_FEATURES = (
@@ -484,6 +490,9 @@ REFUSED = {
     "block_configs": "layers that differ from each other one by one",
     "hidden_size_per_layer_input": "an embedding for each layer",
     "use_head_wise_attn_gate": "a gate on each head's output",
+    "zero_expert_num": "experts that return a token as it is, beside layers with two attentions (LongCat-Flash)",
+    "parallel_attn_mlp_res": "a dense FFN beside the experts of a layer (Arctic)",
+    "share_q_dim": "queries through a low rank that heads share (Step-3)",
 }
 """Fields that change a layer in a way that no equation here expresses, and what they mean."""
 
