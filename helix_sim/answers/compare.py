@@ -127,10 +127,19 @@ class Compared(Shown):
         return found
 
     def frontiers(self) -> pd.DataFrame:
-        """Every family's frontier of every search as one table, a row a point: what pictures of the trade-off draw."""
+        """Every family's frontier of every search as one table, a row a point: what pictures of the trade-off draw.
+
+        model, machine and timing are as the comparison's rows call them: two files may hold the same name.
+        """
         import pandas as pd
 
-        return pd.concat([found.to_frame() for found in self.searches], ignore_index=True)
+        called = _called(self.searches)
+        kinds = ("model", "machine", "timing")
+        frames = (
+            found.to_frame().assign(**{kind: called[getattr(found.sweep, kind)] for kind in kinds})
+            for found in self.searches
+        )
+        return pd.concat(frames, ignore_index=True)
 
     def record(self) -> dict[str, Any]:
         """The comparison as plain data: what `compare --json` prints."""

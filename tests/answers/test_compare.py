@@ -12,6 +12,7 @@ from helix_sim.answers.compare import compare, timings_of
 from helix_sim.cli import app
 from helix_sim.output.comparison_files import write_comparison
 from helix_sim.specs.comparison import Comparison
+from helix_sim.specs.load import data_folder
 from helix_sim.step import evaluate_step
 
 SMALL = {
@@ -146,3 +147,13 @@ def test_the_command_prints_rows_and_takes_a_file(tmp_path):
 def test_a_question_that_is_none_is_one_sentence(arguments, sentence):
     result = CliRunner().invoke(app, ["compare", *arguments])
     assert sentence in str(result.exception) + result.output
+
+
+def test_points_of_two_machines_of_one_name_are_told_apart_as_their_rows_are(tmp_path):
+    shipped = (data_folder("hardware_profiles") / "h200-hgx.yaml").read_text(encoding="utf-8")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(shipped.replace("GBps: {value: 4800", "GBps: {value: 9600"), encoding="utf-8")
+    found = compare(of(machines=["h200-hgx", str(mine)], contexts=["32K"], ttl_ms=[10]))
+    rows = {row["machine"] for row in found.rows()}
+    assert len(rows) == 2
+    assert set(found.frontiers()["machine"]) == rows
