@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from helix_sim.core.errors import Exit, SpecError, Stopped
+from helix_sim.gate.code_digests import engine
 from helix_sim.output.sweep_folder import write_sweep
 from helix_sim.search import executors, journal
 from helix_sim.search.block import evaluate_block
@@ -530,3 +531,11 @@ def test_a_sweep_at_another_price_is_the_same_sweep(tmp_path):
         assert found["usd_per_gpu_hour"] == price
     frame = pd.read_csv(tmp_path / "out" / "frontier.csv")
     assert np.allclose(frame["usd_per_million_tokens"], 4 / 3600 / frame["tokens_per_s_gpu"] * 1e6, rtol=1e-4)
+
+
+def test_a_resumed_sweep_asks_for_the_same_equations_and_not_for_the_same_search_alone(monkeypatch):
+    read, real = set(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path) or real(path))
+    journal.code_digest.__wrapped__()
+    package = Path(journal.__file__).parent.parent
+    assert {package / f"{name}.py" for name in engine()} <= read
